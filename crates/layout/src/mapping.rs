@@ -1,0 +1,325 @@
+//! Content offset to disk offset, checked once.
+
+use std::fmt;
+use std::ops::Range;
+
+use metainfo::{FileEntry, Metainfo};
+
+use crate::extent::{DiskOffset, Extent};
+
+/// Bytes at the start of the device, and for GPT also at its end, that are written last: until then nothing boots.
+/// One MiB holds every partition table and the boot code that lives in the gap before the first partition.
+const DEFERRED_LEN: u64 = 1 << 20;
+
+/// A byte in the image's content: the concatenation of its extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentOffset(pub u64);
+
+impl fmt::Display for ContentOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One contiguous stretch of content on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Where it starts in the content.
+    pub content: ContentOffset,
+    /// Where it starts on the device.
+    pub disk: DiskOffset,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Why a torrent's files are not the extents of a disk, or do not fit this one.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A path that is not 1 to 32 hex digits.
+    #[error("file {index} is named {name:?}; an image's files are named by their offset on the disk in hex")]
+    Name {
+        /// Which file, from 0.
+        index: usize,
+        /// Its path as it came, cut short if long.
+        name: String,
+    },
+    /// Offset and length together leave 64 bits.
+    #[error("file {index} ends past the largest disk there can be")]
+    Overflow {
+        /// Which file, from 0.
+        index: usize,
+    },
+    /// Extents out of order or on top of each other: two pieces would write the same sector.
+    #[error("file {index} at disk offset {disk:#x} starts before the file in front of it ends, at {previous_end:#x}")]
+    Overlap {
+        /// Which file, from 0.
+        index: usize,
+        /// Where it starts.
+        disk: u64,
+        /// Where the one before ends.
+        previous_end: u64,
+    },
+    /// The image reaches past the end of the device.
+    #[error("the image needs a disk of at least {needed} bytes, this one has {device}: choose a larger disk")]
+    TooSmall {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        device: u64,
+    },
+    /// The image's partition table counts in other sectors than the device.
+    #[error(
+        "the image was made on a disk with {image}-byte sectors, this disk has {device}-byte sectors: \
+             its partition table would be read wrongly, so use a disk with {image}-byte sectors"
+    )]
+    SectorSize {
+        /// Bytes a sector where the image came from.
+        image: u32,
+        /// Bytes a sector here.
+        device: u32,
+    },
+    /// A range that is not inside the content.
+    #[error("content {start}..{end} is past the end of the image, which has {content_len} bytes")]
+    PastEnd {
+        /// Start of the range asked for.
+        start: u64,
+        /// End of the range asked for.
+        end: u64,
+        /// Length of the content.
+        content_len: u64,
+    },
+}
+
+/// The map from content to disk.
+///
+/// Extents are ascending and disjoint on the disk, so they ascend in content order too; lengths add up to the content's.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    extents: Vec<Extent>,
+    /// Where each extent starts in the content; same length as `extents`.
+    starts: Vec<u64>,
+    content_len: u64,
+    table: TableKind,
+    sector_size: Option<u32>,
+    disk_size: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TableKind {
+    Gpt,
+    Other,
+}
+
+impl Layout {
+    /// Reads the extents out of a torrent's file names.
+    ///
+    /// # Errors
+    /// [`LayoutError::Name`], [`LayoutError::Overflow`] or [`LayoutError::Overlap`] for the first file that is wrong.
+    pub fn new(meta: &Metainfo) -> Result<Layout, LayoutError> {
+        let extents =
+            meta.files.iter().enumerate().map(|(index, file)| extent_of(index, file)).collect::<Result<Vec<_>, _>>()?;
+        let mut layout = Layout::of_extents(extents)?;
+        if let Some(facts) = &meta.facts {
+            layout.sector_size = (facts.table != "none").then_some(facts.sector_size);
+            layout.disk_size = Some(facts.disk_size);
+            layout.table = if facts.table == "gpt" { TableKind::Gpt } else { TableKind::Other };
+        }
+        Ok(layout)
+    }
+
+    /// The layout of bare extents, as a capture has them; they have to be ascending, disjoint and not empty.
+    ///
+    /// # Errors
+    /// [`LayoutError::Overlap`] or [`LayoutError::Overflow`] where they are not.
+    pub fn of_extents(extents: Vec<Extent>) -> Result<Layout, LayoutError> {
+        let mut starts = Vec::with_capacity(extents.len());
+        let mut content_len: u64 = 0;
+        let mut previous_end = 0;
+        for (index, extent) in extents.iter().enumerate() {
+            let end = extent.disk.0.checked_add(extent.len).filter(|&end| i64::try_from(end).is_ok());
+            let end = end.ok_or(LayoutError::Overflow { index })?;
+            if extent.disk.0 < previous_end {
+                return Err(LayoutError::Overlap { index, disk: extent.disk.0, previous_end });
+            }
+            starts.push(content_len);
+            // Disjoint extents that end below i64::MAX cannot add up to more.
+            content_len += extent.len;
+            previous_end = end;
+        }
+        Ok(Layout { extents, starts, content_len, table: TableKind::Other, sector_size: None, disk_size: None })
+    }
+
+    /// The extents in disk order, which is content order.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Length of the content in bytes.
+    pub fn content_len(&self) -> u64 {
+        self.content_len
+    }
+
+    /// How large a device has to be, in bytes: the end of the last extent.
+    pub fn needed_len(&self) -> u64 {
+        self.extents.last().map_or(0, Extent::end)
+    }
+
+    /// Size of the disk the image was captured from in bytes, if the torrent says; else [`Layout::needed_len`].
+    pub fn disk_size(&self) -> u64 {
+        self.disk_size.unwrap_or(0).max(self.needed_len())
+    }
+
+    /// Checks everything that can be checked before the first write.
+    ///
+    /// `device_len` and `sector_size` are in bytes. A device without sectors (a regular file) passes `None`.
+    ///
+    /// # Errors
+    /// [`LayoutError::TooSmall`] or [`LayoutError::SectorSize`].
+    pub fn check_device(&self, device_len: u64, sector_size: Option<u32>) -> Result<(), LayoutError> {
+        if self.needed_len() > device_len {
+            return Err(LayoutError::TooSmall { needed: self.needed_len(), device: device_len });
+        }
+        match (self.sector_size, sector_size) {
+            (Some(image), Some(device)) if image != device => Err(LayoutError::SectorSize { image, device }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Splits a half-open range of content into the disk extents that hold it.
+    ///
+    /// They come out in content order, non-empty, and inside the image's extents; their lengths add up to the range's.
+    ///
+    /// # Errors
+    /// [`LayoutError::PastEnd`] if the range is not inside the content.
+    pub fn on_disk(&self, content: Range<u64>) -> Result<impl Iterator<Item = OnDisk> + '_, LayoutError> {
+        if content.start > content.end || content.end > self.content_len {
+            return Err(LayoutError::PastEnd { start: content.start, end: content.end, content_len: self.content_len });
+        }
+        let first = self.starts.partition_point(|&start| start <= content.start).saturating_sub(1);
+        let here = self.extents[first..].iter().zip(&self.starts[first..]);
+        Ok(here.take_while(move |&(_, &start)| start < content.end).filter_map(move |(extent, &start)| {
+            let from = content.start.max(start);
+            let to = content.end.min(start + extent.len);
+            (from < to).then(|| OnDisk {
+                content: ContentOffset(from),
+                disk: DiskOffset(extent.disk.0 + (from - start)),
+                len: to - from,
+            })
+        }))
+    }
+
+    /// The half-open ranges of the disk that are written last, ascending: the first MiB, and for GPT the last MiB of
+    /// the disk the image came from. Without them no firmware finds anything to boot.
+    pub fn deferred(&self) -> Vec<Range<u64>> {
+        let head = 0..DEFERRED_LEN;
+        let tail_start = self.disk_size().saturating_sub(DEFERRED_LEN).max(head.end);
+        match self.table {
+            TableKind::Gpt if tail_start < self.disk_size() => vec![head, tail_start..self.disk_size()],
+            _ => vec![head],
+        }
+    }
+}
+
+fn extent_of(index: usize, file: &FileEntry) -> Result<Extent, LayoutError> {
+    let [name] = file.path.as_slice() else {
+        return Err(name_error(index, &file.path.join("/")));
+    };
+    let is_hex = (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_hex {
+        return Err(name_error(index, name));
+    }
+    let offset = u128::from_str_radix(name, 16).expect("at most 32 hex digits");
+    let disk = u64::try_from(offset).map_err(|_| LayoutError::Overflow { index })?;
+    Ok(Extent { disk: DiskOffset(disk), len: file.length })
+}
+
+fn name_error(index: usize, name: &str) -> LayoutError {
+    LayoutError::Name { index, name: name.chars().take(60).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout(extents: &[(u64, u64)]) -> Result<Layout, LayoutError> {
+        Layout::of_extents(extents.iter().map(|&(disk, len)| Extent { disk: DiskOffset(disk), len }).collect())
+    }
+
+    fn name(text: &str) -> Result<u64, LayoutError> {
+        extent_of(0, &FileEntry { length: 1, path: vec![text.into()] }).map(|extent| extent.disk.0)
+    }
+
+    #[test]
+    fn names_are_1_to_32_hex_digits() {
+        assert_eq!(name("0"), Ok(0));
+        assert_eq!(name("fF"), Ok(255));
+        assert_eq!(name("000000000000000000000000000000ff"), Ok(255));
+        for bad in ["", "g", "0x10", "+1", "-1", "../../etc/passwd", &"0".repeat(33)] {
+            assert!(matches!(name(bad), Err(LayoutError::Name { .. })), "{bad}");
+        }
+        assert_eq!(name("ffffffffffffffff0"), Err(LayoutError::Overflow { index: 0 }));
+    }
+
+    #[test]
+    fn overlaps_and_disorder_are_refused() {
+        assert!(layout(&[(0, 10), (10, 10)]).is_ok());
+        assert!(matches!(layout(&[(0, 11), (10, 10)]), Err(LayoutError::Overlap { index: 1, .. })));
+        assert!(matches!(layout(&[(10, 5), (0, 5)]), Err(LayoutError::Overlap { index: 1, .. })));
+        assert!(matches!(layout(&[(u64::MAX - 1, 5)]), Err(LayoutError::Overflow { index: 0 })));
+    }
+
+    #[test]
+    fn ranges_split_at_extent_bounds() {
+        let layout = layout(&[(100, 10), (200, 5), (205, 5)]).expect("sane");
+        let split = |range: Range<u64>| -> Vec<(u64, u64, u64)> {
+            layout.on_disk(range).expect("inside").map(|x| (x.content.0, x.disk.0, x.len)).collect()
+        };
+        assert_eq!(split(0..20), [(0, 100, 10), (10, 200, 5), (15, 205, 5)]);
+        assert_eq!(split(9..11), [(9, 109, 1), (10, 200, 1)]);
+        assert_eq!(split(10..10), []);
+        assert_eq!(split(20..20), []);
+        assert_eq!(split(19..20), [(19, 209, 1)]);
+        assert!(matches!(layout.on_disk(0..21).err(), Some(LayoutError::PastEnd { .. })));
+    }
+
+    #[test]
+    fn a_disk_one_sector_short_is_refused() {
+        let layout = layout(&[(0, 512), (1024, 512)]).expect("sane");
+        assert_eq!(layout.check_device(1536, Some(512)), Ok(()));
+        assert_eq!(layout.check_device(1535, Some(512)), Err(LayoutError::TooSmall { needed: 1536, device: 1535 }));
+    }
+
+    proptest! {
+        #[test]
+        fn every_content_byte_has_its_place(
+            gaps in proptest::collection::vec((0u64..50, 1u64..50), 1..20),
+            start in 0u64..500,
+            len in 0u64..500,
+        ) {
+            let mut at = 0;
+            let mut places = Vec::new();
+            let mut extents = Vec::new();
+            for (gap, len) in gaps {
+                extents.push((at + gap, len));
+                places.extend(at + gap..at + gap + len);
+                at += gap + len;
+            }
+            let layout = layout(&extents).expect("ascending");
+            let total = layout.content_len();
+            prop_assert_eq!(total, places.len() as u64);
+            let range = start.min(total)..(start + len).min(total);
+            let mut expected = range.start;
+            for part in layout.on_disk(range.clone()).expect("inside") {
+                prop_assert_eq!(part.content.0, expected);
+                for i in 0..part.len {
+                    let content = usize::try_from(part.content.0 + i).expect("small");
+                    prop_assert_eq!(places[content], part.disk.0 + i);
+                }
+                expected += part.len;
+            }
+            prop_assert_eq!(expected, range.end);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! GPT and MBR as far as capture and safe restore need them.

@@ -1,0 +1,161 @@
+//! Piece, block and content-offset arithmetic, in one place.
+
+use std::fmt;
+use std::ops::Range;
+
+/// Length of the unit of the peer wire, in bytes: what every stock client asks for (BEP 3).
+pub const BLOCK_LEN: u32 = 16 * 1024;
+/// Smallest piece length read, in bytes.
+pub const MIN_PIECE_LEN: u32 = 16 * 1024;
+/// Largest piece length read, in bytes: a whole piece has to fit a client of 512 MB, several times.
+pub const MAX_PIECE_LEN: u32 = 64 * 1024 * 1024;
+
+/// The number of a piece in its torrent, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PieceIndex(pub u32);
+
+impl PieceIndex {
+    /// As an index into a slice that holds one item a piece.
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).expect("usize has at least 32 bits on every supported machine")
+    }
+}
+
+impl fmt::Display for PieceIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a torrent's content is cut into pieces and blocks.
+///
+/// Made by [`Geometry::new`] only, so the piece count fits 32 bits and no length is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    content_len: u64,
+    piece_len: u32,
+}
+
+impl Geometry {
+    /// Takes both lengths in bytes; `None` unless `piece_len` is a power of two between [`MIN_PIECE_LEN`] and
+    /// [`MAX_PIECE_LEN`], `content_len` is not zero, and the piece count fits 32 bits.
+    pub fn new(content_len: u64, piece_len: u32) -> Option<Geometry> {
+        let lengths_are_sane =
+            content_len > 0 && piece_len.is_power_of_two() && (MIN_PIECE_LEN..=MAX_PIECE_LEN).contains(&piece_len);
+        let pieces = content_len.checked_div(u64::from(piece_len))?;
+        (lengths_are_sane && pieces < u64::from(u32::MAX)).then_some(Geometry { content_len, piece_len })
+    }
+
+    /// Length of the whole content, in bytes.
+    pub fn content_len(&self) -> u64 {
+        self.content_len
+    }
+
+    /// Length of every piece but perhaps the last, in bytes.
+    pub fn piece_len(&self) -> u32 {
+        self.piece_len
+    }
+
+    /// How many pieces there are; at least one.
+    pub fn piece_count(&self) -> u32 {
+        u32::try_from(self.content_len.div_ceil(u64::from(self.piece_len))).expect("checked by new")
+    }
+
+    /// The piece of that number, if the torrent has one.
+    pub fn piece(&self, index: u32) -> Option<PieceIndex> {
+        (index < self.piece_count()).then_some(PieceIndex(index))
+    }
+
+    /// Every piece, ascending.
+    pub fn pieces(&self) -> impl DoubleEndedIterator<Item = PieceIndex> + use<> {
+        (0..self.piece_count()).map(PieceIndex)
+    }
+
+    /// The piece's bytes in the content, half-open.
+    pub fn piece_range(&self, piece: PieceIndex) -> Range<u64> {
+        let start = u64::from(piece.0) * u64::from(self.piece_len);
+        start..(start + u64::from(self.piece_len)).min(self.content_len)
+    }
+
+    /// Length of this piece in bytes; only the last may be short. Zero if the torrent has no such piece.
+    pub fn len_of(&self, piece: PieceIndex) -> u32 {
+        let range = self.piece_range(piece);
+        u32::try_from(range.end.saturating_sub(range.start)).expect("at most piece_len")
+    }
+
+    /// How many blocks of [`BLOCK_LEN`] this piece has; only its last may be short.
+    pub fn blocks_of(&self, piece: PieceIndex) -> u32 {
+        self.len_of(piece).div_ceil(BLOCK_LEN)
+    }
+
+    /// Length in bytes of block `block` (numbered from 0) of `piece`; zero past its end.
+    pub fn block_len(&self, piece: PieceIndex, block: u32) -> u32 {
+        let start = u64::from(block) * u64::from(BLOCK_LEN);
+        let left = u64::from(self.len_of(piece)).saturating_sub(start);
+        u32::try_from(left.min(u64::from(BLOCK_LEN))).expect("at most a block")
+    }
+
+    /// The pieces that a half-open range of content touches, ascending; empty for an empty range.
+    pub fn pieces_of(&self, content: Range<u64>) -> impl Iterator<Item = PieceIndex> + use<> {
+        let piece_len = u64::from(self.piece_len);
+        let end = content.end.min(self.content_len);
+        let (first, last) =
+            if content.start < end { (content.start / piece_len, end.div_ceil(piece_len)) } else { (0, 0) };
+        (first..last).map(|index| PieceIndex(u32::try_from(index).expect("below piece_count")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(content_len: u64, piece_len: u32) -> Geometry {
+        Geometry::new(content_len, piece_len).expect("sane lengths")
+    }
+
+    #[test]
+    fn insane_lengths_make_no_geometry() {
+        for (content_len, piece_len) in
+            [(0, 16384), (1, 0), (1, 8192), (1, 16385), (1, 128 << 20), (u64::MAX, 16384), (1 << 60, 1 << 20)]
+        {
+            assert_eq!(Geometry::new(content_len, piece_len), None, "{content_len} {piece_len}");
+        }
+    }
+
+    #[test]
+    fn last_piece_may_be_short() {
+        for (content_len, count, last) in
+            [(1, 1, 1), (32767, 1, 32767), (32768, 1, 32768), (32769, 2, 1), (65536, 2, 32768)]
+        {
+            let g = geometry(content_len, 32768);
+            assert_eq!(g.piece_count(), count);
+            assert_eq!(g.len_of(PieceIndex(count - 1)), last);
+            assert_eq!(g.len_of(PieceIndex(count)), 0, "past the end");
+            let sum: u64 = g.pieces().map(|p| u64::from(g.len_of(p))).sum();
+            assert_eq!(sum, content_len);
+        }
+    }
+
+    #[test]
+    fn blocks_add_up_to_the_piece() {
+        for content_len in [1, 16383, 16384, 16385, 40000, 65536, 65537] {
+            let g = geometry(content_len, 65536);
+            for piece in g.pieces() {
+                let sum: u32 = (0..g.blocks_of(piece)).map(|b| g.block_len(piece, b)).sum();
+                assert_eq!(sum, g.len_of(piece));
+                assert_eq!(g.block_len(piece, g.blocks_of(piece)), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_name_the_pieces_they_touch() {
+        let g = geometry(100_000, 32768);
+        let touched = |range| g.pieces_of(range).map(|p| p.0).collect::<Vec<_>>();
+        assert_eq!(touched(0..0), Vec::<u32>::new());
+        assert_eq!(touched(0..1), [0]);
+        assert_eq!(touched(32767..32769), [0, 1]);
+        assert_eq!(touched(32768..65536), [1]);
+        assert_eq!(touched(0..u64::MAX), [0, 1, 2, 3]);
+    }
+}

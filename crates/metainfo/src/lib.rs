@@ -1,0 +1,10 @@
+//! What a `.torrent` says: bencode, the typed metainfo of BEP 3, its infohash, and piece geometry.
+//!
+//! Everything here is pure: bytes in, values out. A torrent is hostile until [`Metainfo::parse`] has accepted it.
+
+pub mod bencode;
+mod geometry;
+mod torrent;
+
+pub use geometry::{BLOCK_LEN, Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex};
+pub use torrent::{FileEntry, ImageFacts, Infohash, Metainfo, MetainfoError, NewTorrent, PieceHash, SwapFacts};

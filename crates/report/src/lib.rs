@@ -1,0 +1,152 @@
+//! What a machine tells the server, once a second, as JSON by HTTP POST. Types only.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a machine is on its way from power-on to the new system, in the order it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Loading drivers and waiting for a link and a lease.
+    Network,
+    /// Fetching `ezio.conf` and the torrent.
+    Fetch,
+    /// Choosing the disk and checking that the image fits.
+    Disk,
+    /// In the swarm, writing verified pieces.
+    Restore,
+    /// Reading everything back from the medium and hashing it again.
+    Verify,
+    /// Writing the partition table and flushing.
+    Finish,
+    /// Verified; still seeding to others before the after-action.
+    Seeding,
+    /// Done: about to reboot, power off or halt.
+    Done,
+    /// Ended without success; `error` says why.
+    Failed,
+}
+
+impl Stage {
+    /// Whether the machine will do no more for this deployment.
+    pub fn is_final(self) -> bool {
+        matches!(self, Stage::Done | Stage::Failed)
+    }
+
+    /// Whether the disk was written and proven.
+    pub fn is_verified(self) -> bool {
+        matches!(self, Stage::Seeding | Stage::Done)
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Stage::Network => "network",
+            Stage::Fetch => "fetch",
+            Stage::Disk => "disk",
+            Stage::Restore => "restore",
+            Stage::Verify => "verify",
+            Stage::Finish => "finish",
+            Stage::Seeding => "seeding",
+            Stage::Done => "done",
+            Stage::Failed => "failed",
+        })
+    }
+}
+
+/// How long one stage took.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// Which stage.
+    pub stage: Stage,
+    /// Seconds of wall time spent in it, until now if it is the current one.
+    pub seconds: f64,
+}
+
+/// One report. Every field but `mac` and `stage` may be missing, so that a newer machine can talk to an older server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The network card's address, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// The deployment this belongs to, as `ezio.conf` named it (`DEPLOYMENT`).
+    #[serde(default)]
+    pub deployment: String,
+    /// IPv4 address, or empty before there is one.
+    #[serde(default)]
+    pub ip: String,
+    /// SMBIOS system serial number, or empty.
+    #[serde(default)]
+    pub serial: String,
+    /// The image's name, or empty before it is known.
+    #[serde(default)]
+    pub image: String,
+    /// Where the machine is.
+    pub stage: Stage,
+    /// Bytes of content done in this stage.
+    #[serde(default)]
+    pub bytes_done: u64,
+    /// Bytes of content in all, or zero before it is known.
+    #[serde(default)]
+    pub bytes_total: u64,
+    /// Current rate in this stage.
+    #[serde(default)]
+    pub rate_bytes_per_s: u64,
+    /// Payload bytes taken from the swarm.
+    #[serde(default)]
+    pub downloaded: u64,
+    /// Payload bytes given to the swarm.
+    #[serde(default)]
+    pub uploaded: u64,
+    /// Connected peers.
+    #[serde(default)]
+    pub peers: u32,
+    /// The chosen disk in words: name, model, serial, size.
+    #[serde(default)]
+    pub disk: String,
+    /// Why it failed, in words with the cause chain; `None` unless failed.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Stages so far, in order.
+    #[serde(default)]
+    pub times: Vec<StageTime>,
+}
+
+impl Report {
+    /// Seconds until this stage ends at the current rate; `None` if nothing moves.
+    pub fn eta_seconds(&self) -> Option<u64> {
+        let left = self.bytes_total.saturating_sub(self.bytes_done);
+        left.checked_div(self.rate_bytes_per_s)
+    }
+
+    /// Share of this stage that is done, 0 to 100.
+    pub fn percent(&self) -> u8 {
+        let done = u128::from(self.bytes_done) * 100;
+        let percent = done.checked_div(u128::from(self.bytes_total)).unwrap_or(0);
+        u8::try_from(percent.min(100)).expect("at most 100")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_two_fields_is_enough() {
+        let report: Report = serde_json::from_str(r#"{"mac":"52:54:00:77:00:01","stage":"network"}"#).expect("short");
+        assert_eq!(report.stage, Stage::Network);
+        assert_eq!(report.eta_seconds(), None);
+        assert_eq!(report.percent(), 0);
+    }
+
+    #[test]
+    fn progress_is_a_share_of_the_total() {
+        let mut report: Report = serde_json::from_str(r#"{"mac":"m","stage":"restore"}"#).expect("short");
+        report.bytes_done = u64::MAX / 2;
+        report.bytes_total = u64::MAX;
+        report.rate_bytes_per_s = u64::MAX / 2;
+        assert_eq!(report.percent(), 49);
+        assert_eq!(report.eta_seconds(), Some(1));
+    }
+}
