@@ -1,0 +1,326 @@
+//! The safe handle on a disk.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use layout::DiskOffset;
+
+use crate::aligned::{ALIGN, AlignedBuf};
+use crate::ffi;
+
+/// How much one direct read takes at most, in bytes: large enough for full speed on a rotating disk, small enough that a
+/// reader per core fits 512 MB.
+const READ_LEN: usize = 1 << 20;
+
+/// What went wrong with a disk; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The disk is mounted, part of a RAID, or held by another program.
+    #[error("{path} is in use: unmount it, or stop what holds it, and try again")]
+    InUse {
+        /// The device.
+        path: PathBuf,
+        /// EBUSY.
+        source: io::Error,
+    },
+    /// It could not be opened or asked for its size.
+    #[error("opening {path}")]
+    Open {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A path that is neither a block device nor a regular file.
+    #[error("{path} is neither a block device nor a regular file")]
+    NotADisk {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Block { sector_size: u32 },
+    Regular,
+}
+
+/// An open disk, or a regular file that stands for one.
+#[derive(Debug)]
+pub struct Device {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    kind: Kind,
+}
+
+impl Device {
+    /// Opens a block device for reading and writing, exclusively (`O_EXCL`), or an existing regular file.
+    ///
+    /// # Errors
+    /// [`DeviceError::InUse`] if somebody has the device mounted or open exclusively.
+    pub fn open_exclusive(path: &Path) -> Result<Device, DeviceError> {
+        let is_block = is_block(path)?;
+        let flags = libc::O_CLOEXEC | if is_block { libc::O_EXCL } else { 0 };
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+        Device::from_file(file.map_err(|source| open_error(path, source))?, path, is_block)
+    }
+
+    /// Opens a block device or regular file for reading only.
+    ///
+    /// # Errors
+    /// [`DeviceError::Open`] or [`DeviceError::NotADisk`].
+    pub fn open_read(path: &Path) -> Result<Device, DeviceError> {
+        let is_block = is_block(path)?;
+        let file = File::open(path).map_err(|source| open_error(path, source))?;
+        Device::from_file(file, path, is_block)
+    }
+
+    /// Creates a sparse regular file of `len` bytes that stands for a disk, or makes an existing one at least as long.
+    ///
+    /// # Errors
+    /// [`DeviceError::Open`].
+    pub fn create_file(path: &Path, len: u64) -> Result<Device, DeviceError> {
+        let open = || -> io::Result<File> {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            if file.metadata()?.len() < len {
+                file.set_len(len)?;
+            }
+            Ok(file)
+        };
+        Device::from_file(open().map_err(|source| open_error(path, source))?, path, false)
+    }
+
+    fn from_file(file: File, path: &Path, is_block: bool) -> Result<Device, DeviceError> {
+        let measure = || -> io::Result<(u64, Kind)> {
+            if is_block {
+                Ok((ffi::device_len(&file)?, Kind::Block { sector_size: ffi::sector_size(&file)? }))
+            } else {
+                Ok((file.metadata()?.len(), Kind::Regular))
+            }
+        };
+        let (len, kind) = measure().map_err(|source| open_error(path, source))?;
+        Ok(Device { file, path: path.to_owned(), len, kind })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "a disk is not a collection")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Its logical sector size in bytes; `None` for a regular file, which has no sectors.
+    pub fn sector_size(&self) -> Option<u32> {
+        match self.kind {
+            Kind::Block { sector_size } => Some(sector_size),
+            Kind::Regular => None,
+        }
+    }
+
+    /// Writes all of `data` at a byte offset.
+    ///
+    /// # Errors
+    /// The kernel's, with offset and length in its text; also if the write would leave the device.
+    pub fn write_all_at(&self, data: &[u8], at: DiskOffset) -> io::Result<()> {
+        self.check_bounds(at, data.len())?;
+        self.file.write_all_at(data, at.0).map_err(|cause| self.explain("writing", at, data.len(), &cause))
+    }
+
+    /// Fills `buf` from a byte offset, through the page cache.
+    ///
+    /// # Errors
+    /// The kernel's, with offset and length in its text; also if the read would leave the device.
+    pub fn read_exact_at(&self, buf: &mut [u8], at: DiskOffset) -> io::Result<()> {
+        self.check_bounds(at, buf.len())?;
+        self.file.read_exact_at(buf, at.0).map_err(|cause| self.explain("reading", at, buf.len(), &cause))
+    }
+
+    /// Writes back everything cached and makes the device empty its own write cache (`fdatasync` sends the flush).
+    ///
+    /// # Errors
+    /// The kernel's: a write that failed after it was accepted is told here, once.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file
+            .sync_data()
+            .map_err(|cause| io::Error::new(cause.kind(), format!("flushing {} failed: {cause}", self.path.display())))
+    }
+
+    /// Makes the kernel read the partition table again, so that the new partitions appear. Nothing for a regular file.
+    ///
+    /// # Errors
+    /// The kernel's; EBUSY if a partition of the disk is in use.
+    pub fn reread_partition_table(&self) -> io::Result<()> {
+        match self.kind {
+            Kind::Block { .. } => ffi::reread_partition_table(&self.file),
+            Kind::Regular => Ok(()),
+        }
+    }
+
+    /// A reader of what is on the medium, not in the page cache. Call [`Device::flush`] first.
+    ///
+    /// # Errors
+    /// If the device cannot be opened a second time.
+    pub fn uncached(&self) -> io::Result<Uncached> {
+        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT | libc::O_CLOEXEC).open(&self.path);
+        let (file, is_direct) = match direct {
+            Ok(file) => (file, true),
+            // Some file systems (tmpfs) know no O_DIRECT: there, dropping the cache is the best there is.
+            Err(_) => (File::open(&self.path)?, false),
+        };
+        if !is_direct && matches!(self.kind, Kind::Block { .. }) {
+            ffi::drop_cache(&file)?;
+        }
+        Ok(Uncached { file, is_direct, path: self.path.clone(), len: self.len, buf: AlignedBuf::new(READ_LEN) })
+    }
+
+    fn check_bounds(&self, at: DiskOffset, len: usize) -> io::Result<()> {
+        let end = u64::try_from(len).ok().and_then(|len| at.0.checked_add(len));
+        match end {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(io::Error::other(format!(
+                "{len} bytes at offset {at} do not lie on {}, which has {} bytes",
+                self.path.display(),
+                self.len
+            ))),
+        }
+    }
+
+    fn explain(&self, doing: &str, at: DiskOffset, len: usize, cause: &io::Error) -> io::Error {
+        explain(&self.path, doing, at, len, cause)
+    }
+}
+
+/// Reads a device past the page cache; made by [`Device::uncached`], one for each thread.
+pub struct Uncached {
+    file: File,
+    is_direct: bool,
+    path: PathBuf,
+    len: u64,
+    buf: AlignedBuf,
+}
+
+impl Uncached {
+    /// Hands the `len` bytes at `at` to `each`, in order, in slices of any length.
+    ///
+    /// # Errors
+    /// The kernel's, with offset and length in its text; also if the range leaves the device.
+    pub fn read(&mut self, at: DiskOffset, len: u64, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        let end = at.0.checked_add(len).filter(|&end| end <= self.len);
+        let end = end.ok_or_else(|| io::Error::other(format!("{len} bytes at {at} leave {}", self.path.display())))?;
+        let align = u64::try_from(ALIGN).expect("4096");
+        let mut next = at.0;
+        while next < end {
+            let start = next / align * align;
+            let wanted = usize::try_from((end - start).next_multiple_of(align)).unwrap_or(READ_LEN).min(READ_LEN);
+            if !self.is_direct {
+                self.forget(start, wanted);
+            }
+            let got = self.read_some(start, wanted)?;
+            let skip = usize::try_from(next - start).expect("less than ALIGN");
+            let upto = usize::try_from(end - start).unwrap_or(usize::MAX).min(got);
+            if upto <= skip {
+                return Err(explain(
+                    &self.path,
+                    "reading",
+                    DiskOffset(next),
+                    wanted,
+                    &io::Error::from(io::ErrorKind::UnexpectedEof),
+                ));
+            }
+            each(&self.buf.as_slice()[skip..upto]);
+            next = start + u64::try_from(upto).expect("at most READ_LEN");
+        }
+        Ok(())
+    }
+
+    fn read_some(&mut self, at: u64, wanted: usize) -> io::Result<usize> {
+        loop {
+            match self.file.read_at(&mut self.buf.as_mut_slice()[..wanted], at) {
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) => return Err(explain(&self.path, "reading back", DiskOffset(at), wanted, &cause)),
+                Ok(got) => return Ok(got),
+            }
+        }
+    }
+
+    fn forget(&self, at: u64, len: usize) {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        let (at, len) = (i64::try_from(at).unwrap_or(0), i64::try_from(len).unwrap_or(0));
+        // Advice only: where it is not taken the read is right all the same.
+        let _ = posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
+fn is_block(path: &Path) -> Result<bool, DeviceError> {
+    let metadata = std::fs::metadata(path).map_err(|source| open_error(path, source))?;
+    match metadata.file_type() {
+        kind if kind.is_block_device() => Ok(true),
+        kind if kind.is_file() => Ok(false),
+        _ => Err(DeviceError::NotADisk { path: path.to_owned() }),
+    }
+}
+
+fn open_error(path: &Path, source: io::Error) -> DeviceError {
+    let path = path.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => DeviceError::InUse { path, source },
+        _ => DeviceError::Open { path, source },
+    }
+}
+
+fn explain(path: &Path, doing: &str, at: DiskOffset, len: usize, cause: &io::Error) -> io::Error {
+    io::Error::new(cause.kind(), format!("{doing} {len} bytes at offset {at} of {} failed: {cause}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(len: u64) -> (tempfile::TempDir, Device) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let device = Device::create_file(&dir.path().join("disk"), len).expect("new file");
+        (dir, device)
+    }
+
+    #[test]
+    fn what_is_written_reads_back_past_the_cache() {
+        let (_dir, device) = disk(3 * 1024 * 1024 + 512);
+        let data: Vec<u8> = (0..device.len()).map(|i| u8::try_from(i % 251).expect("small")).collect();
+        device.write_all_at(&data, DiskOffset(0)).expect("fits");
+        device.flush().expect("flush");
+        let mut uncached = device.uncached().expect("second open");
+        for (at, len) in [(0, 1), (1, 4095), (4095, 2), (512, 1 << 20), (1000, 2 << 20), (device.len() - 1, 1), (7, 0)]
+        {
+            let mut read = Vec::new();
+            uncached.read(DiskOffset(at), len, |bytes| read.extend_from_slice(bytes)).expect("inside");
+            let range = usize::try_from(at).expect("small")..usize::try_from(at + len).expect("small");
+            assert!(read == data[range], "{len} bytes at {at}");
+        }
+        assert!(uncached.read(DiskOffset(device.len()), 1, |_| ()).is_err());
+    }
+
+    #[test]
+    fn nothing_is_written_past_the_end() {
+        let (_dir, device) = disk(1024);
+        let error = device.write_all_at(&[0; 2], DiskOffset(1023)).expect_err("past the end");
+        assert!(error.to_string().contains("which has 1024 bytes"), "{error}");
+        assert!(device.write_all_at(&[0; 1], DiskOffset(u64::MAX)).is_err());
+        assert_eq!(std::fs::metadata(device.path()).expect("still there").len(), 1024);
+    }
+
+    #[test]
+    fn a_directory_is_not_a_disk() {
+        let error = Device::open_exclusive(Path::new("/")).expect_err("a directory");
+        assert!(matches!(error, DeviceError::NotADisk { .. }), "{error}");
+        let error = Device::open_exclusive(Path::new("/nonexistent/disk")).expect_err("not there");
+        assert_eq!(error.to_string(), "opening /nonexistent/disk");
+    }
+}
