@@ -1,1 +1,17 @@
-//! swarm
+//! A BitTorrent engine for a room of machines that start together: one torrent, one LAN, everybody cooperative.
+//!
+//! [`Swarm::start`] is all a caller needs, with a [`Storage`] that takes verified pieces; [`Tracker`] is what the server
+//! mounts over HTTP. Everything that decides is pure; sockets, threads
+//! and clocks are in the modules that drive it. No byte reaches a [`Storage`] before its piece's hash matched.
+
+pub mod options;
+pub mod stats;
+pub mod store;
+pub mod swarm;
+pub mod tracker;
+
+pub use crate::options::{Have, Options};
+pub use crate::stats::Stats;
+pub use crate::store::Storage;
+pub use crate::swarm::{Swarm, SwarmError};
+pub use crate::tracker::{AnnounceQuery, Tracker};

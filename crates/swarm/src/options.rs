@@ -1,0 +1,54 @@
+//! What the caller decides about a swarm.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Which pieces the store already holds, as the caller has proven.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Have {
+    /// Nothing: a fresh receiver.
+    #[default]
+    None,
+    /// Everything: a seeder.
+    All,
+    /// One entry a piece; missing entries count as not held.
+    These(Vec<bool>),
+}
+
+/// How one swarm is to run. [`Options::default`] suits a receiver of 512 MB.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where peers reach us; port 0 means any free one.
+    pub listen: SocketAddr,
+    /// Announce URLs (`http://…`), all of them used at once.
+    pub trackers: Vec<String>,
+    /// Peers known beforehand.
+    pub peers: Vec<SocketAddr>,
+    /// What the store holds at the start.
+    pub have: Have,
+    /// Bytes for pieces on their way in and for the upload cache, together. One piece is always allowed.
+    pub memory_bytes: usize,
+    /// How many peers are served at the same moment; everybody may ask.
+    pub upload_slots: usize,
+    /// Most links to other peers.
+    pub max_peers: usize,
+    /// Limit on payload sent, in bytes a second.
+    pub up_bytes_per_s: Option<u64>,
+    /// Limit on payload received, in bytes a second.
+    pub down_bytes_per_s: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            trackers: Vec::new(),
+            peers: Vec::new(),
+            have: Have::None,
+            memory_bytes: 96 << 20,
+            upload_slots: 8,
+            max_peers: 40,
+            up_bytes_per_s: None,
+            down_bytes_per_s: None,
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What a swarm has done so far, as one snapshot.
+
+use std::time::Instant;
+
+/// A snapshot of a swarm; byte counts are payload, without protocol overhead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Pieces verified and written, or held from the start.
+    pub pieces_have: u32,
+    /// Pieces of the torrent.
+    pub piece_count: u32,
+    /// Bytes in those pieces.
+    pub bytes_have: u64,
+    /// Block bytes received, good or not.
+    pub downloaded: u64,
+    /// Block bytes sent.
+    pub uploaded: u64,
+    /// Block bytes received in vain: twice, unasked, or in a piece whose hash was wrong.
+    pub wasted: u64,
+    /// Peers connected.
+    pub peers: usize,
+    /// Those of them that have everything.
+    pub seeders: usize,
+    /// Pieces whose hash was wrong.
+    pub bad_pieces: u64,
+    /// Messages that broke the protocol; each cost its sender the connection.
+    pub bad_packets: u64,
+    /// When the last block was sent.
+    pub last_upload: Option<Instant>,
+    /// What went wrong at the last announce, until one succeeds.
+    pub tracker_error: Option<String>,
+}

@@ -1,0 +1,20 @@
+//! Where pieces live, seen from the engine.
+
+use std::io;
+
+use metainfo::PieceIndex;
+
+/// Where pieces live. Blocking calls; the engine calls them from blocking threads, several at a time.
+pub trait Storage: Send + Sync + 'static {
+    /// Writes one whole piece whose hash has been checked.
+    ///
+    /// # Errors
+    /// Any error is fatal to this swarm (and only to it): it stops, and [`crate::Swarm::completed`] says why.
+    fn write_piece(&self, piece: PieceIndex, data: &[u8]) -> io::Result<()>;
+
+    /// Reads `buf.len()` bytes from byte `offset` of a piece this store holds.
+    ///
+    /// # Errors
+    /// An error costs the peer that asked its connection; the swarm goes on.
+    fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()>;
+}
