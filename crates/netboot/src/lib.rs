@@ -1,1 +1,15 @@
-//! netboot
+//! Everything a machine needs to boot from the network, without sockets, clocks or async: DHCPv4 messages, the DHCP
+//! client of the RAM system, the DHCP server of a private rack, ProxyDHCP and PXE, and a TFTP client.
+//!
+//! Bytes and times come in as arguments, decisions go out as values. Whatever comes from the network may be garbage:
+//! it is refused as a value ([`message::Malformed`], [`dhcp::Received::Ignored`]), never with a panic.
+
+mod mac;
+pub mod message;
+
+pub mod dhcp;
+pub mod pxe;
+pub mod server;
+pub mod tftp;
+
+pub use mac::{MacAddr, MacError};

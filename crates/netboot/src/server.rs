@@ -1,0 +1,258 @@
+//! A DHCP server for a private rack: leases from one range, boot options for whoever netboots (RFC 2131).
+//!
+//! A machine is its Ethernet address here, not its client identifier: firmware, iPXE, `/init` and the installed
+//! system send four different identifiers (or none), and should all get the same address.
+//!
+//! It is the only server of its network and says so: a request it cannot keep is refused, not left unanswered, and an
+//! address that a machine remembers from before the leases were lost is adopted if it is free.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+
+use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
+use serde::{Deserialize, Serialize};
+
+use crate::mac::MacAddr;
+use crate::message::{self, CLIENT_PORT, Datagram, Message, SERVER_PORT};
+use crate::pxe::{self, BootServer};
+
+/// How long an offered address waits for its REQUEST, in seconds. Firmware takes 4 s, a slow machine ten.
+const OFFER_S: u64 = 60;
+/// How long an address that a client found in use is left alone, in seconds.
+const DECLINED_S: u64 = 600;
+
+/// What the server gives out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Our address on this network.
+    pub address: Ipv4Addr,
+    /// Length of the network's prefix.
+    pub prefix_len: u8,
+    /// First and last address to give out; ours and the router's are left out by themselves.
+    pub range: RangeInclusive<Ipv4Addr>,
+    /// Default router, if the network has one.
+    pub router: Option<Ipv4Addr>,
+    /// Name servers, if any.
+    pub dns: Vec<Ipv4Addr>,
+    /// How long a lease lasts, in seconds.
+    pub lease_s: u32,
+}
+
+/// One address and whose it is; plain data, to be kept on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The machine it belongs to; `None` for an address somebody else was found to use.
+    pub mac: Option<MacAddr>,
+    /// When it ends, in seconds since 1970. A record that has ended still remembers whose address it was.
+    pub expires: u64,
+}
+
+/// What a packet led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not for us, or nothing to say.
+    Silent,
+    /// An address was offered.
+    Offered(Ipv4Addr, Datagram),
+    /// A lease was given or renewed: keep [`DhcpServer::leases`].
+    Leased(Ipv4Addr, Datagram),
+    /// The client asked only for options (INFORM).
+    Informed(Datagram),
+    /// The client may not have what it asked for.
+    Refused(Datagram),
+    /// The client gave an address back, or found it in use: keep [`DhcpServer::leases`].
+    Freed(Ipv4Addr),
+    /// No address is left to offer.
+    Exhausted,
+}
+
+/// The server's state machine.
+#[derive(Clone, Debug)]
+pub struct DhcpServer {
+    config: ServerConfig,
+    leases: BTreeMap<Ipv4Addr, LeaseRecord>,
+    offers: BTreeMap<Ipv4Addr, (MacAddr, u64)>,
+}
+
+impl DhcpServer {
+    /// A server that remembers what it gave out before; records outside the range are forgotten.
+    pub fn new(config: ServerConfig, records: Vec<LeaseRecord>) -> DhcpServer {
+        let mut server = DhcpServer { config, leases: BTreeMap::new(), offers: BTreeMap::new() };
+        for record in records {
+            if server.may_give(record.address) {
+                server.leases.insert(record.address, record);
+            }
+        }
+        server
+    }
+
+    /// Everything there is to remember, by address.
+    pub fn leases(&self) -> Vec<LeaseRecord> {
+        self.leases.values().cloned().collect()
+    }
+
+    /// Answers one message. `now` is in seconds since 1970; `boot` is what netboot clients are told, `None` to let
+    /// them boot what they like.
+    pub fn handle(&mut self, request: &Message, boot: Option<&BootServer>, now: u64) -> Outcome {
+        let mac = message::mac_of(request);
+        self.offers.retain(|_, (_, expires)| *expires > now);
+        match request.opts().msg_type() {
+            Some(MessageType::Discover) => {
+                let Some(address) = self.choose(mac, requested(request), now) else { return Outcome::Exhausted };
+                self.offers.insert(address, (mac, now + OFFER_S));
+                Outcome::Offered(address, self.grant(request, boot, MessageType::Offer, Some(address)))
+            }
+            Some(MessageType::Request) => self.request(request, mac, boot, now),
+            Some(MessageType::Inform) => Outcome::Informed(self.grant(request, boot, MessageType::Ack, None)),
+            Some(MessageType::Release) => {
+                let address = request.ciaddr();
+                match self.leases.get_mut(&address) {
+                    Some(record) if record.mac == Some(mac) && record.expires > now => {
+                        record.expires = now;
+                        Outcome::Freed(address)
+                    }
+                    _ => Outcome::Silent,
+                }
+            }
+            Some(MessageType::Decline) => match requested(request) {
+                // Only the machine that was given an address may spoil it.
+                Some(address) if self.owner(address, now) == Some(Some(mac)) => {
+                    self.offers.remove(&address);
+                    self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S });
+                    Outcome::Freed(address)
+                }
+                _ => Outcome::Silent,
+            },
+            _ => Outcome::Silent,
+        }
+    }
+
+    fn request(&mut self, request: &Message, mac: MacAddr, boot: Option<&BootServer>, now: u64) -> Outcome {
+        let server_id = message::address_of(request, OptionCode::ServerIdentifier);
+        if server_id.is_some_and(|server_id| server_id != self.config.address) {
+            // Another server was chosen.
+            self.offers.retain(|_, (owner, _)| *owner != mac);
+            return Outcome::Silent;
+        }
+        let renewing = Some(request.ciaddr()).filter(|address| !address.is_unspecified());
+        let Some(address) = renewing.or(requested(request)) else { return Outcome::Silent };
+        let free_or_own = match self.owner(address, now) {
+            None => true,
+            Some(owner) => owner == Some(mac),
+        };
+        if !self.may_give(address) || !free_or_own {
+            return Outcome::Refused(self.refuse(request));
+        }
+        self.offers.retain(|_, (owner, _)| *owner != mac);
+        self.leases.retain(|_, record| record.mac != Some(mac));
+        let expires = now + u64::from(self.config.lease_s);
+        self.leases.insert(address, LeaseRecord { address, mac: Some(mac), expires });
+        Outcome::Leased(address, self.grant(request, boot, MessageType::Ack, Some(address)))
+    }
+
+    /// Who holds an address now: `None` nobody, `Some(None)` an unknown machine, `Some(Some(mac))` that machine.
+    fn owner(&self, address: Ipv4Addr, now: u64) -> Option<Option<MacAddr>> {
+        if let Some((mac, _)) = self.offers.get(&address) {
+            return Some(Some(*mac));
+        }
+        self.leases.get(&address).filter(|record| record.expires > now).map(|record| record.mac)
+    }
+
+    /// Its own address if it ever had one, else what it asks for, else a fixed place by its address, else any
+    /// that was never given out, else the one that has been free for longest.
+    fn choose(&self, mac: MacAddr, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
+        let offered = self.offers.iter().find(|(_, (owner, _))| *owner == mac).map(|(address, _)| *address);
+        let remembered = self.leases.values().find(|record| record.mac == Some(mac)).map(|record| record.address);
+        let usable = |address: &Ipv4Addr| {
+            self.may_give(*address) && self.owner(*address, now).is_none_or(|owner| owner == Some(mac))
+        };
+        if let Some(address) = offered.or(remembered).filter(usable).or(wanted.filter(usable)) {
+            return Some(address);
+        }
+        let (first, last) = (u32::from(*self.config.range.start()), u32::from(*self.config.range.end()));
+        let span = u64::from(last.checked_sub(first)?) + 1;
+        let seed = mac.0.iter().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+        // A range of a /8 would be walked for every packet of a flood once it is full; no rack has 65536 machines.
+        (0..span.min(65536))
+            .map(|step| first + u32::try_from((seed + step) % span).expect("below span, which is within 32 bits"))
+            .map(Ipv4Addr::from)
+            .find(|address| !self.leases.contains_key(address) && usable(address))
+            .or_else(|| {
+                let ended = self.leases.values().filter(|record| usable(&record.address));
+                ended.min_by_key(|record| record.expires).map(|record| record.address)
+            })
+    }
+
+    fn may_give(&self, address: Ipv4Addr) -> bool {
+        self.config.range.contains(&address) && address != self.config.address && Some(address) != self.config.router
+    }
+
+    fn grant(
+        &self,
+        request: &Message,
+        boot: Option<&BootServer>,
+        kind: MessageType,
+        address: Option<Ipv4Addr>,
+    ) -> Datagram {
+        let config = &self.config;
+        let mut reply = message::reply_to(request, config.address, kind);
+        reply.set_ciaddr(request.ciaddr());
+        let options = reply.opts_mut();
+        let host_bits = 32 - u32::from(config.prefix_len.min(32));
+        let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+        options.insert(DhcpOption::SubnetMask(mask.into()));
+        options.insert(DhcpOption::BroadcastAddr((u32::from(config.address) | !mask).into()));
+        if let Some(router) = config.router {
+            options.insert(DhcpOption::Router(vec![router]));
+        }
+        if !config.dns.is_empty() {
+            options.insert(DhcpOption::DomainNameServer(config.dns.clone()));
+        }
+        if address.is_some() {
+            options.insert(DhcpOption::AddressLeaseTime(config.lease_s));
+            options.insert(DhcpOption::Renewal(config.lease_s / 2));
+            options.insert(DhcpOption::Rebinding(config.lease_s / 8 * 7));
+        }
+        reply.set_yiaddr(address.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        // Our own RAM system looks for TFTP here; it is no PXE client any more.
+        reply.set_siaddr(config.address);
+        if let (Some(boot), Some(client)) = (boot, pxe::identify(request)) {
+            pxe::add_boot_options(&mut reply, request, &client, boot);
+        }
+        Datagram { to: destination(request), bytes: message::encode(&reply) }
+    }
+
+    fn refuse(&self, request: &Message) -> Datagram {
+        let mut reply = message::reply_to(request, self.config.address, MessageType::Nak);
+        reply.opts_mut().insert(DhcpOption::Message("that address is not yours here: ask again".into()));
+        let relay = request.giaddr();
+        let to = if relay.is_unspecified() {
+            SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT)
+        } else {
+            SocketAddrV4::new(relay, SERVER_PORT)
+        };
+        Datagram { to, bytes: message::encode(&reply) }
+    }
+}
+
+fn requested(request: &Message) -> Option<Ipv4Addr> {
+    message::address_of(request, OptionCode::RequestedIpAddress)
+}
+
+/// Where a reply goes (RFC 2131, section 4.1). A client without an address gets a broadcast whatever its flag says:
+/// unicasting to it would take an ARP entry made by hand, and every client accepts broadcasts.
+fn destination(request: &Message) -> SocketAddrV4 {
+    if !request.giaddr().is_unspecified() {
+        SocketAddrV4::new(request.giaddr(), SERVER_PORT)
+    } else if !request.ciaddr().is_unspecified() {
+        SocketAddrV4::new(request.ciaddr(), CLIENT_PORT)
+    } else {
+        SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT)
+    }
+}
+
+#[cfg(test)]
+mod tests;
