@@ -108,7 +108,8 @@ pub struct Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TableKind {
     Gpt,
-    Other,
+    Mbr,
+    None,
 }
 
 impl Layout {
@@ -123,7 +124,11 @@ impl Layout {
         if let Some(facts) = &meta.facts {
             layout.sector_size = (facts.table != "none").then_some(facts.sector_size);
             layout.disk_size = Some(facts.disk_size);
-            layout.table = if facts.table == "gpt" { TableKind::Gpt } else { TableKind::Other };
+            layout.table = match facts.table.as_str() {
+                "gpt" => TableKind::Gpt,
+                "mbr" => TableKind::Mbr,
+                _ => TableKind::None,
+            };
         }
         Ok(layout)
     }
@@ -147,7 +152,7 @@ impl Layout {
             content_len += extent.len;
             previous_end = end;
         }
-        Ok(Layout { extents, starts, content_len, table: TableKind::Other, sector_size: None, disk_size: None })
+        Ok(Layout { extents, starts, content_len, table: TableKind::None, sector_size: None, disk_size: None })
     }
 
     /// The extents in disk order, which is content order.
@@ -168,6 +173,11 @@ impl Layout {
     /// Size of the disk the image was captured from in bytes, if the torrent says; else [`Layout::needed_len`].
     pub fn disk_size(&self) -> u64 {
         self.disk_size.unwrap_or(0).max(self.needed_len())
+    }
+
+    /// Whether the image is known to be of a disk with a partition table, not of one partition.
+    pub fn is_whole_disk(&self) -> bool {
+        self.table != TableKind::None
     }
 
     /// Checks everything that can be checked before the first write.
