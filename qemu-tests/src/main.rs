@@ -1,2 +1,63 @@
-//! todo
-fn main() {}
+//! `rack`: the demo and the end-to-end cases, in virtual racks.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use qemu_tests::cases::CASES;
+use qemu_tests::{demo, runner};
+
+/// Switches on rooms of virtual machines and proves that they become the image.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Captures a disk, serves it to three machines at once, compares and starts every clone, and prints a table.
+    Demo,
+    /// Runs the cases whose name contains FILTER, or all.
+    Test {
+        /// A part of the name.
+        #[arg(default_value = "")]
+        filter: String,
+        /// How many cases at a time.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+    },
+    /// Lists the cases.
+    List,
+    /// Runs one case in the sandbox that `test` or `demo` made.
+    #[command(hide = true)]
+    Inside {
+        /// The case, or `demo`.
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain on one line; a backtrace would say where in the rack's own code, which nobody asks.
+            println!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Demo => demo::outside(),
+        Command::Test { filter, jobs } => runner::test(&filter, jobs),
+        Command::List => {
+            CASES.iter().for_each(|case| println!("{:36} {}", case.name, case.what));
+            Ok(())
+        }
+        Command::Inside { name } if name == "demo" => demo::inside(),
+        Command::Inside { name } => runner::inside(&name),
+    }
+}

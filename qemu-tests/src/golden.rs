@@ -1,0 +1,244 @@
+//! The golden disk: a small system on a GPT disk that starts in BIOS and UEFI, checks its own files, and says so.
+//!
+//! Made without root, mounts or loop devices, and kept under `build/golden` for as long as what it is made of stays
+//! the same.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::disk::{Disk, copy_into, random_bytes};
+use crate::golden_initrd as initrd;
+use crate::paths::{Paths, find_program};
+use crate::process::run;
+
+/// What a clone prints when it has started, mounted its root and found its files unharmed.
+pub const MARKER: &str = "EZIO-CLONE-READY golden";
+
+/// Raised when this file makes another disk out of the same inputs.
+const VERSION: u32 = 3;
+const ROOT_UUID: &str = "e210c10e-0000-4000-8000-00000000601d";
+const MIB: u64 = 1 << 20;
+/// A FAT32 file system needs 65,525 clusters, 33 MiB; the kernel and its initramfs take 18 more.
+const ESP_MIB: u64 = 64;
+/// Bytes of files that the clone hashes itself: half a second in software emulation.
+const SAMPLE_BYTES: u64 = 24 * MIB;
+
+/// How much there is on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Size {
+    /// Some 30 MB in use: for cases that are about something else.
+    Small,
+    /// Some 250 MB in use, of which more than 200 are files of every size.
+    Large,
+}
+
+impl Size {
+    fn root_mib(self) -> u64 {
+        match self {
+            Size::Small => 48,
+            Size::Large => 400,
+        }
+    }
+
+    fn file_bytes(self) -> u64 {
+        match self {
+            Size::Small => 8 * MIB,
+            Size::Large => 215 * MIB,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Size::Small => "small",
+            Size::Large => "large",
+        }
+    }
+}
+
+/// The disk, from the store if it is there, else newly made.
+///
+/// # Errors
+/// If a program fails, or the boot directory holds no kernel.
+pub fn disk(paths: &Paths, size: Size) -> Result<Disk> {
+    fs::create_dir_all(&paths.golden).with_context(|| format!("creating {}", paths.golden.display()))?;
+    let lock = fs::File::create(paths.golden.join("lock")).context("creating the store's lock")?;
+    // Cases run beside each other; held until this function ends.
+    lock.lock().context("waiting for another process that makes a golden disk")?;
+    let work = paths.golden.join("tmp");
+    if work.exists() {
+        fs::remove_dir_all(&work).context("removing an unfinished golden disk")?;
+    }
+    fs::create_dir_all(&work).context("creating a work directory")?;
+
+    let modules = initrd::modules(&paths.boot.join("initrd.img"), &work)?;
+    let files = files_of_this_host(size.file_bytes())?;
+    let mut key = DefaultHasher::new();
+    (VERSION, size, &files).hash(&mut key);
+    fs::read(paths.boot.join("vmlinuz")).context("reading the kernel")?.hash(&mut key);
+    for module in &modules {
+        fs::read(module).with_context(|| format!("reading {}", module.display()))?.hash(&mut key);
+    }
+    let path = paths.golden.join(format!("{}-{:016x}.img", size.name(), key.finish()));
+    if !path.exists() {
+        let made = make(paths, size, &files, &modules, &work)?;
+        fs::rename(&made, &path).context("keeping the golden disk")?;
+    }
+    fs::remove_dir_all(&work).context("removing the work directory")?;
+    Ok(Disk::open(&path))
+}
+
+/// A GPT disk with one partition of random bytes, which no file system's tool knows: captured whole, started never.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn random_disk(path: &Path, mib: u64) -> Result<Disk> {
+    let disk = Disk::blank(path, (mib + 2) * MIB)?;
+    let file = disk.file()?;
+    for n in 0..mib {
+        let bytes = random_bytes(n + 1, MIB as usize);
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, (n + 1) * MIB).context("writing random bytes")?;
+    }
+    partition(&disk, &[(MIB, mib * MIB, "8300")])?;
+    Ok(disk)
+}
+
+fn make(paths: &Paths, size: Size, files: &[HostFile], modules: &[PathBuf], work: &Path) -> Result<PathBuf> {
+    let root = work.join("root");
+    fill_root(&root, files)?;
+    let root_image = work.join("root.img");
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-L", "golden", "-U", ROOT_UUID, "-E", &format!("root_owner=0:0,hash_seed={ROOT_UUID}")]);
+    mkfs.arg("-d").arg(&root).arg(&root_image).arg(format!("{}M", size.root_mib()));
+    run(&mut mkfs)?;
+
+    let esp_image = work.join("esp.img");
+    Disk::blank(&esp_image, ESP_MIB * MIB)?;
+    make_esp(&esp_image, &paths.boot.join("vmlinuz"), &initrd::write(modules, ROOT_UUID, work)?, work)?;
+
+    let path = work.join("disk.img");
+    let disk = Disk::blank(&path, (1 + ESP_MIB + size.root_mib() + 1) * MIB)?;
+    let root_at = (1 + ESP_MIB) * MIB;
+    partition(&disk, &[(MIB, ESP_MIB * MIB, "EF00"), (root_at, size.root_mib() * MIB, "8300")])?;
+    copy_into(&disk, &esp_image, MIB)?;
+    copy_into(&disk, &root_image, root_at)?;
+    // The boot code only: the rest of that sector is the protective MBR.
+    let boot_code = fs::read("/usr/lib/syslinux/mbr/gptmbr.bin").context("reading gptmbr.bin")?;
+    ensure!(boot_code.len() <= 440, "gptmbr.bin has {} bytes, more than fit", boot_code.len());
+    std::os::unix::fs::FileExt::write_all_at(&disk.file()?, &boot_code, 0).context("writing the boot code")?;
+    Ok(path)
+}
+
+/// Writes a GPT with these partitions: start and length in bytes, type as sgdisk knows it; the first is started by BIOS.
+fn partition(disk: &Disk, partitions: &[(u64, u64, &str)]) -> Result<()> {
+    let mut sgdisk = Command::new("sgdisk");
+    sgdisk.args(["-a", "1", "-U", "e210d15c-0000-4000-8000-000000000001"]);
+    for (index, (start, len, kind)) in partitions.iter().enumerate() {
+        let n = index + 1;
+        sgdisk.arg("-n").arg(format!("{n}:{}:{}", start / 512, (start + len) / 512 - 1));
+        sgdisk.arg("-t").arg(format!("{n}:{kind}"));
+        sgdisk.arg("-u").arg(format!("{n}:e210d15c-0000-4000-8000-0000000001{n:02}"));
+    }
+    // Attribute 2 is "legacy BIOS bootable", which gptmbr.bin looks for.
+    run(sgdisk.args(["-A", "1:set:2"]).arg(disk.path())).map(drop)
+}
+
+fn make_esp(image: &Path, kernel: &Path, initrd: &Path, work: &Path) -> Result<()> {
+    let config = work.join("syslinux.cfg");
+    let text = "DEFAULT golden\nLABEL golden\n  LINUX /vmlinuz\n  INITRD /initrd.img\n  APPEND console=ttyS0 quiet\n";
+    fs::write(&config, text).context("writing syslinux.cfg")?;
+    run(Command::new("mkfs.vfat").args(["-F", "32", "-n", "ESP", "-i", "e210c10e"]).arg(image))?;
+    run(Command::new("mmd").arg("-i").arg(image).args(["::EFI", "::EFI/BOOT"]))?;
+    for (from, to) in [
+        (kernel, "::vmlinuz"),
+        (initrd, "::initrd.img"),
+        (config.as_path(), "::syslinux.cfg"),
+        (Path::new("/usr/lib/SYSLINUX.EFI/efi64/syslinux.efi"), "::EFI/BOOT/BOOTX64.EFI"),
+        (Path::new("/usr/lib/syslinux/modules/efi64/ldlinux.e64"), "::EFI/BOOT/ldlinux.e64"),
+    ] {
+        run(Command::new("mcopy").arg("-i").arg(image).arg(from).arg(to))?;
+    }
+    run(Command::new("syslinux").arg("--install").arg(image)).map(drop)
+}
+
+/// A file of this host that becomes one of the golden disk's.
+#[derive(Debug, Hash)]
+struct HostFile {
+    path: PathBuf,
+    len: u64,
+}
+
+/// Real files of every size, up to `bytes` in all, in the order of their names.
+fn files_of_this_host(bytes: u64) -> Result<Vec<HostFile>> {
+    let mut files = Vec::new();
+    let mut left = bytes;
+    for top in ["/usr/lib/x86_64-linux-gnu", "/usr/share", "/usr/lib"] {
+        collect(Path::new(top), &mut left, &mut files)?;
+    }
+    ensure!(left < bytes / 20, "this host has not enough files under /usr to fill a golden disk");
+    Ok(files)
+}
+
+fn collect(dir: &Path, left: &mut u64, files: &mut Vec<HostFile>) -> Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        // A package may come or go meanwhile, and some files are root's alone.
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if meta.is_dir() {
+            let _ = collect(&path, left, files);
+        } else if meta.is_file() && meta.len() <= *left && fs::File::open(&path).is_ok() {
+            // A block is 4096 bytes, however small the file.
+            *left -= meta.len().next_multiple_of(4096).min(*left);
+            files.push(HostFile { path, len: meta.len() });
+        }
+    }
+    Ok(())
+}
+
+fn fill_root(root: &Path, files: &[HostFile]) -> Result<()> {
+    for dir in ["bin", "sbin", "etc", "proc", "sys", "dev", "usr"] {
+        fs::create_dir_all(root.join(dir)).context("creating the golden root")?;
+    }
+    fs::copy(find_program("busybox").context("finding busybox")?, root.join("bin/busybox"))
+        .context("copying busybox")?;
+    fs::write(root.join("etc/hostname"), "golden\n").context("writing the host's name")?;
+    fs::write(root.join("sbin/init"), ROOT_INIT).context("writing init")?;
+    initrd::make_executable(&root.join("sbin/init"))?;
+
+    let sample_every = (files.iter().map(|file| file.len).sum::<u64>() / SAMPLE_BYTES).max(1);
+    let mut sample = Command::new("sha256sum");
+    sample.current_dir(root);
+    for (n, file) in files.iter().enumerate() {
+        let inside = file.path.strip_prefix("/").context("a path that is not absolute")?;
+        let to = root.join(inside);
+        fs::create_dir_all(to.parent().context("a file without a directory")?).context("creating a directory")?;
+        fs::copy(&file.path, &to).with_context(|| format!("copying {}", file.path.display()))?;
+        let escaped = inside.to_string_lossy().contains(['\\', '\n']);
+        if (n as u64).is_multiple_of(sample_every) && !escaped {
+            sample.arg(inside);
+        }
+    }
+    let sums = run(sample.arg("bin/busybox"))?;
+    fs::write(root.join("etc/sample.sha256"), sums).context("writing the sample's hashes")
+}
+
+/// The clone's init: everything it says after this it has checked.
+const ROOT_INIT: &str = r#"#!/bin/busybox sh
+B=/bin/busybox
+$B mount -t proc proc /proc
+$B hostname -F /etc/hostname
+cd /
+if $B sha256sum -c /etc/sample.sha256 >/dev/null; then
+    echo "EZIO-CLONE-READY $($B hostname)" >/dev/console
+    echo "$($B hostname) login: " >/dev/console
+else
+    echo "EZIO-CLONE-BROKEN: files differ from their hashes" >/dev/console
+fi
+echo o >/proc/sysrq-trigger
+$B sleep 60
+"#;

@@ -1,0 +1,31 @@
+//! Virtual racks: real firmware, real networks, real disks, in QEMU, with nothing on the host touched.
+//!
+//! A case is a process of its own in namespaces of its own ([`sandbox`]). It makes a [`Network`], starts [`Machine`]s
+//! and perhaps a [`Server`] on it, waits for words on their consoles, and compares [`Disk`]s. Whatever happens to it,
+//! its machines, taps and namespaces end with it.
+
+pub mod cases;
+pub mod compare;
+pub mod demo;
+pub mod disk;
+pub mod foreign;
+pub mod golden;
+mod golden_initrd;
+pub mod log;
+pub mod machine;
+pub mod network;
+pub mod paths;
+pub mod pcap;
+pub mod process;
+pub mod qmp;
+pub mod ra;
+pub mod rack;
+pub mod runner;
+pub mod sandbox;
+pub mod server;
+
+pub use disk::{Bus, Disk};
+pub use machine::{Machine, MachineSpec};
+pub use network::Network;
+pub use rack::Rack;
+pub use server::Server;

@@ -1,0 +1,119 @@
+//! Log files of machines and servers, and waiting for words in them.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::process::POLL;
+
+/// A file that something else writes.
+#[derive(Clone, Debug)]
+pub struct Log {
+    path: PathBuf,
+}
+
+impl Log {
+    /// The log at `path`, which need not exist yet.
+    pub fn new(path: &Path) -> Log {
+        Log { path: path.into() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds now, without the control sequences with which firmware paints its screen.
+    pub fn text(&self) -> String {
+        let bytes = std::fs::read(&self.path).unwrap_or_default();
+        plain(&String::from_utf8_lossy(&bytes))
+    }
+
+    /// How often `needle` stands in it.
+    pub fn count(&self, needle: &str) -> usize {
+        self.text().matches(needle).count()
+    }
+
+    /// The last line with `needle` in it.
+    pub fn line_with(&self, needle: &str) -> Option<String> {
+        self.text().lines().rfind(|line| line.contains(needle)).map(|line| line.trim().to_string())
+    }
+
+    /// Its last `count` lines, under a heading with its name.
+    pub fn tail(&self, count: usize) -> String {
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let last = &lines[lines.len().saturating_sub(count)..];
+        format!("--- {} ---\n{}\n", self.path.display(), last.join("\n"))
+    }
+
+    /// Waits until one of `needles` stands in it and gives the line it stands in.
+    ///
+    /// `ended` says that nothing more will be written: then what is not there will not come.
+    ///
+    /// # Errors
+    /// If none came within `deadline` or before the end.
+    pub fn wait_for(
+        &self,
+        needles: &[&str],
+        deadline: Duration,
+        mut ended: impl FnMut() -> Result<Option<String>>,
+    ) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            // Asked before looking, so that the last words are read before the silence is believed.
+            let end = ended()?;
+            if let Some(line) = needles.iter().find_map(|needle| self.line_with(needle)) {
+                return Ok(line);
+            }
+            let name = self.path.display();
+            if let Some(end) = end {
+                bail!("{name}: {end} without saying {needles:?}");
+            }
+            if start.elapsed() > deadline {
+                bail!("{name}: {needles:?} has not come within {} s", deadline.as_secs());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// Removes carriage returns and ANSI escape sequences.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\r' => {}
+            '\x1b' => {
+                if chars.next_if_eq(&'[').is_some() {
+                    // A control sequence ends with its first byte from @ to ~.
+                    while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
+                } else {
+                    chars.next();
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_sequences_are_not_text() {
+        assert_eq!(plain("a\x1b[0;37mb\r\nc\x1b"), "ab\nc");
+        assert_eq!(plain("\x1b[2J\x1b[1;1Hx\x1b["), "x");
+    }
+
+    #[test]
+    fn an_end_without_the_word_is_an_error() {
+        let log = Log::new(Path::new("/nonexistent/log"));
+        let error = log.wait_for(&["word"], Duration::from_secs(60), || Ok(Some("it ended".into())));
+        assert!(error.is_err_and(|error| error.to_string().contains("it ended without saying")));
+    }
+}

@@ -1,0 +1,377 @@
+//! One virtual machine: what it is made of, and what it says on its serial line.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::disk::{Bus, Disk};
+use crate::log::Log;
+use crate::network::Network;
+use crate::process::{Process, ending};
+
+/// How long a machine may take for one thing it was asked to do. Firmware, kernel and network run in software
+/// emulation on a machine that is busy with others; a wait that fails has failed for another reason.
+pub const DEADLINE: Duration = Duration::from_secs(600);
+
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// What starts first in the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS, with iPXE in the network card's ROM.
+    Bios,
+    /// OVMF, with its own PXE and no iPXE in the network card.
+    Uefi,
+}
+
+impl std::fmt::Display for Firmware {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Firmware::Bios => "BIOS",
+            Firmware::Uefi => "UEFI",
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Attached {
+    disk: Disk,
+    bus: Bus,
+    serial: String,
+    sector_size: u32,
+    write_bytes_per_s: Option<u64>,
+}
+
+#[derive(Clone)]
+struct DirectBoot {
+    dir: PathBuf,
+    append: String,
+}
+
+/// A machine before it is switched on.
+#[derive(Clone)]
+pub struct MachineSpec {
+    name: String,
+    firmware: Firmware,
+    memory_mib: u32,
+    nic: String,
+    mac: String,
+    identity: Option<String>,
+    disks: Vec<Attached>,
+    direct: Option<DirectBoot>,
+    snapshot: bool,
+    may_reboot: bool,
+}
+
+impl MachineSpec {
+    /// A machine named `name`, the `number`th of its rack, which gives it its network address.
+    pub fn new(name: &str, number: u8) -> MachineSpec {
+        MachineSpec {
+            name: name.into(),
+            firmware: Firmware::Bios,
+            memory_mib: 512,
+            nic: "virtio-net-pci".into(),
+            mac: format!("52:54:00:77:00:{number:02x}"),
+            identity: Some(format!("SN-{number}")),
+            disks: Vec::new(),
+            direct: None,
+            snapshot: false,
+            may_reboot: false,
+        }
+    }
+
+    /// Chooses the firmware.
+    pub fn firmware(mut self, firmware: Firmware) -> MachineSpec {
+        self.firmware = firmware;
+        self
+    }
+
+    /// Sets the memory in MiB.
+    pub fn memory(mut self, mib: u32) -> MachineSpec {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Chooses QEMU's model of the network card.
+    pub fn nic(mut self, model: &str) -> MachineSpec {
+        self.nic = model.into();
+        self
+    }
+
+    /// Adds a disk with 512-byte sectors.
+    pub fn disk(mut self, disk: &Disk, bus: Bus) -> MachineSpec {
+        let serial = format!("DISK{}-{}", self.disks.len(), &self.mac[15..]);
+        let disk = disk.clone();
+        self.disks.push(Attached { disk, bus, serial, sector_size: 512, write_bytes_per_s: None });
+        self
+    }
+
+    /// Gives the disk added last another sector size in bytes.
+    pub fn sector_size(mut self, bytes: u32) -> MachineSpec {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.sector_size = bytes;
+        }
+        self
+    }
+
+    /// Slows writes to the disk added last, so that there is time to do something in the middle.
+    pub fn slow_writes(mut self, bytes_per_s: u64) -> MachineSpec {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.write_bytes_per_s = Some(bytes_per_s);
+        }
+        self
+    }
+
+    /// Skips the firmware's network boot: QEMU loads kernel and initramfs of a boot directory itself.
+    ///
+    /// `more` goes to the kernel's command line.
+    pub fn direct(mut self, boot_dir: &Path, more: &str) -> MachineSpec {
+        let append = format!("console=ttyS0 quiet BOOTIF=01-{} {more}", self.mac.replace(':', "-"));
+        self.direct = Some(DirectBoot { dir: boot_dir.into(), append });
+        self
+    }
+
+    /// Starts from the disk alone, without a network, and writes nothing to it.
+    pub fn from_disk_only(mut self) -> MachineSpec {
+        self.snapshot = true;
+        self.direct = None;
+        self.may_reboot = false;
+        self.disks.iter_mut().for_each(|disk| disk.write_bytes_per_s = None);
+        self
+    }
+
+    /// Lets it start again after a reset; otherwise a reset ends it.
+    pub fn may_reboot(mut self) -> MachineSpec {
+        self.may_reboot = true;
+        self
+    }
+
+    /// Gives it another name: its logs are named by it.
+    pub fn named(mut self, name: &str) -> MachineSpec {
+        self.name = name.into();
+        self
+    }
+
+    /// The name it was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address of its network card.
+    pub fn mac(&self) -> &str {
+        &self.mac
+    }
+
+    /// Switches it on.
+    ///
+    /// # Errors
+    /// If the tap or QEMU cannot be had.
+    pub fn start(&self, network: &mut Network) -> Result<Machine> {
+        let mut command = Command::new("nice");
+        command.args(["-n", "10", "qemu-system-x86_64", "-name", &self.name]);
+        // KVM is not used even where it is offered: there are machines on which guests hang with it.
+        command.args(["-accel", "tcg", "-display", "none", "-vga", "none", "-monitor", "none", "-nodefaults"]);
+        command.args(["-smp", "1", "-m", &self.memory_mib.to_string()]);
+        let log = Log::new(Path::new(&format!("{}.serial.log", self.name)));
+        let log = self.fresh(log);
+        command.arg("-serial").arg(format!("file:{}", log.path().display()));
+        let qmp = PathBuf::from(format!("{}.qmp", self.name));
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
+        if !self.may_reboot {
+            command.arg("-no-reboot");
+        }
+        if let Some(serial) = &self.identity {
+            command.arg("-smbios").arg(format!("type=1,serial={serial}"));
+        }
+        self.add_firmware(&mut command)?;
+        self.add_disks(&mut command);
+        if !self.snapshot {
+            self.add_nic(&mut command, &network.tap()?);
+        }
+        let process = Process::start(&self.name, command, Path::new(&format!("{}.qemu.log", self.name)))?;
+        Ok(Machine { name: self.name.clone(), mac: self.mac.clone(), process, log, qmp, started: Instant::now() })
+    }
+
+    /// A log that does not exist yet, for a machine that is switched on a second time.
+    fn fresh(&self, first: Log) -> Log {
+        let later = (2..).map(|n| Log::new(Path::new(&format!("{}.{n}.serial.log", self.name))));
+        std::iter::once(first).chain(later).find(|log| !log.path().exists()).expect("there are enough numbers")
+    }
+
+    fn add_firmware(&self, command: &mut Command) -> Result<()> {
+        if let Some(direct) = &self.direct {
+            command.args(["-machine", "pc,graphics=off"]);
+            command.arg("-kernel").arg(direct.dir.join("vmlinuz"));
+            command.arg("-initrd").arg(direct.dir.join("initrd.img"));
+            command.args(["-append", &direct.append]);
+            return Ok(());
+        }
+        match self.firmware {
+            Firmware::Bios => {
+                command.args(["-machine", "pc,graphics=off"]);
+            }
+            Firmware::Uefi => {
+                // A copy of its own for every start: OVMF keeps boot entries there.
+                let vars = format!("{}.vars.fd", self.name);
+                std::fs::copy(OVMF_VARS, &vars).with_context(|| format!("copying {OVMF_VARS}"))?;
+                command.args(["-machine", "q35,graphics=off"]);
+                command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}"));
+                command.arg("-drive").arg(format!("if=pflash,format=raw,file={vars}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_nic(&self, command: &mut Command, tap: &str) {
+        command.arg("-netdev").arg(format!("tap,id=n0,ifname={tap},script=no,downscript=no"));
+        let mut device = format!("{},netdev=n0,id=nic0,mac={}", self.nic, self.mac);
+        device += match (&self.direct, self.firmware) {
+            (Some(_), _) => ",romfile=",
+            // Without the ROM OVMF's own PXE is used, as on a real board.
+            (None, Firmware::Uefi) => ",romfile=,bootindex=0",
+            (None, Firmware::Bios) => ",bootindex=0",
+        };
+        command.args(["-device", &device]);
+    }
+
+    fn add_disks(&self, command: &mut Command) {
+        if self.snapshot {
+            command.arg("-snapshot");
+        }
+        for (n, attached) in self.disks.iter().enumerate() {
+            let Attached { disk, bus, serial, sector_size, write_bytes_per_s } = attached;
+            // The host's page cache outlives the machine, also one that is killed, so its flushes are not needed.
+            let mut drive = format!("if=none,id=d{n},format=raw,cache=unsafe,file={}", disk.path().display());
+            if let Some(rate) = write_bytes_per_s {
+                drive += &format!(",throttling.bps-write={rate}");
+            }
+            command.args(["-drive", &drive]);
+            let facts = format!("drive=d{n},serial={serial},bootindex={}", n + 1);
+            let sectors = format!("logical_block_size={sector_size},physical_block_size={sector_size}");
+            let devices = match bus {
+                Bus::Virtio => vec![format!("virtio-blk-pci,{facts},{sectors}")],
+                Bus::Nvme => vec![format!("nvme,{facts},{sectors}")],
+                Bus::Scsi => {
+                    vec![format!("virtio-scsi-pci,id=s{n}"), format!("scsi-hd,bus=s{n}.0,{facts},{sectors}")]
+                }
+                Bus::Ahci => vec![format!("ich9-ahci,id=s{n}"), format!("ide-hd,bus=s{n}.0,{facts}")],
+            };
+            for device in devices {
+                command.args(["-device", &device]);
+            }
+        }
+    }
+}
+
+/// A machine that is switched on. Dropping it pulls the plug.
+pub struct Machine {
+    name: String,
+    mac: String,
+    process: Process,
+    log: Log,
+    qmp: PathBuf,
+    started: Instant,
+}
+
+impl Machine {
+    /// The name it was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address of its network card.
+    pub fn mac(&self) -> &str {
+        &self.mac
+    }
+
+    /// Its serial line.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// How long ago it was switched on.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether it has switched itself off, or was.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn is_off(&mut self) -> Result<bool> {
+        Ok(self.process.exited()?.is_some())
+    }
+
+    /// Waits for words on the serial line and gives the line they stand in.
+    ///
+    /// # Errors
+    /// If they do not come, the machine ends, or `/init` says that it failed.
+    pub fn wait_for(&mut self, words: &str) -> Result<String> {
+        self.wait_for_within(words, DEADLINE)
+    }
+
+    /// As [`Machine::wait_for`] with another deadline.
+    ///
+    /// # Errors
+    /// As [`Machine::wait_for`].
+    pub fn wait_for_within(&mut self, words: &str, deadline: Duration) -> Result<String> {
+        let line = self.wait_for_any(&[words, FAILED, PANIC], deadline)?;
+        match line.contains(words) {
+            true => Ok(line),
+            false => bail!("{}: waiting for {words:?}, it said: {line}", self.log.path().display()),
+        }
+    }
+
+    /// Waits until `/init` says that it failed, and gives the line.
+    ///
+    /// # Errors
+    /// If it does not, or ends some other way.
+    pub fn wait_for_failure(&mut self) -> Result<String> {
+        let line = self.wait_for_any(&[FAILED, PANIC, "EZIO: verified"], DEADLINE)?;
+        match line.contains(FAILED) {
+            true => Ok(line),
+            false => bail!("{}: expected a refusal, it said: {line}", self.log.path().display()),
+        }
+    }
+
+    /// Waits until it has switched itself off, successfully as QEMU sees it.
+    ///
+    /// # Errors
+    /// If it has not within the usual deadline.
+    pub fn wait_off(&mut self) -> Result<()> {
+        let status = self.process.wait(DEADLINE)?;
+        match status.success() {
+            true => Ok(()),
+            false => bail!("{}: QEMU ended with {}", self.name, ending(status)),
+        }
+    }
+
+    /// Pulls the plug.
+    pub fn pull_plug(&mut self) {
+        self.process.kill();
+    }
+
+    /// Pulls or plugs the network cable; the guest sees the carrier go.
+    ///
+    /// # Errors
+    /// If the machine is gone.
+    pub fn set_link(&self, up: bool) -> Result<()> {
+        crate::qmp::execute(&self.qmp, "set_link", &json!({ "name": "nic0", "up": up })).map(drop)
+    }
+
+    fn wait_for_any(&mut self, words: &[&str], deadline: Duration) -> Result<String> {
+        let process = &mut self.process;
+        self.log.wait_for(words, deadline, || {
+            Ok(process.exited()?.map(|status| format!("the machine ended ({})", ending(status))))
+        })
+    }
+}
+
+/// How `/init` starts the line that says why it gave up.
+const FAILED: &str = "EZIO: failed:";
+/// What a kernel says that cannot go on.
+const PANIC: &str = "Kernel panic";

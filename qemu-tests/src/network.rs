@@ -1,0 +1,81 @@
+//! One LAN: a bridge with the server's address, a tap for every machine, and hosts of other people.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::process::sh;
+use crate::{pcap, ra};
+
+/// The bridge, and the interface on which the server serves.
+pub const BRIDGE: &str = "br0";
+/// The server's address.
+pub const SERVER_IP: &str = "10.77.0.1";
+/// The network in CIDR notation.
+const SERVER_CIDR: &str = "10.77.0.1/24";
+
+/// The LAN of one case. It ends with the namespace, so there is nothing to undo.
+pub struct Network {
+    taps: u32,
+    hosts: u32,
+}
+
+impl Network {
+    /// Makes the bridge and starts recording what matters on it into `net.pcap`.
+    ///
+    /// # Errors
+    /// If the kernel refuses any of it, e.g. because this is not a namespace of our own.
+    pub fn new() -> Result<Network> {
+        sh(&format!("ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"))?;
+        // Without it the link-local address is useless for the first second.
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{BRIDGE}/accept_dad"), "0")?;
+        sh(&format!("ip addr add {SERVER_CIDR} dev {BRIDGE}"))?;
+        sh(&format!("ip link set {BRIDGE} up"))?;
+        ra::answer_solicitations(BRIDGE)?;
+        pcap::record(BRIDGE, Path::new("net.pcap"))?;
+        Ok(Network { taps: 0, hosts: 0 })
+    }
+
+    /// A new tap on the bridge, by name.
+    ///
+    /// # Errors
+    /// If it cannot be made, e.g. because `/dev/net/tun` may not be opened.
+    pub fn tap(&mut self) -> Result<String> {
+        self.taps += 1;
+        let name = format!("tap{}", self.taps);
+        sh(&format!("ip tuntap add dev {name} mode tap"))?;
+        sh(&format!("ip link set {name} master {BRIDGE} up"))?;
+        Ok(name)
+    }
+
+    /// A host of somebody else on the same LAN, in a namespace of its own: a program in front of which this is put.
+    ///
+    /// # Errors
+    /// If the namespace cannot be made.
+    pub fn host(&mut self, ip: &str) -> Result<Host> {
+        self.hosts += 1;
+        let name = format!("host{}", self.hosts);
+        sh(&format!("ip netns add {name}"))?;
+        sh(&format!("ip link add v{name} type veth peer name eth0 netns {name}"))?;
+        sh(&format!("ip link set v{name} master {BRIDGE} up"))?;
+        sh(&format!("ip -n {name} link set lo up"))?;
+        sh(&format!("ip -n {name} addr add {ip}/24 dev eth0"))?;
+        sh(&format!("ip -n {name} link set eth0 up"))?;
+        Ok(Host { netns: name })
+    }
+}
+
+/// A host in a namespace of its own.
+pub struct Host {
+    netns: String,
+}
+
+impl Host {
+    /// The command that runs `program` on this host.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns, program]);
+        command
+    }
+}

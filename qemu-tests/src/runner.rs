@@ -1,0 +1,127 @@
+//! Runs cases, each in a process and namespaces of its own, and says how they went.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cases::{CASES, Case};
+use crate::paths::{Paths, check_host};
+use crate::process::{POLL, Process};
+use crate::rack::Rack;
+use crate::sandbox;
+
+/// A case that takes longer hangs; the longest needs a quarter of it on two busy cores.
+const CASE_DEADLINE: Duration = Duration::from_secs(40 * 60);
+
+struct Running {
+    case: &'static Case,
+    folder: PathBuf,
+    process: Process,
+    started: Instant,
+}
+
+/// Runs every case whose name has `filter` in it, `jobs` at a time.
+///
+/// # Errors
+/// If one failed, or none has that name.
+pub fn test(filter: &str, jobs: usize) -> Result<()> {
+    let paths = Paths::new();
+    check_host(&paths)?;
+    let mut waiting: Vec<&'static Case> = CASES.iter().filter(|case| case.name.contains(filter)).collect();
+    ensure!(!waiting.is_empty(), "no case has {filter:?} in its name; `rack list` shows them");
+    waiting.reverse();
+    let (mut passed, mut failed) = (0, 0);
+    let mut running: Vec<Running> = Vec::new();
+    let began = Instant::now();
+    while !waiting.is_empty() || !running.is_empty() {
+        while running.len() < jobs.max(1)
+            && let Some(case) = waiting.pop()
+        {
+            running.push(start(&paths, case)?);
+        }
+        let mut still = Vec::new();
+        for mut one in running {
+            match ended(&mut one)? {
+                None => still.push(one),
+                Some(true) => passed += 1,
+                Some(false) => failed += 1,
+            }
+        }
+        running = still;
+        std::thread::sleep(POLL);
+    }
+    println!("{passed} passed, {failed} failed in {} s", began.elapsed().as_secs());
+    ensure!(failed == 0, "{failed} of {} cases failed", passed + failed);
+    Ok(())
+}
+
+/// Runs one case in this process, which [`test`] started in a sandbox.
+///
+/// # Errors
+/// What the case says, after the last lines of every log.
+pub fn inside(name: &str) -> Result<()> {
+    let case = CASES.iter().find(|case| case.name == name).with_context(|| format!("no case is named {name}"))?;
+    let mut rack = Rack::new()?;
+    let result = (case.run)(&mut rack);
+    if result.is_err() {
+        println!("{}", Rack::tails(40));
+    }
+    result
+}
+
+/// An empty folder for logs, whatever was there before.
+///
+/// # Errors
+/// If it cannot be emptied.
+pub fn fresh_folder(paths: &Paths, name: &str) -> Result<PathBuf> {
+    let folder = paths.racks.join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// The disks are the bulk of a folder and say little once everything went well.
+pub fn remove_disks(folder: &Path) {
+    for bulk in ["disks", "library"] {
+        let _ = fs::remove_dir_all(folder.join(bulk));
+    }
+}
+
+fn start(paths: &Paths, case: &'static Case) -> Result<Running> {
+    let folder = fresh_folder(paths, case.name)?;
+    let command: Command = sandbox::command(&["inside", case.name], &folder)?;
+    let process = Process::start(case.name, command, &folder.join("case.log"))?;
+    Ok(Running { case, folder, process, started: Instant::now() })
+}
+
+/// Whether it passed, once it has ended, and says so.
+fn ended(one: &mut Running) -> Result<Option<bool>> {
+    let seconds = one.started.elapsed().as_secs();
+    let name = one.case.name;
+    let status = match one.process.exited()? {
+        Some(status) => Some(status),
+        None if one.started.elapsed() < CASE_DEADLINE => return Ok(None),
+        None => None,
+    };
+    if status.is_some_and(|status| status.success()) {
+        let text = fs::read_to_string(one.folder.join("case.log")).unwrap_or_default();
+        println!("case {name} ... ok ({seconds} s)");
+        text.lines().for_each(|line| println!("    {line}"));
+        remove_disks(&one.folder);
+        return Ok(Some(true));
+    }
+    let text = fs::read_to_string(one.folder.join("case.log")).unwrap_or_default();
+    println!("case {name} ... FAILED ({seconds} s)");
+    match status {
+        Some(_) => text.lines().for_each(|line| println!("    {line}")),
+        None => println!("    has not ended within {} s and was killed", CASE_DEADLINE.as_secs()),
+    }
+    println!("    logs: {}", one.folder.display());
+    one.process.kill();
+    Ok(Some(false))
+}
