@@ -1,0 +1,41 @@
+# Verbs only: each calls cargo, image/ or a script. On a fresh Debian 12 as root, `make demo` and `make test` do everything.
+
+CARGO := scripts/cargo
+# zstd level of the initramfs: 19 to ship, 3 when it only has to be built quickly (which demo and test do).
+LEVEL ?= 19
+# cloud (virtual machines) or generic (real ones).
+FLAVOUR ?= cloud
+
+.PHONY: all setup build image demo test check clean
+
+all: build
+
+# Installs what is missing: Debian packages and a way to build for musl.
+setup:
+	scripts/setup
+
+# The server, build/ezio, and the RAM system's program, build/init.
+build: setup
+	$(CARGO) build --release --locked -p server -p image
+	install -D target/release/ezio build/ezio
+	scripts/build-init
+
+# One boot directory, build/boot/$(FLAVOUR).
+image: build
+	target/release/ezio-image build --flavour $(FLAVOUR) --level $(LEVEL) --out build/boot/$(FLAVOUR)
+
+# A room of machines, from power-on to the clone's login prompt.
+demo:
+	$(MAKE) --no-print-directory image FLAVOUR=cloud LEVEL=3
+	$(CARGO) run --release --locked -p qemu-tests -- demo
+
+# Every unit, property and rack test; the last line of the output counts them.
+test:
+	scripts/test
+
+check:
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+clean:
+	rm -rf build target
