@@ -1,2 +1,62 @@
-//! todo
-fn main() {}
+//! PID 1 of the RAM system: from power-on to a proven disk.
+//!
+//! mounts → drivers → link and lease → `ezio.conf` → torrent → disk → swarm → proof → after-action. Whatever happens
+//! ends in one place, [`pid1::end`]: it tells the server, tells the screen, and reboots or waits.
+
+mod console;
+mod fetch;
+mod glyphs;
+mod home;
+mod lease;
+mod modules;
+mod netdev;
+mod pid1;
+mod settings;
+mod stages;
+mod target;
+
+use console::Console;
+use home::Home;
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("this is /init of the EZIO RAM system: it takes over a whole machine, so it runs as PID 1 only");
+        std::process::exit(2);
+    }
+    pid1::mount_everything();
+    let console = Console::open();
+    let home = Home::new(pid1::machine_serial());
+    pid1::survive_panics(&console, &home);
+    log_to(&console);
+    console.line(&format!("EZIO {} on {}", env!("CARGO_PKG_VERSION"), pid1::machine_name()));
+    pid1::bound_dirty_memory();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(stages::run(&console, &home)));
+    pid1::end(result, &console, &home)
+}
+
+/// Warnings of the libraries become lines on the screen.
+fn log_to(console: &Console) {
+    struct Lines(Console);
+
+    impl log::Log for Lines {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Warn
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                self.0.line(&record.args().to_string());
+            }
+        }
+
+        fn flush(&self) {}
+    }
+
+    if log::set_boxed_logger(Box::new(Lines(console.clone()))).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}

@@ -184,7 +184,7 @@ impl Metainfo {
         let piece_len = u32::try_from(info.piece_length).map_err(|_| MetainfoError::PieceLen(info.piece_length))?;
         let geometry = Geometry::new(content_len, piece_len).ok_or(MetainfoError::PieceLen(info.piece_length))?;
         let hashes = info.pieces.into_vec();
-        if hashes.len() % 20 != 0 {
+        if !hashes.len().is_multiple_of(20) {
             return Err(MetainfoError::PiecesLen(hashes.len()));
         }
         let pieces = geometry.piece_count();

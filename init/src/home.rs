@@ -1,0 +1,134 @@
+//! Reporting to the server: the newest state each second, from a thread of its own, never in anybody's way.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use report::{Report, Stage, StageTime};
+
+/// Progress goes out this often, and a finished or failed machine goes on saying so.
+const EVERY: Duration = Duration::from_secs(1);
+const POST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What this machine says of itself. Cheap to clone; all clones are the same machine.
+#[derive(Clone)]
+pub struct Home {
+    state: Arc<Mutex<State>>,
+    wake: SyncSender<()>,
+}
+
+struct State {
+    report: Report,
+    stage_started: Instant,
+    url: Option<String>,
+    is_sent: bool,
+}
+
+impl Home {
+    /// Starts with an empty report in stage [`Stage::Network`]; nothing is sent before there is a URL.
+    pub fn new(serial: String) -> Home {
+        let report = Report {
+            mac: String::new(),
+            deployment: String::new(),
+            ip: String::new(),
+            serial,
+            image: String::new(),
+            stage: Stage::Network,
+            bytes_done: 0,
+            bytes_total: 0,
+            rate_bytes_per_s: 0,
+            downloaded: 0,
+            uploaded: 0,
+            peers: 0,
+            disk: String::new(),
+            error: None,
+            times: Vec::new(),
+        };
+        let state = State { report, stage_started: Instant::now(), url: None, is_sent: false };
+        let state = Arc::new(Mutex::new(state));
+        let (wake, woken) = sync_channel(1);
+        let sender = Arc::clone(&state);
+        std::thread::spawn(move || send_forever(&sender, &woken));
+        Home { state, wake }
+    }
+
+    /// Where to report, from now on.
+    pub fn set_url(&self, url: String) {
+        lock(&self.state).url = Some(url);
+        self.send_now();
+    }
+
+    /// Changes what the next report says.
+    pub fn update(&self, change: impl FnOnce(&mut Report)) {
+        let mut state = lock(&self.state);
+        change(&mut state.report);
+        state.is_sent = false;
+    }
+
+    /// Enters a stage: the one before gets its time.
+    pub fn enter(&self, stage: Stage) {
+        let mut state = lock(&self.state);
+        if state.report.stage == stage {
+            return;
+        }
+        let done = StageTime { stage: state.report.stage, seconds: state.stage_started.elapsed().as_secs_f64() };
+        state.report.times.push(done);
+        state.report.stage = stage;
+        state.report.bytes_done = 0;
+        state.report.rate_bytes_per_s = 0;
+        state.stage_started = Instant::now();
+        state.is_sent = false;
+        drop(state);
+        self.send_now();
+    }
+
+    /// What the machine last said.
+    pub fn report(&self) -> Report {
+        lock(&self.state).report.clone()
+    }
+
+    /// Waits until the newest report has arrived, but not longer than `limit`.
+    pub fn settle(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        while Instant::now() < until {
+            let state = lock(&self.state);
+            if state.is_sent || state.url.is_none() {
+                return;
+            }
+            drop(state);
+            self.send_now();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn send_now(&self) {
+        // A wake-up that is still pending is as good as another one.
+        let _ = self.wake.try_send(());
+    }
+}
+
+fn send_forever(state: &Mutex<State>, woken: &Receiver<()>) {
+    let config = ureq::Agent::config_builder().timeout_global(Some(POST_TIMEOUT)).build();
+    let agent = ureq::Agent::new_with_config(config);
+    while woken.recv_timeout(EVERY) != Err(RecvTimeoutError::Disconnected) {
+        let (url, report) = {
+            let state = lock(state);
+            (state.url.clone(), state.report.clone())
+        };
+        let Some(url) = url else { continue };
+        let Ok(body) = serde_json::to_string(&report) else { continue };
+        match agent.post(&url).content_type("application/json").send(&body) {
+            Ok(_) => {
+                let mut state = lock(state);
+                state.is_sent = state.report == report;
+            }
+            // The server may be restarting; the next second brings the next report.
+            Err(cause) => log::debug!("reporting to {url}: {cause}"),
+        }
+    }
+}
+
+/// A report is plain data; a thread that died while holding it cannot have broken it.
+fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

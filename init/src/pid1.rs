@@ -1,0 +1,95 @@
+//! What only PID 1 does: the mounts at the start, and the one ending.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use report::Stage;
+
+use crate::console::Console;
+use crate::home::Home;
+use crate::settings::After;
+
+/// The last word to the server may take this long, and no longer.
+const LAST_REPORT: Duration = Duration::from_secs(10);
+
+/// Mounts what the rest relies on. A mount that fails leaves a machine that says so later, where it can be read.
+pub fn mount_everything() {
+    let mounts = [
+        ("devtmpfs", "/dev", MsFlags::MS_NOSUID),
+        ("proc", "/proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC),
+        ("sysfs", "/sys", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC),
+    ];
+    for (kind, place, flags) in mounts {
+        let _ = fs::create_dir_all(place);
+        // EBUSY is a kernel that has mounted it already.
+        let _ = mount(Some(kind), place, Some(kind), flags, None::<&str>);
+    }
+}
+
+/// Keeps what waits to be written small, so that a machine with little memory keeps some, and the last flush is short.
+pub fn bound_dirty_memory() {
+    for (key, bytes) in [("dirty_bytes", 64 << 20), ("dirty_background_bytes", 16 << 20)] {
+        if let Err(cause) = fs::write(format!("/proc/sys/vm/{key}"), bytes.to_string()) {
+            log::warn!("setting vm.{key}: {cause}");
+        }
+    }
+}
+
+/// SMBIOS serial number, or empty.
+pub fn machine_serial() -> String {
+    dmi("product_serial")
+}
+
+/// Maker and model, for the first line on the screen.
+pub fn machine_name() -> String {
+    let name = format!("{} {}", dmi("sys_vendor"), dmi("product_name"));
+    if name.trim().is_empty() { "an unnamed machine".to_owned() } else { name }
+}
+
+fn dmi(key: &str) -> String {
+    let text = fs::read_to_string(format!("/sys/class/dmi/id/{key}")).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// A panic in PID 1 would take the kernel with it, and the reason off the screen: say it, and stand still.
+pub fn survive_panics(console: &Console, home: &Home) {
+    let (console, home) = (console.clone(), home.clone());
+    std::panic::set_hook(Box::new(move |info| {
+        let why = format!("internal error, please report it: {info}; switch the machine off and on to try again");
+        fail(&why, &console, &home);
+    }));
+}
+
+/// The one ending. On success the after-action; on failure the reason on screen and server, until somebody comes. The
+/// disk of a failed machine has been left unable to boot by whoever wrote to it last.
+pub fn end(result: Result<After>, console: &Console, home: &Home) -> ! {
+    match result {
+        Ok(after) => {
+            home.enter(Stage::Done);
+            home.settle(LAST_REPORT);
+            console.done(after.word());
+            nix::unistd::sync();
+            let mode = match after {
+                After::Reboot => RebootMode::RB_AUTOBOOT,
+                After::PowerOff => RebootMode::RB_POWER_OFF,
+                After::Halt => RebootMode::RB_HALT_SYSTEM,
+            };
+            let refused = reboot(mode);
+            fail(&format!("the kernel refuses to {}: {refused:?}", after.word()), console, home)
+        }
+        Err(error) => fail(&format!("{error:#}"), console, home),
+    }
+}
+
+fn fail(why: &str, console: &Console, home: &Home) -> ! {
+    home.update(|report| report.error = Some(why.to_owned()));
+    home.enter(Stage::Failed);
+    console.failed(why);
+    loop {
+        // The reports go on from their own thread, so the server keeps showing this machine and why.
+        std::thread::park();
+    }
+}

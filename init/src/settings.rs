@@ -1,0 +1,234 @@
+//! What this machine is told to do: `ezio.conf`, overridden by the kernel command line.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::target::TargetRule;
+
+/// What happens once the disk is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Into the new system.
+    Reboot,
+    /// Off.
+    PowerOff,
+    /// Stop, with the result on the screen.
+    Halt,
+}
+
+impl After {
+    /// The word for it in `ezio.conf`.
+    pub fn word(self) -> &'static str {
+        match self {
+            After::Reboot => "reboot",
+            After::PowerOff => "poweroff",
+            After::Halt => "halt",
+        }
+    }
+
+    fn parse(text: &str) -> Result<After> {
+        Ok(match text {
+            "reboot" => After::Reboot,
+            "poweroff" => After::PowerOff,
+            "halt" => After::Halt,
+            other => bail!("AFTER={other} is not known: use reboot, poweroff or halt"),
+        })
+    }
+}
+
+/// The kernel command line, as far as it is for us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootArgs {
+    /// `ezio.server=`: where TFTP is; else DHCP says.
+    pub server: Option<Ipv4Addr>,
+    /// `BOOTIF=01-aa-bb-cc-dd-ee-ff`: the card the firmware booted from.
+    pub boot_mac: Option<[u8; 6]>,
+    /// Every other `ezio.key=value`, in order.
+    pub overrides: Vec<(String, String)>,
+}
+
+impl BootArgs {
+    /// Reads `/proc/cmdline`'s text. What is not for us is passed over.
+    ///
+    /// # Errors
+    /// A value of ours that cannot be read.
+    pub fn parse(cmdline: &str) -> Result<BootArgs> {
+        let mut args = BootArgs::default();
+        for word in cmdline.split_whitespace() {
+            let Some((key, value)) = word.split_once('=') else { continue };
+            match key {
+                "BOOTIF" => {
+                    let mac = value.strip_prefix("01-").unwrap_or(value);
+                    args.boot_mac = Some(parse_mac(mac).with_context(|| format!("reading BOOTIF={value}"))?);
+                }
+                "ezio.server" => {
+                    let server =
+                        value.parse().with_context(|| format!("reading ezio.server={value}, an IPv4 address"))?;
+                    args.server = Some(server);
+                }
+                _ => {
+                    if let Some(key) = key.strip_prefix("ezio.") {
+                        args.overrides.push((key.to_owned(), value.to_owned()));
+                    }
+                }
+            }
+        }
+        Ok(args)
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    let parts: Vec<_> = text.split(['-', ':']).collect();
+    if parts.len() != mac.len() || parts.iter().any(|part| part.len() != 2) {
+        bail!("{text:?} is not a MAC address such as 52-54-00-12-34-56");
+    }
+    for (byte, part) in mac.iter_mut().zip(parts) {
+        *byte = u8::from_str_radix(part, 16).with_context(|| format!("{text:?} is not a MAC address"))?;
+    }
+    Ok(mac)
+}
+
+/// Everything `ezio.conf` can say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// `TORRENT`: path on the TFTP server.
+    pub torrent: String,
+    /// `IMAGE`: name for people; else the torrent's.
+    pub image: Option<String>,
+    /// `TARGET`: which disk.
+    pub target: TargetRule,
+    /// `AFTER`.
+    pub after: After,
+    /// `VERIFY`: read everything back; `yes` unless told otherwise.
+    pub verify: bool,
+    /// `LINGER`: seconds without an upload after which a finished machine stops seeding.
+    pub linger_seconds: u64,
+    /// `TRACKER`: URLs; else the torrent's.
+    pub trackers: Vec<String>,
+    /// `REPORT`: where to say how it goes.
+    pub report_url: Option<String>,
+    /// `DEPLOYMENT`: given back in every report.
+    pub deployment: String,
+    /// Keys that are not known, to be warned about.
+    pub unknown: Vec<String>,
+}
+
+impl Settings {
+    /// Reads `ezio.conf` (`KEY=value` lines, `#` comments, EZIO's old lower-case `torrent` and `disk`), then the
+    /// overrides, which win.
+    ///
+    /// # Errors
+    /// A line without `=`, a bad value, or no `TORRENT` at all, each naming its line or key.
+    pub fn parse(conf: &str, overrides: &[(String, String)]) -> Result<Settings> {
+        let mut settings = Settings {
+            torrent: String::new(),
+            image: None,
+            target: TargetRule::default(),
+            after: After::Reboot,
+            verify: true,
+            linger_seconds: 15,
+            trackers: Vec::new(),
+            report_url: None,
+            deployment: String::new(),
+            unknown: Vec::new(),
+        };
+        for (number, line) in (1..).zip(conf.lines()) {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (key, value) = line.split_once('=').with_context(|| {
+                let shown: String = line.chars().take(60).collect();
+                format!("line {number} of ezio.conf is not KEY=value: {shown:?}")
+            })?;
+            let value = value.trim().trim_matches('"');
+            settings.set(key.trim(), value).with_context(|| format!("line {number} of ezio.conf"))?;
+        }
+        for (key, value) in overrides {
+            settings.set(key, value).with_context(|| format!("ezio.{key} on the kernel command line"))?;
+        }
+        if settings.torrent.is_empty() {
+            bail!("ezio.conf names no TORRENT: arm an image on the server, or add TORRENT=path");
+        }
+        Ok(settings)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key.to_ascii_uppercase().as_str() {
+            "TORRENT" => self.torrent = value.trim_start_matches('/').to_owned(),
+            "IMAGE" => self.image = Some(value.to_owned()),
+            "TARGET" | "DISK" => self.target = value.parse()?,
+            "AFTER" => self.after = After::parse(value)?,
+            "VERIFY" => {
+                self.verify = match value {
+                    "yes" | "1" => true,
+                    "no" | "0" => false,
+                    other => bail!("VERIFY={other} is not known: use yes or no"),
+                }
+            }
+            "LINGER" => {
+                self.linger_seconds =
+                    value.parse().with_context(|| format!("LINGER={value} is not a number of seconds"))?;
+            }
+            "TRACKER" => {
+                self.trackers = value.split([',', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect()
+            }
+            "REPORT" => self.report_url = Some(value.to_owned()),
+            "DEPLOYMENT" => self.deployment = value.to_owned(),
+            "MAGNET" => bail!("magnet links are not supported: name the torrent with TORRENT=path"),
+            _ => self.unknown.push(key.to_owned()),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_read() {
+        let args = BootArgs::parse(
+            "BOOT_IMAGE=x console=ttyS0 quiet BOOTIF=01-52-54-00-77-00-01 ezio.server=10.77.0.1 ezio.target=serial=X9 root=/",
+        )
+        .expect("good");
+        assert_eq!(args.server, Some(Ipv4Addr::new(10, 77, 0, 1)));
+        assert_eq!(args.boot_mac, Some([0x52, 0x54, 0, 0x77, 0, 1]));
+        assert_eq!(args.overrides, [("target".to_owned(), "serial=X9".to_owned())]);
+        assert_eq!(BootArgs::parse("").expect("empty"), BootArgs::default());
+        for bad in ["ezio.server=nowhere", "BOOTIF=01-zz-00-00-00-00-00", "BOOTIF=1", "BOOTIF=01-é-1-1-1-1-1"] {
+            assert!(BootArgs::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_conf_of_2017_is_understood() {
+        for conf in ["torrent=/golden.torrent\ndisk=/dev/sda\n", "TORRENT=golden.torrent\r\nTARGET=/dev/sda\r\n"] {
+            let settings = Settings::parse(conf, &[]).expect(conf);
+            assert_eq!(settings.torrent, "golden.torrent");
+            assert_eq!(settings.target, "/dev/sda".parse().expect("a path"));
+            assert_eq!(settings.after, After::Reboot);
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins() {
+        let overrides = [("after".to_owned(), "halt".to_owned())];
+        let settings = Settings::parse("TORRENT=x\nAFTER=poweroff\nCOLOUR=red", &overrides).expect("good");
+        assert_eq!(settings.after, After::Halt);
+        assert_eq!(settings.unknown, ["COLOUR"]);
+    }
+
+    #[test]
+    fn bad_conf_says_where() {
+        let error = |conf: &str| format!("{:#}", Settings::parse(conf, &[]).expect_err(conf));
+        assert!(error("TORRENT=x\nAFTER=explode").starts_with("line 2 of ezio.conf: AFTER=explode is not known"));
+        assert!(error("TORRENT=x\n\nhello").starts_with("line 3 of ezio.conf is not KEY=value"));
+        assert!(error("LINGER=-1").contains("not a number of seconds"));
+        assert!(error("VERIFY=maybe").contains("use yes or no"));
+        assert!(error("").contains("names no TORRENT"));
+        assert!(error("TARGET=size").contains("TARGET"));
+    }
+}

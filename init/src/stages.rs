@@ -1,0 +1,227 @@
+//! The stages between the first link and the proven disk.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use blockdev::{Device, inventory};
+use layout::Layout;
+use metainfo::Metainfo;
+use netboot::MacAddr;
+use report::Stage;
+use restore::Progress;
+use swarm::{Options, Swarm};
+
+use crate::console::Console;
+use crate::fetch;
+use crate::home::Home;
+use crate::lease::{Network, wait_for_lease};
+use crate::modules::{Coldplug, Index};
+use crate::settings::{After, BootArgs, Settings};
+use crate::target;
+
+/// Pause between two tries to get a configuration.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// The same trouble is told again after this long.
+const REPEAT_TROUBLE: Duration = Duration::from_secs(60);
+/// Disks are counted once no device has appeared for this long …
+const DISKS_QUIET: Duration = Duration::from_secs(2);
+/// … but not later than this.
+const DISKS_LIMIT: Duration = Duration::from_secs(40);
+/// A linger shorter than the swarm's own rhythm would leave before the slowest peer has asked.
+const SEEDING_LOOK: Duration = Duration::from_millis(500);
+
+/// Runs all stages; gives what to do afterwards.
+///
+/// # Errors
+/// Whatever cannot be mended by trying again, in words for the screen.
+pub async fn run(console: &Console, home: &Home) -> Result<After> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("reading the kernel command line")?;
+    let args = BootArgs::parse(&cmdline).context("reading the kernel command line")?;
+    let kernel = nix::sys::utsname::uname().context("asking for the kernel's version")?;
+    let modules = Path::new("/lib/modules").join(kernel.release());
+
+    console.stage(Stage::Network);
+    let coldplug = tokio::task::spawn_blocking(move || Coldplug::start(Index::read(&modules)));
+    let coldplug = coldplug.await.context("loading drivers")?;
+    for failure in coldplug.failures() {
+        log::warn!("driver {failure}");
+    }
+    let network = wait_for_lease(args.boot_mac.map(MacAddr), console).await;
+    let mac = args.boot_mac.map_or(network.dev.mac, MacAddr);
+    console.line(&format!("address {} on {}", network.lease.address, network.dev.name));
+    home.update(|report| {
+        report.mac = mac.to_string();
+        report.ip = network.lease.address.to_string();
+    });
+
+    home.enter(Stage::Fetch);
+    console.stage(Stage::Fetch);
+    let server = server_of(&args, &network)?;
+    let (settings, meta) = fetch_orders(server, mac, &args, console, home).await?;
+    let layout = Arc::new(Layout::new(&meta).context("the torrent does not describe a disk")?);
+    let meta = Arc::new(meta);
+    console.line(&format!(
+        "image {}: {} in {} pieces",
+        settings.image.as_deref().unwrap_or(&meta.name),
+        inventory::size_text(meta.geometry.content_len()),
+        meta.geometry.piece_count()
+    ));
+
+    home.enter(Stage::Disk);
+    console.stage(Stage::Disk);
+    let device = choose_disk(&settings, &layout, &coldplug, console, home).await?;
+
+    let options = Options { trackers: trackers(&settings, &meta), memory_bytes: swarm_memory(), ..Options::default() };
+    let verify = settings.verify;
+    let restored =
+        restore::restore(meta, layout, device, options, verify, |progress| tell(progress, console, home)).await?;
+    if let Some(cause) = restored.table_warning {
+        console.line(&format!("the kernel does not read the new partition table yet: {cause}"));
+    }
+    home.enter(Stage::Seeding);
+    let done = home.report();
+    console.verified(&format!(
+        "{} on {}{}",
+        inventory::size_text(done.bytes_total),
+        done.disk,
+        if verify { "" } else { ", partition table only: VERIFY=no" }
+    ));
+    console.stage(Stage::Seeding);
+    linger(&restored.swarm, Duration::from_secs(settings.linger_seconds), home).await;
+    restored.swarm.shutdown().await;
+    Ok(settings.after)
+}
+
+fn server_of(args: &BootArgs, network: &Network) -> Result<Ipv4Addr> {
+    args.server.or(network.lease.siaddr).context(
+        "nobody said where the server is: DHCP gave no next-server (siaddr), and the kernel command line has no ezio.server=",
+    )
+}
+
+/// Asks until there is a configuration and its torrent. Missing files and silence may pass; bad content does not.
+async fn fetch_orders(
+    server: Ipv4Addr,
+    mac: MacAddr,
+    args: &BootArgs,
+    console: &Console,
+    home: &Home,
+) -> Result<(Settings, Metainfo)> {
+    let mut told: Option<(String, Instant)> = None;
+    loop {
+        let trouble = match fetch::conf(server, mac).await {
+            Ok((text, name)) => {
+                let settings =
+                    Settings::parse(&text, &args.overrides).with_context(|| format!("reading {name} from {server}"))?;
+                for key in &settings.unknown {
+                    log::warn!("{name}: {key} is not known and means nothing");
+                }
+                if let Some(url) = &settings.report_url {
+                    home.update(|report| {
+                        report.deployment.clone_from(&settings.deployment);
+                        report.image = settings.image.clone().unwrap_or_default();
+                    });
+                    home.set_url(url.clone());
+                }
+                match fetch::torrent(server, &settings.torrent).await {
+                    Ok(bytes) => {
+                        let meta = Metainfo::parse(&bytes)
+                            .with_context(|| format!("refusing {} from {server}", settings.torrent))?;
+                        return Ok((settings, meta));
+                    }
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        let text = format!("{trouble:#}");
+        if told.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() > REPEAT_TROUBLE) {
+            console.trouble(&text);
+            told = Some((text, Instant::now()));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn trackers(settings: &Settings, meta: &Metainfo) -> Vec<String> {
+    if settings.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { settings.trackers.clone() }
+}
+
+/// A quarter of what is free, within what is useful: the rest is for page cache and the proof.
+fn swarm_memory() -> usize {
+    const LEAST: usize = 16 << 20;
+    const MOST: usize = 96 << 20;
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: usize = available.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    (kib * 1024 / 4).clamp(LEAST, MOST)
+}
+
+async fn choose_disk(
+    settings: &Settings,
+    layout: &Layout,
+    coldplug: &Coldplug,
+    console: &Console,
+    home: &Home,
+) -> Result<Arc<Device>> {
+    let started = Instant::now();
+    let sysfs = Path::new("/sys");
+    loop {
+        let is_late = started.elapsed() > DISKS_LIMIT;
+        let disks = inventory::disks(sysfs);
+        if (coldplug.quiet_for() < DISKS_QUIET || disks.is_empty()) && !is_late {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            continue;
+        }
+        let (path, words) = match settings.target.partition(&disks, sysfs) {
+            Some(partition) => (partition.clone(), partition.display().to_string()),
+            None => {
+                let disk = target::choose(&settings.target, &disks, layout)?;
+                (disk.path.clone(), disk.describe())
+            }
+        };
+        console.line(&format!("disk {words}"));
+        home.update(|report| report.disk.clone_from(&words));
+        let device = Device::open_exclusive(&path)?;
+        if let Err(cause) = layout.check_device(device.len(), device.sector_size()) {
+            bail!("{words}: {cause}; nothing was touched");
+        }
+        return Ok(Arc::new(device));
+    }
+}
+
+fn tell(progress: Progress, console: &Console, home: &Home) {
+    let before = home.report().stage;
+    home.enter(progress.stage);
+    home.update(|report| {
+        report.bytes_done = progress.bytes_done;
+        report.bytes_total = progress.bytes_total;
+        report.rate_bytes_per_s = progress.rate_bytes_per_s;
+        report.downloaded = progress.downloaded;
+        report.uploaded = progress.uploaded;
+        report.peers = progress.peers;
+    });
+    if before != progress.stage {
+        console.stage(progress.stage);
+    }
+    console.progress(&home.report());
+}
+
+/// Seeds until nobody has taken anything for `linger`.
+async fn linger(swarm: &Swarm, linger: Duration, home: &Home) {
+    let finished = Instant::now();
+    loop {
+        let stats = swarm.stats();
+        let last = stats.last_upload.map_or(finished, |at| at.max(finished));
+        home.update(|report| {
+            report.uploaded = stats.uploaded;
+            report.peers = u32::try_from(stats.peers).unwrap_or(u32::MAX);
+        });
+        if last.elapsed() >= linger {
+            return;
+        }
+        tokio::time::sleep(SEEDING_LOOK).await;
+    }
+}
