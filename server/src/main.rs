@@ -1,5 +1,9 @@
 //! `ezio`: everything the room's server does, one subcommand each.
 
+mod image_cmd;
+mod library;
+mod manifest;
+
 use clap::{Parser, Subcommand};
 
 /// Images a room of machines over the network: captures disks, serves them, and shows how every machine is doing.
@@ -14,7 +18,9 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Image(image_cmd::ImageCommand),
+}
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
@@ -24,5 +30,7 @@ fn main() -> anyhow::Result<()> {
         _ => log::LevelFilter::Trace,
     };
     env_logger::Builder::new().filter_level(level).parse_default_env().init();
-    match cli.command {}
+    match cli.command {
+        Command::Image(command) => command.run(),
+    }
 }
