@@ -3,6 +3,9 @@
 mod image_cmd;
 mod library;
 mod manifest;
+mod restore_cmd;
+mod seed_cmd;
+mod source;
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +23,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Image(image_cmd::ImageCommand),
+    Restore(restore_cmd::RestoreCommand),
+    Seed(seed_cmd::SeedCommand),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,5 +37,7 @@ fn main() -> anyhow::Result<()> {
     env_logger::Builder::new().filter_level(level).parse_default_env().init();
     match cli.command {
         Command::Image(command) => command.run(),
+        Command::Restore(command) => command.run(),
+        Command::Seed(command) => command.run(),
     }
 }

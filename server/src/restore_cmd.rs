@@ -1,0 +1,207 @@
+//! `ezio restore`: an image from a swarm to a disk or file, on any Linux machine.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use blockdev::Device;
+use blockdev::inventory::{self, size_text};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use layout::Layout;
+use restore::{Progress, restore};
+use swarm::{Options, Swarm};
+
+use crate::seed_cmd::read_torrent;
+
+/// Without a terminal, a line this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Restores a torrent to a disk, partition or file, and proves what it wrote.
+#[derive(Args)]
+pub struct RestoreCommand {
+    /// The .torrent file.
+    torrent: PathBuf,
+    /// A block device, which is overwritten, or a file, which is created (sparse) as a disk image.
+    target: PathBuf,
+    /// Announce here instead of where the torrent says; may be given several times.
+    #[arg(long = "tracker", value_name = "URL")]
+    trackers: Vec<String>,
+    /// Connect to this peer; may be given several times.
+    #[arg(long = "peer", value_name = "ADDR")]
+    peers: Vec<SocketAddr>,
+    /// Go on seeding for this long afterwards.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    linger: u64,
+    /// Do not ask before overwriting a device.
+    #[arg(long)]
+    yes: bool,
+    /// Say how it goes as one JSON object a line.
+    #[arg(long)]
+    json: bool,
+    /// Do not read the content back; the table sectors still are.
+    #[arg(long)]
+    no_verify: bool,
+    /// Send at most this many bytes a second.
+    #[arg(long, value_name = "BYTES")]
+    up: Option<u64>,
+    /// Take at most this many bytes a second.
+    #[arg(long, value_name = "BYTES")]
+    down: Option<u64>,
+}
+
+impl RestoreCommand {
+    /// Runs the restore; an error leaves the target unable to boot.
+    pub fn run(self) -> Result<()> {
+        let meta = Arc::new(read_torrent(&self.torrent)?);
+        let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
+        let device = self.open_target(&layout)?;
+        let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
+        if trackers.is_empty() && self.peers.is_empty() {
+            bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
+        }
+        let options = Options {
+            trackers,
+            peers: self.peers,
+            up_bytes_per_s: self.up,
+            down_bytes_per_s: self.down,
+            ..Options::default()
+        };
+        let mut screen = Screen::new(self.json);
+        let started = Instant::now();
+        let runtime = tokio::runtime::Runtime::new().context("starting")?;
+        runtime.block_on(async {
+            let layout = Arc::new(layout);
+            let content_len = meta.geometry.content_len();
+            let verify = !self.no_verify;
+            let restored =
+                restore(meta, layout, Arc::clone(&device), options, verify, |progress| screen.show(progress)).await?;
+            if let Some(cause) = &restored.table_warning {
+                log::warn!(
+                    "the kernel does not read the new partition table of {} yet: {cause}",
+                    device.path().display()
+                );
+            }
+            screen.verified(device.path(), content_len, started.elapsed(), verify);
+            linger(&restored.swarm, Duration::from_secs(self.linger)).await;
+            restored.swarm.shutdown().await;
+            Ok(())
+        })
+    }
+
+    fn open_target(&self, layout: &Layout) -> Result<Arc<Device>> {
+        let is_device = match self.target.metadata() {
+            Ok(about) => !about.is_file(),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound && !self.target.starts_with("/dev") => false,
+            Err(cause) => return Err(cause).with_context(|| format!("opening {}", self.target.display())),
+        };
+        if !is_device {
+            return Ok(Arc::new(Device::create_file(&self.target, layout.disk_size())?));
+        }
+        let device = Device::open_exclusive(&self.target)?;
+        layout
+            .check_device(device.len(), device.sector_size())
+            .with_context(|| format!("{} was not touched", self.target.display()))?;
+        if !self.yes {
+            confirm(&self.target, device.len())?;
+        }
+        Ok(Arc::new(device))
+    }
+}
+
+fn confirm(target: &Path, len: u64) -> Result<()> {
+    let disks = inventory::disks(Path::new("/sys"));
+    let known = disks.iter().find(|disk| disk.path == target).map(inventory::Disk::describe);
+    let what = known.unwrap_or_else(|| format!("{} ({})", target.display(), size_text(len)));
+    if !std::io::stdin().is_terminal() {
+        bail!("this would overwrite {what}: give --yes if that is meant");
+    }
+    print!("Everything on {what} will be overwritten. Type yes to go on: ");
+    std::io::stdout().flush().context("asking")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    if answer.trim() != "yes" {
+        bail!("not confirmed; {} was not touched", target.display());
+    }
+    Ok(())
+}
+
+async fn linger(swarm: &Swarm, linger: Duration) {
+    let until = tokio::time::sleep(linger);
+    tokio::select! {
+        () = until => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    log::info!("{} given to others", size_text(swarm.stats().uploaded));
+}
+
+/// How progress is shown: a bar on a terminal, lines elsewhere, JSON for machines.
+enum Screen {
+    Bar(ProgressBar),
+    Lines { last: Option<(report::Stage, Instant)> },
+    Json,
+}
+
+impl Screen {
+    fn new(json: bool) -> Screen {
+        if json {
+            return Screen::Json;
+        }
+        if !std::io::stdout().is_terminal() {
+            return Screen::Lines { last: None };
+        }
+        let style = ProgressStyle::with_template("{msg:8} {wide_bar} {percent:>3}% {prefix}")
+            .expect("the template is a constant that indicatif takes");
+        Screen::Bar(ProgressBar::new(0).with_style(style))
+    }
+
+    fn show(&mut self, progress: Progress) {
+        match self {
+            Screen::Bar(bar) => {
+                bar.set_length(progress.bytes_total);
+                bar.set_position(progress.bytes_done);
+                bar.set_message(progress.stage.to_string());
+                bar.set_prefix(words(&progress));
+            }
+            Screen::Lines { last } => {
+                let is_due = last.is_none_or(|(stage, at)| stage != progress.stage || at.elapsed() >= LINE_EVERY);
+                if is_due {
+                    *last = Some((progress.stage, Instant::now()));
+                    let (done, total) = (size_text(progress.bytes_done), size_text(progress.bytes_total));
+                    println!("{} {done} of {total}, {}", progress.stage, words(&progress));
+                }
+            }
+            Screen::Json => println!(
+                "{}",
+                serde_json::json!({
+                    "stage": progress.stage,
+                    "bytes_done": progress.bytes_done,
+                    "bytes_total": progress.bytes_total,
+                    "rate_bytes_per_s": progress.rate_bytes_per_s,
+                    "downloaded": progress.downloaded,
+                    "uploaded": progress.uploaded,
+                    "peers": progress.peers,
+                })
+            ),
+        }
+    }
+
+    fn verified(&self, target: &Path, len: u64, took: Duration, verify: bool) {
+        if let Screen::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+        let seconds = took.as_secs_f64();
+        let how = if verify { "read back from the medium" } else { "partition table only: --no-verify" };
+        println!("verified {} on {} in {seconds:.1} s ({how})", size_text(len), target.display());
+    }
+}
+
+fn words(progress: &Progress) -> String {
+    let rate = size_text(progress.rate_bytes_per_s);
+    let left = progress.bytes_total.saturating_sub(progress.bytes_done).checked_div(progress.rate_bytes_per_s);
+    let eta = left.map(|seconds| format!(", {}:{:02} left", seconds / 60, seconds % 60)).unwrap_or_default();
+    format!("{rate}/s{eta}, {} peers", progress.peers)
+}
