@@ -103,10 +103,11 @@ mod ffi {
         Ok(request)
     }
 
-    pub(super) fn call(socket: &UdpSocket, number: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    /// The number is narrower in musl's `ioctl` than in its constants; every one used here fits.
+    pub(super) fn call(socket: &UdpSocket, number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
         // SAFETY: the descriptor is open for as long as `socket` is borrowed; the requests used here read and write
         // one ifreq, which outlives the call.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), number, std::ptr::from_mut(request)) };
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), number as libc::Ioctl, std::ptr::from_mut(request)) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -129,7 +130,8 @@ mod ffi {
         route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
         // SAFETY: the descriptor is open for as long as `socket` is borrowed; SIOCADDRT reads one rtentry, which
         // outlives the call.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, std::ptr::from_ref(&route)) };
+        let result =
+            unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as libc::Ioctl, std::ptr::from_ref(&route)) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
