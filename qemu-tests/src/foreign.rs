@@ -55,8 +55,11 @@ fn start(mut command: Command, name: &str) -> Result<Dnsmasq> {
     let path = format!("{name}.log");
     let mut process = Process::start(name, command, Path::new(&path))?;
     let log = Log::new(Path::new(&path));
-    log.wait_for(&["sockets bound"], Duration::from_secs(60), || {
-        Ok(process.exited()?.map(|status| format!("dnsmasq ended ({})", ending(status))))
-    })?;
+    log.wait_for(
+        "sockets bound",
+        |line| line.contains("sockets bound"),
+        Duration::from_secs(60),
+        || Ok(process.exited()?.map(|status| format!("dnsmasq ended ({})", ending(status)))),
+    )?;
     Ok(Dnsmasq { _process: process, log })
 }

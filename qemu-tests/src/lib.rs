@@ -7,6 +7,7 @@
 pub mod cases;
 pub mod compare;
 pub mod demo;
+mod demo_screen;
 pub mod disk;
 pub mod foreign;
 pub mod golden;

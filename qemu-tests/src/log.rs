@@ -35,11 +35,6 @@ impl Log {
         self.text().matches(needle).count()
     }
 
-    /// The last line with `needle` in it.
-    pub fn line_with(&self, needle: &str) -> Option<String> {
-        self.text().lines().rfind(|line| line.contains(needle)).map(|line| line.trim().to_string())
-    }
-
     /// Its last `count` lines, under a heading with its name.
     pub fn tail(&self, count: usize) -> String {
         let text = self.text();
@@ -48,15 +43,17 @@ impl Log {
         format!("--- {} ---\n{}\n", self.path.display(), last.join("\n"))
     }
 
-    /// Waits until one of `needles` stands in it and gives the line it stands in.
+    /// Waits until a line is as wished, and gives it.
     ///
-    /// `ended` says that nothing more will be written: then what is not there will not come.
+    /// `what` names the wish in errors. `ended` says that nothing more will be written: then what is not there will not
+    /// come.
     ///
     /// # Errors
     /// If none came within `deadline` or before the end.
     pub fn wait_for(
         &self,
-        needles: &[&str],
+        what: &str,
+        is_it: impl Fn(&str) -> bool,
         deadline: Duration,
         mut ended: impl FnMut() -> Result<Option<String>>,
     ) -> Result<String> {
@@ -64,15 +61,15 @@ impl Log {
         loop {
             // Asked before looking, so that the last words are read before the silence is believed.
             let end = ended()?;
-            if let Some(line) = needles.iter().find_map(|needle| self.line_with(needle)) {
-                return Ok(line);
+            if let Some(line) = self.text().lines().find(|line| is_it(line)) {
+                return Ok(line.trim().to_string());
             }
             let name = self.path.display();
             if let Some(end) = end {
-                bail!("{name}: {end} without saying {needles:?}");
+                bail!("{name}: {end} without saying {what:?}");
             }
             if start.elapsed() > deadline {
-                bail!("{name}: {needles:?} has not come within {} s", deadline.as_secs());
+                bail!("{name}: {what:?} has not come within {} s", deadline.as_secs());
             }
             std::thread::sleep(POLL);
         }
@@ -113,7 +110,7 @@ mod tests {
     #[test]
     fn an_end_without_the_word_is_an_error() {
         let log = Log::new(Path::new("/nonexistent/log"));
-        let error = log.wait_for(&["word"], Duration::from_secs(60), || Ok(Some("it ended".into())));
+        let error = log.wait_for("word", |_| false, Duration::from_secs(60), || Ok(Some("it ended".into())));
         assert!(error.is_err_and(|error| error.to_string().contains("it ended without saying")));
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::disk::{Bus, Disk};
@@ -311,31 +311,27 @@ impl Machine {
     /// # Errors
     /// If they do not come, the machine ends, or `/init` says that it failed.
     pub fn wait_for(&mut self, words: &str) -> Result<String> {
-        self.wait_for_within(words, DEADLINE)
+        let line = self.wait_until(words, |line| line.contains(words) || is_the_end(line))?;
+        ensure!(line.contains(words), "{}: waiting for {words:?}, it said: {line}", self.log.path().display());
+        Ok(line)
     }
 
-    /// As [`Machine::wait_for`] with another deadline.
+    /// Waits for words on the serial line, whatever else stands there.
     ///
     /// # Errors
-    /// As [`Machine::wait_for`].
-    pub fn wait_for_within(&mut self, words: &str, deadline: Duration) -> Result<String> {
-        let line = self.wait_for_any(&[words, FAILED, PANIC], deadline)?;
-        match line.contains(words) {
-            true => Ok(line),
-            false => bail!("{}: waiting for {words:?}, it said: {line}", self.log.path().display()),
-        }
+    /// If they do not come, or the machine ends.
+    pub fn wait_for_trouble(&mut self, words: &str) -> Result<String> {
+        self.wait_until(words, |line| line.contains(words))
     }
 
-    /// Waits until `/init` says that it failed, and gives the line.
+    /// Waits until `/init` says that it failed for good, and gives the line.
     ///
     /// # Errors
     /// If it does not, or ends some other way.
     pub fn wait_for_failure(&mut self) -> Result<String> {
-        let line = self.wait_for_any(&[FAILED, PANIC, "EZIO: verified"], DEADLINE)?;
-        match line.contains(FAILED) {
-            true => Ok(line),
-            false => bail!("{}: expected a refusal, it said: {line}", self.log.path().display()),
-        }
+        let line = self.wait_until(FAILED, |line| line.contains("EZIO: verified") || is_the_end(line))?;
+        ensure!(line.contains(FAILED), "{}: expected a refusal, it said: {line}", self.log.path().display());
+        Ok(line)
     }
 
     /// Waits until it has switched itself off, successfully as QEMU sees it.
@@ -363,15 +359,18 @@ impl Machine {
         crate::qmp::execute(&self.qmp, "set_link", &json!({ "name": "nic0", "up": up })).map(drop)
     }
 
-    fn wait_for_any(&mut self, words: &[&str], deadline: Duration) -> Result<String> {
+    fn wait_until(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> Result<String> {
         let process = &mut self.process;
-        self.log.wait_for(words, deadline, || {
+        self.log.wait_for(what, is_it, DEADLINE, || {
             Ok(process.exited()?.map(|status| format!("the machine ended ({})", ending(status))))
         })
     }
 }
 
+/// Whether nothing good can follow this line. Trouble that `/init` goes on trying to overcome is not an end.
+fn is_the_end(line: &str) -> bool {
+    line.contains("Kernel panic") || (line.contains(FAILED) && !line.trim_end().ends_with("trying again"))
+}
+
 /// How `/init` starts the line that says why it gave up.
 const FAILED: &str = "EZIO: failed:";
-/// What a kernel says that cannot go on.
-const PANIC: &str = "Kernel panic";

@@ -63,10 +63,9 @@ impl ServerConfig {
         };
         let boot = self.boot.as_deref().unwrap_or(boot);
         format!(
-            "library = {library:?}\nboot = {boot:?}\nip = \"{SERVER_IP}\"\ninterface = \"{BRIDGE}\"\n\
-             kernel_args = \"console=ttyS0 quiet\"\n\
-             [dhcp]\nmode = \"{mode}\"\nrange = \"10.77.0.50-10.77.0.99\"\n\
-             [http]\nport = {HTTP_PORT}\n[tftp]\nenabled = {}\n",
+            "library = {library:?}\nboot_dir = {boot:?}\ninterface = \"{BRIDGE}\"\naddress = \"{SERVER_IP}\"\n\
+             dhcp = \"{mode}\"\ndhcp_range = \"10.77.0.50-10.77.0.99\"\ntftp = {}\nhttp_port = {HTTP_PORT}\n\
+             kernel_args = \"console=ttyS0 quiet\"\n",
             self.tftp
         )
     }
@@ -115,6 +114,14 @@ impl Server {
         Image::open(&self.library, name)
     }
 
+    /// An image that is in the library.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn image(&self, name: &str) -> Result<Image> {
+        Image::open(&self.library, name)
+    }
+
     /// Arms an image with more words for `ezio arm`.
     ///
     /// # Errors
@@ -145,6 +152,17 @@ impl Server {
     /// If it does not answer.
     pub fn status(&self) -> Result<Value> {
         serde_json::from_str(&http_get("/status.json")?).context("parsing status.json")
+    }
+
+    /// Payload bytes that left the server: what all machines took, less what they gave each other.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub fn seeded(&self) -> Result<u64> {
+        let reports = reports(&self.status()?);
+        let taken: u64 = reports.iter().map(|report| report.downloaded).sum();
+        let given: u64 = reports.iter().map(|report| report.uploaded).sum();
+        Ok(taken.saturating_sub(given))
     }
 
     /// A machine's last report, if it has made one.

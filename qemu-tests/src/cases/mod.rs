@@ -1,10 +1,16 @@
-//! The stories. Each is one function of a screen or less; longest first, so that two at a time end together.
+//! The stories. Each is one function of a screen or less.
+
+mod chain;
+mod disks;
+mod hardware;
+mod hostile;
+mod memory;
+mod orders;
+mod swarm;
 
 use anyhow::Result;
 
 use crate::rack::Rack;
-
-mod framework;
 
 /// One story.
 pub struct Case {
@@ -16,18 +22,43 @@ pub struct Case {
     pub run: fn(&mut Rack) -> Result<()>,
 }
 
-/// All of them.
+const fn case(name: &'static str, what: &'static str, run: fn(&mut Rack) -> Result<()>) -> Case {
+    Case { name, what, run }
+}
+
+/// All of them. What the others rest on comes first, then the long ones, so that two at a time end together.
 pub const CASES: &[Case] = &[
-    Case {
-        name: "golden_disk_starts_in_bios",
-        what: "the golden disk itself starts from every bus",
-        run: framework::golden_bios,
-    },
-    Case {
-        name: "golden_disk_starts_in_uefi",
-        what: "the golden disk itself starts in UEFI",
-        run: framework::golden_uefi,
-    },
-    Case { name: "rack_itself_boots_direct", what: "x", run: framework::direct },
-    Case { name: "rack_itself_pxe", what: "x", run: framework::pxe },
+    case("golden_disk_starts", "the golden disk itself, in BIOS and UEFI", chain::golden_disk_starts),
+    case("smallest_memory", "1 GiB clones an image larger than that; the smallest that works", memory::smallest_memory),
+    case("late_machine", "one powered on two minutes after the others", swarm::late_machine),
+    case("killed_machine", "one loses power mid-way, the others finish and start", swarm::killed_machine),
+    case("server_killed", "the server is killed mid-way and started again", swarm::server_killed),
+    case("cable_pulled", "a network cable is out for a while mid-way", swarm::cable_pulled),
+    case("proxy_dhcp_bios", "beside a site's dnsmasq, BIOS", chain::proxy_dhcp_bios),
+    case("proxy_dhcp_uefi", "beside a site's dnsmasq, UEFI", chain::proxy_dhcp_uefi),
+    case("dhcp_server_bios", "imaged, restarted, and started from its own disk, BIOS", chain::dhcp_server_bios),
+    case("dhcp_server_uefi", "imaged, restarted, and started from its own disk, UEFI", chain::dhcp_server_uefi),
+    case("nothing_armed", "machines start their own disks while nothing is armed", chain::nothing_armed),
+    case("generic_kernel", "the generic kernel with an AHCI disk and an e1000e card", hardware::generic_kernel),
+    case("hostile_torrents", "refused before the disk is touched", hostile::hostile_torrents),
+    case("no_dhcp_answer", "says so, and goes on when a server comes", orders::no_dhcp_answer),
+    case("no_tftp_answer", "says so, and goes on when a server comes", orders::no_tftp_answer),
+    case("no_conf", "says that nothing is armed, and goes on when it is", orders::no_conf),
+    case("no_disk", "refused, in words", disks::no_disk),
+    case("two_disks", "refused without a rule, restored with one", disks::two_disks),
+    case("disk_too_small", "refused, in words", disks::disk_too_small),
+    case("other_sector_size", "a 512-byte image is not put on a 4096-byte disk", disks::other_sector_size),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::CASES;
+
+    #[test]
+    fn names_are_unique() {
+        let names: HashSet<_> = CASES.iter().map(|case| case.name).collect();
+        assert_eq!(names.len(), CASES.len());
+    }
+}

@@ -1,0 +1,87 @@
+//! From power-on by every road of firmware and DHCP.
+
+use anyhow::{Result, ensure};
+
+use crate::disk::{Bus, Disk};
+use crate::foreign::Dnsmasq;
+use crate::golden::{MARKER, Size};
+use crate::machine::{Firmware, MachineSpec};
+use crate::rack::Rack;
+use crate::server::{Dhcp, ServerConfig};
+
+pub fn golden_disk_starts(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    rack.expect_clone_boots(&MachineSpec::new("bios", 1).disk(&golden, Bus::Virtio))?;
+    rack.expect_clone_boots(&MachineSpec::new("uefi", 2).firmware(Firmware::Uefi).disk(&golden, Bus::Nvme))
+}
+
+pub fn proxy_dhcp_bios(rack: &mut Rack) -> Result<()> {
+    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio)
+}
+
+pub fn proxy_dhcp_uefi(rack: &mut Rack) -> Result<()> {
+    beside_dnsmasq(rack, Firmware::Uefi, Bus::Scsi)
+}
+
+/// The site's DHCP knows nothing of booting; our server gives no address to anybody.
+fn beside_dnsmasq(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    let host = rack.network.host("10.77.0.2")?;
+    let site = Dnsmasq::site_dhcp(&host)?;
+    let mut server = rack.serve(ServerConfig::new(Dhcp::Proxy))?;
+    let image = server.capture(&golden, "golden")?;
+    server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;
+    let target = rack.new_disk("target", 128)?;
+    let spec = MachineSpec::new("machine", 1).firmware(firmware).disk(&target, bus);
+    let mut machine = rack.power_on(&spec)?;
+    machine.wait_for("EZIO: verified")?;
+    machine.wait_for("EZIO: done, poweroff")?;
+    machine.wait_off()?;
+    image.compare(&golden, &target)?;
+    ensure!(site.log().count("DHCPACK(eth0)") >= 2, "the addresses came from somebody else than dnsmasq");
+    rack.expect_clone_boots(&spec)?;
+    server.stop()
+}
+
+pub fn dhcp_server_bios(rack: &mut Rack) -> Result<()> {
+    all_by_itself(rack, Firmware::Bios, Bus::Nvme)
+}
+
+pub fn dhcp_server_uefi(rack: &mut Rack) -> Result<()> {
+    all_by_itself(rack, Firmware::Uefi, Bus::Virtio)
+}
+
+/// Power-on, imaging, restart, network boot again, local disk: nobody touches anything.
+fn all_by_itself(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    let mut server = rack.serve(ServerConfig::new(Dhcp::Server))?;
+    let image = server.capture(&golden, "golden")?;
+    server.arm("golden", &["--after", "reboot", "--linger", "1"])?;
+    let target = rack.new_disk("target", 160)?;
+    let spec = MachineSpec::new("machine", 1).firmware(firmware).disk(&target, bus).may_reboot();
+    let mut machine = rack.power_on(&spec)?;
+    machine.wait_for("EZIO: done, reboot")?;
+    machine.wait_for(MARKER)?;
+    machine.wait_off()?;
+    ensure!(machine.log().count("EZIO: stage restore") == 1, "it was imaged more than once");
+    image.compare(&golden, &target)?;
+    server.stop()
+}
+
+/// A server that runs is no danger to anybody until something is armed.
+pub fn nothing_armed(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
+    let image = server.capture(&golden, "golden")?;
+    for (number, firmware) in [(1, Firmware::Bios), (2, Firmware::Uefi)] {
+        let path = rack.disk_path(&format!("own-{firmware}"));
+        std::fs::copy(golden.path(), &path)?;
+        let own = Disk::open(&path);
+        let spec = MachineSpec::new(&format!("machine-{firmware}"), number).firmware(firmware).disk(&own, Bus::Virtio);
+        let mut machine = rack.power_on(&spec)?;
+        machine.wait_for(MARKER)?;
+        ensure!(machine.log().count("EZIO:") == 0, "the RAM system was started");
+        image.compare(&golden, &own)?;
+    }
+    Ok(())
+}
