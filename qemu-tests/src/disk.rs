@@ -196,8 +196,8 @@ mod tests {
     #[test]
     fn one_written_byte_shows() {
         let path = std::env::temp_dir().join(format!("ezio-disk-{}", std::process::id()));
-        for disk in [Disk::blank(&path, 3 << 20), Disk::patterned(&path, 3 << 20)] {
-            let disk = disk.expect("a disk");
+        for make in [Disk::blank, Disk::patterned] {
+            let disk = make(&path, 3 << 20).expect("a disk");
             assert_eq!(disk.first_written().expect("readable"), None);
             disk.file().expect("open").write_all_at(b"x", 2_000_000).expect("written");
             assert_eq!(disk.first_written().expect("readable"), Some(2_000_000));
