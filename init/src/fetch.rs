@@ -26,7 +26,8 @@ pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String)> {
                 let text = String::from_utf8(bytes).with_context(|| format!("{name} on {server} is not text"))?;
                 return Ok((text, name));
             }
-            Err(error) if error.is_not_found() => {}
+            // Servers differ in how they say "no such file": error 1, or 2 if the directory is missing.
+            Err(FetchError::Refused { .. }) => {}
             Err(error) => return Err(error).context("fetching ezio.conf"),
         }
     }
