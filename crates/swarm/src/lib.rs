@@ -4,11 +4,24 @@
 //! mounts over HTTP. Everything that decides is pure; sockets, threads
 //! and clocks are in the modules that drive it. No byte reaches a [`Storage`] before its piece's hash matched.
 
+pub mod announce;
+pub mod bits;
 pub mod options;
+pub mod picker;
+pub mod reveal;
 pub mod stats;
 pub mod store;
 pub mod swarm;
 pub mod tracker;
+pub mod wire;
+
+mod book;
+mod buffers;
+mod engine;
+mod link;
+mod peer;
+mod upload;
+mod verify;
 
 pub use crate::options::{Have, Options};
 pub use crate::stats::Stats;

@@ -3,11 +3,22 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metainfo::{Metainfo, PieceIndex};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
-use crate::{Options, Stats, Storage};
+use crate::engine::Shared;
+use crate::{Options, Stats, Storage, announce, peer};
+
+/// Connections that have not said who they are.
+const MAX_HANDSHAKES: usize = 64;
+/// After a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often addresses are looked through for one that is due.
+const DIAL_TICK: Duration = Duration::from_millis(100);
 
 /// Why a swarm cannot start or go on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -29,15 +40,13 @@ pub enum SwarmError {
         /// What the store said.
         source: Arc<io::Error>,
     },
-    /// The swarm was stopped before it was complete.
-    #[error("the swarm was stopped before every piece had arrived")]
-    Stopped,
 }
 
 /// One torrent being received and served. Dropping it stops everything.
 pub struct Swarm {
+    shared: Arc<Shared>,
     local_addr: SocketAddr,
-    stats: Stats,
+    announcers: Vec<JoinHandle<()>>,
 }
 
 impl Swarm {
@@ -46,11 +55,17 @@ impl Swarm {
     /// # Errors
     /// [`SwarmError::Listen`] if the port cannot be had; everything later shows in [`Swarm::stats`] or
     /// [`Swarm::completed`].
-    pub async fn start(meta: Arc<Metainfo>, _storage: Arc<dyn Storage>, options: Options) -> Result<Swarm, SwarmError> {
+    pub async fn start(meta: Arc<Metainfo>, storage: Arc<dyn Storage>, options: Options) -> Result<Swarm, SwarmError> {
         let listen_error = |source: io::Error| SwarmError::Listen { addr: options.listen, source: Arc::new(source) };
         let listener = TcpListener::bind(options.listen).await.map_err(listen_error)?;
         let local_addr = listener.local_addr().map_err(listen_error)?;
-        Ok(Swarm { local_addr, stats: Stats { piece_count: meta.geometry.piece_count(), ..Stats::default() } })
+        let shared = Arc::new(Shared::new(meta, storage, &options, local_addr.port()));
+        options.peers.iter().for_each(|&addr| shared.add_peer(addr));
+        tokio::spawn(accept(Arc::clone(&shared), listener));
+        tokio::spawn(dial(Arc::clone(&shared)));
+        tokio::spawn(Arc::clone(&shared).run_ticks());
+        let announcers = options.trackers.into_iter().map(|url| tokio::spawn(announce::run(Arc::clone(&shared), url)));
+        Ok(Swarm { announcers: announcers.collect(), shared, local_addr })
     }
 
     /// Where peers reach us.
@@ -59,16 +74,18 @@ impl Swarm {
     }
 
     /// Makes a peer known; it is dialled at once, and again when the connection is lost.
-    pub fn add_peer(&self, _addr: SocketAddr) {}
+    pub fn add_peer(&self, addr: SocketAddr) {
+        self.shared.add_peer(addr);
+    }
 
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
-        self.stats.clone()
+        self.shared.stats()
     }
 
     /// Whether the store holds this piece, verified.
-    pub fn has(&self, _piece: PieceIndex) -> bool {
-        false
+    pub fn has(&self, piece: PieceIndex) -> bool {
+        self.shared.holds(piece)
     }
 
     /// Waits until every piece is verified and written.
@@ -76,9 +93,64 @@ impl Swarm {
     /// # Errors
     /// [`SwarmError::Write`] if the store refused a piece; the swarm has stopped then.
     pub async fn completed(&self) -> Result<(), SwarmError> {
-        std::future::pending().await
+        let mut completion = self.shared.completion();
+        match completion.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            // The sender lives in `shared`, which `self` holds.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Tells the trackers goodbye, a second at most, and closes every connection.
-    pub async fn shutdown(self) {}
+    pub async fn shutdown(mut self) {
+        self.shared.end();
+        for announcer in std::mem::take(&mut self.announcers) {
+            let _ = announcer.await;
+        }
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        self.shared.end();
+    }
+}
+
+/// Takes connections in until the swarm ends.
+async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    let mut ending = shared.ending();
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let accepted = tokio::select! {
+            _ = ending.wait_for(|ended| *ended) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, addr)) => {
+                // Strangers that connect and say nothing cost their place for a few seconds, not us our memory.
+                let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
+                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, permit));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: they come back when links close.
+                log::warn!("accepting a peer failed: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Dials whoever is due until the swarm ends.
+async fn dial(shared: Arc<Shared>) {
+    let mut ending = shared.ending();
+    loop {
+        for addr in shared.to_dial() {
+            tokio::spawn(peer::dial(Arc::clone(&shared), addr));
+        }
+        tokio::select! {
+            _ = ending.wait_for(|ended| *ended) => return,
+            () = shared.dial.notified() => {}
+            () = tokio::time::sleep(DIAL_TICK) => {}
+        }
+    }
 }

@@ -1,0 +1,150 @@
+//! A set of pieces, one bit each, and its form on the wire.
+
+use metainfo::PieceIndex;
+
+/// A fixed-size set of piece numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PieceSet {
+    words: Vec<u64>,
+    len: u32,
+    count: u32,
+}
+
+impl PieceSet {
+    /// The empty set over `len` pieces.
+    pub fn new(len: u32) -> PieceSet {
+        let words = usize::try_from(len.div_ceil(64)).expect("fits usize");
+        PieceSet { words: vec![0; words], len, count: 0 }
+    }
+
+    /// The set of all `len` pieces.
+    pub fn full(len: u32) -> PieceSet {
+        let mut set = PieceSet::new(len);
+        (0..len).for_each(|index| {
+            set.insert(PieceIndex(index));
+        });
+        set
+    }
+
+    /// Reads the payload of a bitfield message; `None` if its length is wrong or a spare bit is set (BEP 3).
+    pub fn from_wire(bytes: &[u8], len: u32) -> Option<PieceSet> {
+        if bytes.len() != wire_len(len) {
+            return None;
+        }
+        let mut set = PieceSet::new(len);
+        for (at, &byte) in bytes.iter().enumerate() {
+            for bit in 0..8u32 {
+                if byte & (0x80 >> bit) != 0 {
+                    let index = u32::try_from(at).ok()?.checked_mul(8)?.checked_add(bit)?;
+                    if index >= len {
+                        return None;
+                    }
+                    set.insert(PieceIndex(index));
+                }
+            }
+        }
+        Some(set)
+    }
+
+    /// The payload of a bitfield message: the high bit of the first byte is piece 0.
+    pub fn to_wire(&self) -> Vec<u8> {
+        let mut bytes = vec![0u8; wire_len(self.len)];
+        for piece in self.iter() {
+            bytes[piece.as_usize() / 8] |= 0x80 >> (piece.0 % 8);
+        }
+        bytes
+    }
+
+    /// Whether `piece` is in the set; false past its end.
+    pub fn contains(&self, piece: PieceIndex) -> bool {
+        piece.0 < self.len && self.words[piece.as_usize() / 64] & (1 << (piece.0 % 64)) != 0
+    }
+
+    /// Puts `piece` in; false if it was there or is past the end.
+    pub fn insert(&mut self, piece: PieceIndex) -> bool {
+        let is_new = piece.0 < self.len && !self.contains(piece);
+        if is_new {
+            self.words[piece.as_usize() / 64] |= 1 << (piece.0 % 64);
+            self.count += 1;
+        }
+        is_new
+    }
+
+    /// Takes `piece` out; false if it was not there.
+    pub fn remove(&mut self, piece: PieceIndex) -> bool {
+        let was_there = self.contains(piece);
+        if was_there {
+            self.words[piece.as_usize() / 64] &= !(1 << (piece.0 % 64));
+            self.count -= 1;
+        }
+        was_there
+    }
+
+    /// How many pieces are in the set.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether every piece is in the set.
+    pub fn is_full(&self) -> bool {
+        self.count == self.len
+    }
+
+    /// Its pieces, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+        self.words.iter().enumerate().flat_map(|(at, &word)| ones(at, word))
+    }
+
+    /// The pieces in both sets, ascending; 64 a step, so cheap when there are few.
+    pub fn common<'a>(&'a self, other: &'a PieceSet) -> impl Iterator<Item = PieceIndex> + 'a {
+        self.words.iter().zip(&other.words).enumerate().flat_map(|(at, (a, b))| ones(at, a & b))
+    }
+}
+
+/// Bytes of a bitfield over `len` pieces.
+pub fn wire_len(len: u32) -> usize {
+    usize::try_from(len.div_ceil(8)).expect("fits usize")
+}
+
+fn ones(at: usize, mut word: u64) -> impl Iterator<Item = PieceIndex> {
+    let base = u32::try_from(at * 64).expect("piece numbers have 32 bits");
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < 64).then(|| PieceIndex(base + bit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn spare_bits_and_wrong_lengths_are_refused() {
+        assert!(PieceSet::from_wire(&[0xff, 0xc0], 10).is_some_and(|set| set.is_full()));
+        assert_eq!(PieceSet::from_wire(&[0xff, 0xe0], 10), None);
+        assert_eq!(PieceSet::from_wire(&[0xff], 10), None);
+        assert_eq!(PieceSet::from_wire(&[0xff, 0, 0], 10), None);
+        assert_eq!(PieceSet::from_wire(&[], 0), Some(PieceSet::new(0)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_behaves_like_a_set(len in 1u32..300, picks in proptest::collection::vec(0u32..320, 0..100)) {
+            let mut set = PieceSet::new(len);
+            let mut model = std::collections::BTreeSet::new();
+            for pick in picks {
+                if pick % 3 == 0 {
+                    prop_assert_eq!(set.remove(PieceIndex(pick)), model.remove(&pick));
+                } else {
+                    prop_assert_eq!(set.insert(PieceIndex(pick)), pick < len && model.insert(pick));
+                }
+            }
+            prop_assert_eq!(set.iter().map(|p| p.0).collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(usize::try_from(set.count()).unwrap(), model.len());
+            prop_assert_eq!(PieceSet::from_wire(&set.to_wire(), len), Some(set.clone()));
+            prop_assert_eq!(set.common(&PieceSet::full(len)).count(), model.len());
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Addresses of peers: who to dial, and when again. Pure.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Between attempts to reach a peer: a machine that reboots must not be waited for, nor hammered.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
+/// Between attempts to reach somebody with whom there is nothing to exchange.
+const REDIAL_USELESS: Duration = Duration::from_secs(60);
+/// A connection that lasted this long was a good one.
+const GOOD: Duration = Duration::from_secs(5);
+/// Most addresses remembered; trackers may send any number.
+const MAX_ADDRS: usize = 2048;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Dialling,
+    Connected {
+        since: Duration,
+    },
+    /// Ours, or somebody's whom we have banned.
+    Never,
+    /// Another name of the peer with this id; not dialled while that one is connected.
+    Alias([u8; 20]),
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    due: Duration,
+    wait: Duration,
+}
+
+/// Every address heard of.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    entries: HashMap<SocketAddr, Entry>,
+}
+
+impl Book {
+    /// Notes an address; true if it is new.
+    pub(crate) fn add(&mut self, addr: SocketAddr, now: Duration) -> bool {
+        let is_new = !self.entries.contains_key(&addr) && self.entries.len() < MAX_ADDRS;
+        if is_new {
+            self.entries.insert(addr, Entry { state: State::Idle, due: now, wait: REDIAL.0 });
+        }
+        is_new
+    }
+
+    /// At most `limit` addresses to dial now; they count as being dialled.
+    pub(crate) fn due(
+        &mut self,
+        now: Duration,
+        limit: usize,
+        is_connected: impl Fn(&[u8; 20]) -> bool,
+    ) -> Vec<SocketAddr> {
+        let mut due = Vec::new();
+        for (&addr, entry) in &mut self.entries {
+            if due.len() >= limit {
+                break;
+            }
+            let is_free = match entry.state {
+                State::Idle => true,
+                State::Alias(peer_id) => !is_connected(&peer_id),
+                State::Dialling | State::Connected { .. } | State::Never => false,
+            };
+            if is_free && entry.due <= now {
+                entry.state = State::Dialling;
+                due.push(addr);
+            }
+        }
+        due
+    }
+
+    /// How many addresses are being dialled.
+    pub(crate) fn dialling(&self) -> usize {
+        self.entries.values().filter(|entry| entry.state == State::Dialling).count()
+    }
+
+    /// The dialled peer is connected.
+    pub(crate) fn connected(&mut self, addr: SocketAddr, now: Duration) {
+        self.set(addr, State::Connected { since: now });
+    }
+
+    /// The address is ours, or its owner is banned.
+    pub(crate) fn never(&mut self, addr: SocketAddr) {
+        self.set(addr, State::Never);
+    }
+
+    /// The address leads to a peer that is connected already.
+    pub(crate) fn alias(&mut self, addr: SocketAddr, peer_id: [u8; 20], now: Duration) {
+        self.lost(addr, now, false);
+        self.set(addr, State::Alias(peer_id));
+    }
+
+    /// The connection has gone, or there never was one.
+    pub(crate) fn lost(&mut self, addr: SocketAddr, now: Duration, is_useless: bool) {
+        let Some(entry) = self.entries.get_mut(&addr) else { return };
+        if entry.state == State::Never {
+            return;
+        }
+        if matches!(entry.state, State::Connected { since } if now.saturating_sub(since) >= GOOD) {
+            entry.wait = REDIAL.0;
+        }
+        entry.state = State::Idle;
+        entry.due = now + if is_useless { REDIAL_USELESS } else { entry.wait };
+        entry.wait = (entry.wait * 2).min(REDIAL.1);
+    }
+
+    fn set(&mut self, addr: SocketAddr, state: State) {
+        if let Some(entry) = self.entries.get_mut(&addr) {
+            entry.state = state;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redials_come_soon_then_every_five_seconds() {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+        let mut book = Book::default();
+        let mut now = Duration::ZERO;
+        assert!(book.add(addr, now));
+        assert!(!book.add(addr, now));
+        for expected_ms in [300, 600, 1200, 2400, 4800, 5000, 5000] {
+            assert_eq!(book.due(now, 9, |_| false), [addr]);
+            assert!(book.due(now, 9, |_| false).is_empty(), "being dialled");
+            book.lost(addr, now, false);
+            let wait = Duration::from_millis(expected_ms);
+            assert!(book.due(now + wait - Duration::from_millis(1), 9, |_| false).is_empty());
+            now += wait;
+        }
+        assert_eq!(book.due(now, 9, |_| false), [addr]);
+        book.connected(addr, now);
+        now += GOOD;
+        book.lost(addr, now, false);
+        assert_eq!(book.due(now + REDIAL.0, 9, |_| false), [addr], "was a good connection");
+    }
+
+    #[test]
+    fn own_and_known_addresses_are_left_alone() {
+        let (own, alias) = (SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2)));
+        let mut book = Book::default();
+        book.add(own, Duration::ZERO);
+        book.add(alias, Duration::ZERO);
+        assert_eq!(book.due(Duration::ZERO, 9, |_| false).len(), 2);
+        book.never(own);
+        book.alias(alias, [1; 20], Duration::ZERO);
+        let later = Duration::from_secs(99);
+        assert!(book.due(later, 9, |_| true).is_empty());
+        assert_eq!(book.due(later, 9, |_| false), [alias]);
+    }
+}

@@ -1,0 +1,333 @@
+//! One link: handshake, then a reading and a writing half in one task.
+//!
+//! The reading half stores blocks and notes what the peer wants; the writing half says what there is to say and serves.
+//! They meet in [`Link`] and in the engine; neither waits for the other.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use metainfo::{BLOCK_LEN, PieceIndex};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use crate::buffers::{SEGMENT_LEN, lock};
+use crate::engine::{Refused, Shared, count};
+use crate::link::Link;
+use crate::picker::Ask;
+use crate::upload::Turn;
+use crate::wire::{self, HANDSHAKE_LEN, Handshake, Message, Request, WireError};
+
+/// Longest wait for a connection, and for the other side's handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that says nothing for this long is gone (BEP 3: keep-alives come every two minutes).
+const SILENCE: Duration = Duration::from_secs(150);
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// A machine whose power was cut acknowledges nothing; the kernel gives up the connection after this.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// A peer that takes nothing for this long loses its place among those being served.
+const SLOT_STALL: Duration = Duration::from_millis(500);
+/// Bytes the kernel holds that it has not sent: more would only delay what we ask for behind what we serve.
+const UNSENT_BYTES: u32 = 256 << 10;
+/// Bytes read at a time.
+const READ_LEN: usize = 256 << 10;
+/// Blocks sent before looking up again.
+const BATCH: usize = 16;
+/// Requests remembered per peer; stock clients keep at most 500 or so. More are not answered.
+const MAX_UPLOADS: usize = 2048;
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("connection")]
+    Io(#[from] io::Error),
+    #[error("protocol")]
+    Wire(#[from] WireError),
+    #[error("asked for piece {0}, which we do not have")]
+    NotOurs(PieceIndex),
+    #[error("silent")]
+    Silent,
+    #[error("nothing to exchange")]
+    Useless,
+}
+
+/// Dials a peer and stays with it until the link ends.
+pub(crate) async fn dial(shared: Arc<Shared>, addr: SocketAddr) {
+    let mut ending = shared.ending();
+    let connected = tokio::select! {
+        _ = ending.wait_for(|ended| *ended) => return,
+        connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)) => connected,
+    };
+    let Ok(Ok(mut stream)) = connected else { return shared.dial_failed(addr) };
+    let handshake = async {
+        stream.write_all(&ours(&shared)).await?;
+        read_handshake(&mut stream).await
+    };
+    let theirs = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(theirs)) if theirs.infohash == shared.meta.infohash => theirs,
+        _ => return shared.dial_failed(addr),
+    };
+    run(shared, stream, addr, theirs, true).await;
+}
+
+/// Answers somebody who dialled us, if it is our torrent it wants, and stays until the link ends.
+pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: SocketAddr, permit: OwnedSemaphorePermit) {
+    if shared.has_failed() {
+        return;
+    }
+    let handshake = async {
+        let theirs = read_handshake(&mut stream).await?;
+        if theirs.infohash != shared.meta.infohash {
+            return Err(io::Error::other("another torrent"));
+        }
+        stream.write_all(&ours(&shared)).await?;
+        Ok(theirs)
+    };
+    let Ok(Ok(theirs)) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
+    drop(permit);
+    run(shared, stream, addr, theirs, false).await;
+}
+
+fn ours(shared: &Shared) -> [u8; HANDSHAKE_LEN] {
+    Handshake { reserved: [0; 8], infohash: shared.meta.infohash, peer_id: shared.peer_id }.encode()
+}
+
+async fn read_handshake(stream: &mut TcpStream) -> io::Result<Handshake> {
+    let mut bytes = [0; HANDSHAKE_LEN];
+    stream.read_exact(&mut bytes).await?;
+    Handshake::decode(&bytes).map_err(io::Error::other)
+}
+
+async fn run(shared: Arc<Shared>, stream: TcpStream, addr: SocketAddr, theirs: Handshake, is_dialled: bool) {
+    let (link, bitfield) = match shared.admit(theirs.peer_id, addr, is_dialled) {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            log::debug!("peer {addr}: not taken, {refused:?}");
+            debug_assert!(matches!(refused, Refused::Own | Refused::Banned | Refused::Connected | Refused::Full));
+            return;
+        }
+    };
+    tune(&stream);
+    let (reader, writer) = stream.into_split();
+    let mut ending = shared.ending();
+    let result = tokio::select! {
+        _ = ending.wait_for(|ended| *ended) => Ok(()),
+        () = link.close.notified() => Ok(()),
+        () = link.finish.notified() => Err(LinkError::Useless),
+        result = read(&shared, &link, reader) => result,
+        result = write(&shared, &link, writer, bitfield) => result,
+    };
+    if let Err(error) = &result {
+        if matches!(error, LinkError::Wire(_) | LinkError::NotOurs(_)) {
+            count(&shared.counters.bad_packets, 1);
+            log::warn!(
+                "peer {addr}: dropped: {error}: {}",
+                std::error::Error::source(error).map_or(String::new(), |s| s.to_string())
+            );
+        } else {
+            log::debug!("peer {addr}: gone: {error}");
+        }
+    }
+    shared.remove(&link, matches!(result, Err(LinkError::Useless)));
+}
+
+/// Best effort: a link works without any of these.
+fn tune(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let _ = stream.set_nodelay(true);
+    let _ =
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(Duration::from_secs(5)));
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
+}
+
+async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> Result<(), LinkError> {
+    let mut buf = BytesMut::with_capacity(READ_LEN);
+    loop {
+        buf.reserve(READ_LEN);
+        let len = timeout(SILENCE, reader.read_buf(&mut buf)).await.map_err(|_| LinkError::Silent)??;
+        if len == 0 {
+            return Ok(());
+        }
+        shared.down.pass(len).await;
+        let used = take_messages(shared, link, &buf)?;
+        buf.advance(used);
+        link.wake.notify_one();
+    }
+}
+
+/// Acts on every whole message in `bytes`; how many bytes those were.
+fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8]) -> Result<usize, LinkError> {
+    let mut used = 0;
+    let mut arrived = Vec::new();
+    let mut haves = Vec::new();
+    while let Some((message, len)) = wire::decode(&bytes[used..], &shared.geometry)? {
+        used += len;
+        match message {
+            Message::Piece { piece, begin, data } => {
+                count(&shared.counters.downloaded, data.len());
+                let ask = Ask { piece, block: begin / BLOCK_LEN };
+                let is_block = begin % BLOCK_LEN == 0
+                    && u32::try_from(data.len()) == Ok(shared.geometry.block_len(piece, ask.block));
+                let buf = if is_block { lock(&link.asked).remove(&ask) } else { None };
+                if buf.is_some_and(|buf| buf.put(ask.block, data, u64::from(link.key))) {
+                    arrived.push(ask);
+                } else {
+                    count(&shared.counters.wasted, data.len());
+                }
+            }
+            Message::Request(request) => {
+                if !shared.holds(request.piece) {
+                    return Err(LinkError::NotOurs(request.piece));
+                }
+                let mut uploads = lock(&link.uploads);
+                if uploads.len() < MAX_UPLOADS {
+                    uploads.push_back(request);
+                }
+            }
+            Message::Cancel(request) => lock(&link.uploads).retain(|upload| *upload != request),
+            Message::Have(piece) => haves.push(piece),
+            Message::Bitfield(set) => haves.extend(set.iter()),
+            Message::Unchoke => shared.peer_lets_us_ask(link, true),
+            Message::Choke => shared.peer_lets_us_ask(link, false),
+            Message::Interested | Message::NotInterested | Message::KeepAlive | Message::Ignored(_) => {}
+        }
+    }
+    if !arrived.is_empty() {
+        shared.blocks_arrived(link, &arrived);
+    }
+    if !haves.is_empty() && !shared.peer_has(link, haves.into_iter()) {
+        return Err(LinkError::Useless);
+    }
+    Ok(used)
+}
+
+async fn write(
+    shared: &Arc<Shared>,
+    link: &Link,
+    mut writer: OwnedWriteHalf,
+    bitfield: Option<Vec<u8>>,
+) -> Result<(), LinkError> {
+    let mut out = bitfield.unwrap_or_default();
+    wire::encode(&Message::Unchoke, &mut out);
+    let mut turn = shared.slots.turn();
+    loop {
+        shared.compose(link, &mut out);
+        if !out.is_empty() {
+            send(&mut writer, &[&out], &mut turn).await?;
+            out.clear();
+        }
+        let has_uploads = !lock(&link.uploads).is_empty();
+        if !has_uploads {
+            turn.give_up();
+        } else if turn.is_held() {
+            serve(shared, link, &mut writer, &mut turn).await?;
+            // Between batches others get the thread.
+            tokio::task::consume_budget().await;
+            continue;
+        }
+        tokio::select! {
+            () = link.wake.notified() => {}
+            () = turn.wait(), if has_uploads => {}
+            () = tokio::time::sleep(KEEP_ALIVE) => wire::encode(&Message::KeepAlive, &mut out),
+        }
+    }
+}
+
+/// Sends the next blocks that the peer asked for, as many as lie in one run of memory.
+async fn serve(
+    shared: &Arc<Shared>,
+    link: &Link,
+    writer: &mut OwnedWriteHalf,
+    turn: &mut Turn,
+) -> Result<(), LinkError> {
+    let Some(first) = lock(&link.uploads).front().copied() else { return Ok(()) };
+    let (data, base) = load(shared, first).await?;
+    let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
+    let mut batch: Vec<Request> = Vec::with_capacity(BATCH);
+    {
+        let mut uploads = lock(&link.uploads);
+        while let Some(&next) = uploads.front() {
+            let is_here = next.piece == first.piece && next.begin >= base && u64::from(next.begin + next.len) <= end;
+            if !is_here || batch.len() == BATCH {
+                break;
+            }
+            batch.push(next);
+            uploads.pop_front();
+        }
+    }
+    let headers: Vec<[u8; 13]> =
+        batch.iter().map(|request| wire::piece_header(request.piece, request.begin, request.len)).collect();
+    let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.len() * 2);
+    let mut bytes: u32 = 0;
+    for (request, header) in batch.iter().zip(&headers) {
+        let start = usize::try_from(request.begin - base).expect("fits usize");
+        parts.push(header);
+        parts.push(&data[start..start + usize::try_from(request.len).expect("fits usize")]);
+        bytes += request.len;
+    }
+    shared.up.pass(usize::try_from(bytes).expect("fits usize")).await;
+    send(writer, &parts, turn).await?;
+    shared.counters.uploaded.fetch_add(u64::from(bytes), Ordering::Relaxed);
+    turn.used(u64::from(bytes));
+    if bytes > 0 {
+        shared.sent(link, first.piece, bytes);
+    }
+    Ok(())
+}
+
+/// Memory that holds the range, and the offset in the piece at which it starts.
+async fn load(shared: &Arc<Shared>, request: Request) -> Result<(Arc<Vec<u8>>, u32), LinkError> {
+    if let Some((data, base)) = lock(&shared.cache).get(request.piece, request.begin) {
+        let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
+        if u64::from(request.begin + request.len) <= end {
+            return Ok((data, base));
+        }
+    }
+    let base = request.begin / SEGMENT_LEN * SEGMENT_LEN;
+    // A request may reach past its segment; then the run is longer.
+    let piece_len = shared.geometry.len_of(request.piece);
+    let end = (base + SEGMENT_LEN).max(request.begin + request.len).min(piece_len);
+    let len = usize::try_from(end - base).expect("fits usize");
+    let reading = Arc::clone(shared);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut data = reading.pool.get(len);
+        reading.storage.read(request.piece, base, &mut data)?;
+        let data = Arc::new(data);
+        let unused = lock(&reading.cache).put_segment(request.piece, base, Arc::clone(&data));
+        unused.into_iter().for_each(|buffer| reading.pool.put(buffer));
+        Ok::<_, io::Error>(data)
+    });
+    let data = read.await.map_err(io::Error::other)?.inspect_err(|error| {
+        log::error!("piece {}: reading it for an upload failed: {error}", request.piece);
+    })?;
+    Ok((data, base))
+}
+
+/// Writes all parts. A peer that does not take them loses its turn meanwhile, not what it asked for.
+async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]], turn: &mut Turn) -> Result<(), LinkError> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        let written = match timeout(SLOT_STALL, writer.write_vectored(left)).await {
+            Ok(written) => written?,
+            Err(_) => {
+                turn.give_up();
+                continue;
+            }
+        };
+        if written == 0 {
+            return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+        }
+        IoSlice::advance_slices(&mut left, written);
+    }
+    Ok(())
+}

@@ -1,0 +1,587 @@
+//! Which block to ask of whom next: rarest first, ties at random. Pure: no I/O, no clock, no randomness of its own.
+//!
+//! States of a piece: *missing* (in the bucket of its availability) → *started* (blocks free, asked or got) → *hashing* →
+//! *have*, or back to *missing* if the hash was wrong. Only missing pieces are in buckets, only started ones have blocks.
+//!
+//! A peer is asked, in this order, for: the piece it is giving; a piece whose giver has gone; a new piece, if memory
+//! allows; a share of a piece that others are giving (this is how large pieces come from many peers); and when nothing
+//! is left to start, blocks that others were asked for and have not sent.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use metainfo::{Geometry, PieceIndex};
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use crate::bits::PieceSet;
+
+/// An answer may take this long, or four times as long as this peer's usually do.
+const DEADLINE_MIN: Duration = Duration::from_secs(2);
+/// A piece that holds memory while nothing of it arrives is given up after this, if the memory is needed.
+const ABANDON_AFTER: Duration = Duration::from_secs(4);
+/// Blocks asked for this long may be asked of a second peer in the end game.
+const END_GAME_AGE: Duration = Duration::from_millis(250);
+/// Blocks that an idle peer takes over at a time in the end game.
+const END_GAME_BLOCKS: usize = 16;
+
+/// A peer's number, chosen by the caller.
+pub type PeerKey = u32;
+
+/// One block to ask for or to cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ask {
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// Which block of it.
+    pub block: u32,
+}
+
+/// What an arriving block was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// New.
+    Fresh {
+        /// Whether the piece now has all its blocks and waits for its hash.
+        piece_complete: bool,
+        /// A peer that was asked for the same block and need not send it.
+        cancel: Option<PeerKey>,
+    },
+    /// Already here, or not needed.
+    Useless,
+}
+
+/// What time has undone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Overdue {
+    /// Requests to cancel.
+    pub cancels: Vec<(PeerKey, Ask)>,
+    /// Pieces given up for now; their bytes may be dropped.
+    pub abandoned: Vec<PieceIndex>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Missing,
+    Started,
+    Hashing,
+    Have,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
+    Free,
+    Asked { peer: PeerKey, at: Duration, second: Option<PeerKey> },
+    Got,
+}
+
+#[derive(Debug)]
+struct Started {
+    blocks: Vec<Block>,
+    free: u32,
+    got: u32,
+    /// No block before this one is free.
+    cursor: usize,
+    giver: Option<PeerKey>,
+    last_block_at: Duration,
+}
+
+#[derive(Debug)]
+struct View {
+    has: PieceSet,
+    /// Pieces it has and we do not.
+    wanted: u32,
+    /// Those of them that are missing, not started.
+    unstarted: u32,
+    giving: Option<PieceIndex>,
+    asked: VecDeque<(Ask, Duration)>,
+    outstanding: usize,
+    usual: Duration,
+    can_ask: bool,
+    is_snubbed: bool,
+}
+
+/// The state of the download.
+#[derive(Debug)]
+pub struct Picker {
+    geometry: Geometry,
+    state: Vec<State>,
+    have: PieceSet,
+    missing: PieceSet,
+    availability: Vec<usize>,
+    /// `buckets[a]` holds the missing pieces that `a` peers have; `place` is a missing piece's index in its bucket.
+    buckets: Vec<Vec<PieceIndex>>,
+    place: Vec<usize>,
+    started: HashMap<PieceIndex, Started>,
+    /// Started pieces with free blocks.
+    open: Vec<PieceIndex>,
+    /// Pieces whose hash was wrong with several givers: one giver alone next time, so that we learn who lies.
+    alone: HashSet<PieceIndex>,
+    peers: HashMap<PeerKey, View>,
+    bytes_in_flight: u64,
+    budget: u64,
+}
+
+impl Picker {
+    /// A picker that keeps at most `budget` bytes of pieces started and hashing (but always allows one piece).
+    pub fn new(geometry: Geometry, have: &PieceSet, budget: u64, rng: &mut impl Rng) -> Picker {
+        let count = usize::try_from(geometry.piece_count()).expect("fits usize");
+        let mut picker = Picker {
+            geometry,
+            state: vec![State::Have; count],
+            have: have.clone(),
+            missing: PieceSet::new(geometry.piece_count()),
+            availability: vec![0; count],
+            buckets: vec![Vec::new()],
+            place: vec![0; count],
+            started: HashMap::new(),
+            open: Vec::new(),
+            alone: HashSet::new(),
+            peers: HashMap::new(),
+            bytes_in_flight: 0,
+            budget: budget.max(u64::from(geometry.piece_len())),
+        };
+        let mut lacking: Vec<_> = geometry.pieces().filter(|&piece| !have.contains(piece)).collect();
+        lacking.shuffle(rng);
+        for piece in lacking {
+            picker.state[piece.as_usize()] = State::Missing;
+            picker.enter_bucket(piece);
+        }
+        picker
+    }
+
+    /// The pieces that are verified.
+    pub fn have(&self) -> &PieceSet {
+        &self.have
+    }
+
+    /// How many connected peers have `piece`.
+    pub fn availability(&self, piece: PieceIndex) -> usize {
+        self.availability.get(piece.as_usize()).copied().unwrap_or(0)
+    }
+
+    /// A peer that has nothing so far and may not be asked yet.
+    pub fn add_peer(&mut self, peer: PeerKey) {
+        let view = View {
+            has: PieceSet::new(self.geometry.piece_count()),
+            wanted: 0,
+            unstarted: 0,
+            giving: None,
+            asked: VecDeque::new(),
+            outstanding: 0,
+            usual: Duration::ZERO,
+            can_ask: false,
+            is_snubbed: false,
+        };
+        self.peers.insert(peer, view);
+    }
+
+    /// A peer has gone; what it was asked for is free again.
+    pub fn remove_peer(&mut self, peer: PeerKey) {
+        self.release_all(peer);
+        let Some(view) = self.peers.remove(&peer) else { return };
+        for piece in view.has.iter() {
+            self.change_availability(piece, false);
+        }
+    }
+
+    /// The peer has `piece`. True if we lack it.
+    pub fn peer_has(&mut self, peer: PeerKey, piece: PieceIndex) -> bool {
+        let Some(view) = self.peers.get_mut(&peer) else { return false };
+        let Some(&state) = self.state.get(piece.as_usize()) else { return false };
+        if !view.has.insert(piece) {
+            return false;
+        }
+        view.wanted += u32::from(state != State::Have);
+        view.unstarted += u32::from(state == State::Missing);
+        self.change_availability(piece, true);
+        state != State::Have
+    }
+
+    /// Whether the peer has anything we lack.
+    pub fn wants_from(&self, peer: PeerKey) -> bool {
+        self.peers.get(&peer).is_some_and(|view| view.wanted > 0)
+    }
+
+    /// Blocks asked of the peer and not here yet.
+    pub fn outstanding(&self, peer: PeerKey) -> usize {
+        self.peers.get(&peer).map_or(0, |view| view.outstanding)
+    }
+
+    /// Whether the peer has every piece.
+    pub fn is_seeder(&self, peer: PeerKey) -> bool {
+        self.peers.get(&peer).is_some_and(|view| view.has.is_full())
+    }
+
+    /// The peer lets us ask, or no longer does; then what it was asked for is free again.
+    pub fn set_can_ask(&mut self, peer: PeerKey, can_ask: bool) {
+        if let Some(view) = self.peers.get_mut(&peer) {
+            view.can_ask = can_ask;
+        }
+        if !can_ask {
+            self.release_all(peer);
+        }
+    }
+
+    /// Blocks to ask of `peer` so that it has `limit` outstanding; they count as asked from now on.
+    pub fn request(&mut self, peer: PeerKey, limit: usize, now: Duration, rng: &mut impl Rng) -> Vec<Ask> {
+        let mut asks = Vec::new();
+        let Some(view) = self.peers.get(&peer) else { return asks };
+        if !view.can_ask || view.wanted == 0 {
+            return asks;
+        }
+        let was_idle = view.outstanding == 0;
+        let limit = if view.is_snubbed { 1 } else { limit };
+        let room = limit.saturating_sub(view.outstanding);
+        while asks.len() < room {
+            let Some(piece) = self.choose(peer, now, rng) else { break };
+            self.ask_free_blocks(peer, piece, room, now, &mut asks);
+        }
+        if asks.is_empty() && was_idle && room > 0 && self.missing.count() == 0 {
+            self.end_game(peer, room.min(END_GAME_BLOCKS), now, &mut asks);
+        }
+        if let Some(view) = self.peers.get_mut(&peer) {
+            view.outstanding += asks.len();
+            view.asked.extend(asks.iter().map(|&ask| (ask, now)));
+        }
+        asks
+    }
+
+    /// A block has come from `peer`, who was asked for it at some time.
+    pub fn received(&mut self, peer: PeerKey, ask: Ask, now: Duration) -> Received {
+        let Some(started) = self.started.get_mut(&ask.piece) else { return Received::Useless };
+        let index = usize::try_from(ask.block).expect("fits usize");
+        let Some(block) = started.blocks.get_mut(index) else { return Received::Useless };
+        let mut cancel = None;
+        let mut was_asked = None;
+        match *block {
+            Block::Got => return Received::Useless,
+            // Released from this peer, but here all the same.
+            Block::Free => {
+                started.free -= 1;
+                if started.free == 0 {
+                    self.open.retain(|&open| open != ask.piece);
+                }
+            }
+            Block::Asked { peer: first, at, second } => {
+                was_asked = Some(at).filter(|_| first == peer || second == Some(peer));
+                for asked in [Some(first), second].into_iter().flatten() {
+                    if let Some(view) = self.peers.get_mut(&asked) {
+                        view.outstanding = view.outstanding.saturating_sub(1);
+                    }
+                    if asked != peer {
+                        cancel = Some(asked);
+                    }
+                }
+            }
+        }
+        *block = Block::Got;
+        started.got += 1;
+        started.last_block_at = now;
+        let piece_complete = usize::try_from(started.got).is_ok_and(|got| got == started.blocks.len());
+        if let Some(view) = self.peers.get_mut(&peer) {
+            view.is_snubbed = false;
+            if let Some(at) = was_asked {
+                view.usual = (view.usual * 7 + now.saturating_sub(at)) / 8;
+            }
+            while view.asked.front().is_some_and(|&(front, _)| !is_asked(&self.started, peer, front)) {
+                view.asked.pop_front();
+            }
+        }
+        if piece_complete {
+            self.started.remove(&ask.piece);
+            self.state[ask.piece.as_usize()] = State::Hashing;
+        }
+        Received::Fresh { piece_complete, cancel }
+    }
+
+    /// The piece's hash was right and it is written.
+    pub fn verified(&mut self, piece: PieceIndex) {
+        if self.state[piece.as_usize()] != State::Hashing {
+            return;
+        }
+        self.state[piece.as_usize()] = State::Have;
+        self.bytes_in_flight -= u64::from(self.geometry.len_of(piece));
+        self.have.insert(piece);
+        self.alone.remove(&piece);
+        for view in self.peers.values_mut().filter(|view| view.has.contains(piece)) {
+            view.wanted -= 1;
+        }
+    }
+
+    /// The piece's hash was wrong: all of it is asked for again, `alone` from a single peer.
+    pub fn failed(&mut self, piece: PieceIndex, alone: bool) {
+        if self.state[piece.as_usize()] != State::Hashing {
+            return;
+        }
+        if alone {
+            self.alone.insert(piece);
+        } else {
+            self.alone.remove(&piece);
+        }
+        self.back_to_missing(piece);
+    }
+
+    /// Takes requests away from peers that have not answered in time and gives up pieces that only hold memory.
+    pub fn tick(&mut self, now: Duration) -> Overdue {
+        let mut overdue = Overdue::default();
+        let late: Vec<PeerKey> = self.peers.keys().copied().collect();
+        for peer in late {
+            self.release_late(peer, now, &mut overdue.cancels);
+        }
+        if self.has_room() || self.missing.count() == 0 {
+            return overdue;
+        }
+        let stuck = |started: &Started| now.saturating_sub(started.last_block_at) >= ABANDON_AFTER;
+        let stale: Vec<PieceIndex> =
+            self.started.iter().filter(|(_, started)| stuck(started)).map(|(&piece, _)| piece).collect();
+        for piece in stale {
+            let Some(started) = self.started.remove(&piece) else { continue };
+            for (block, state) in (0..).zip(&started.blocks) {
+                let Block::Asked { peer, second, .. } = *state else { continue };
+                for asked in [Some(peer), second].into_iter().flatten() {
+                    overdue.cancels.push((asked, Ask { piece, block }));
+                    if let Some(view) = self.peers.get_mut(&asked) {
+                        view.outstanding = view.outstanding.saturating_sub(1);
+                        view.is_snubbed = true;
+                    }
+                }
+            }
+            self.open.retain(|&open| open != piece);
+            self.back_to_missing(piece);
+            overdue.abandoned.push(piece);
+        }
+        overdue
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes_in_flight + u64::from(self.geometry.piece_len()) <= self.budget
+    }
+
+    fn choose(&mut self, peer: PeerKey, now: Duration, rng: &mut impl Rng) -> Option<PieceIndex> {
+        let view = self.peers.get(&peer)?;
+        if let Some(piece) = view.giving.filter(|piece| self.started.get(piece).is_some_and(|s| s.free > 0)) {
+            return Some(piece);
+        }
+        let shareable = |piece: &&PieceIndex, orphans_only: bool| {
+            let giver = self.started.get(piece).and_then(|started| started.giver);
+            let allowed = giver.is_none() || giver == Some(peer) || !(orphans_only || self.alone.contains(piece));
+            allowed && view.has.contains(**piece)
+        };
+        if let Some(&piece) = self.open.iter().find(|piece| shareable(piece, true)) {
+            self.give(peer, piece);
+            return Some(piece);
+        }
+        if view.unstarted > 0 && !view.is_snubbed && self.has_room() {
+            let piece = self.rarest_missing(view, rng)?;
+            self.start(piece, now);
+            self.give(peer, piece);
+            return Some(piece);
+        }
+        let fullest = |piece: &&PieceIndex| self.started.get(piece).map_or(0, |started| started.got);
+        self.open.iter().filter(|piece| shareable(piece, false)).max_by_key(fullest).copied()
+    }
+
+    fn rarest_missing(&self, view: &View, rng: &mut impl Rng) -> Option<PieceIndex> {
+        // Few candidates among many pieces: look at each of them, 64 pieces a step. Else a bucket soon yields one.
+        if view.unstarted <= 64 {
+            let mut best: Option<(usize, u32, PieceIndex)> = None;
+            let ranked = self
+                .missing
+                .common(&view.has)
+                .map(|piece| (self.availability[piece.as_usize()], rng.random::<u32>(), piece));
+            for candidate in ranked {
+                if best.is_none_or(|best| candidate < best) {
+                    best = Some(candidate);
+                }
+            }
+            return best.map(|(_, _, piece)| piece);
+        }
+        for bucket in self.buckets.iter().filter(|bucket| !bucket.is_empty()) {
+            let (before, after) = bucket.split_at(rng.random_range(0..bucket.len()));
+            if let Some(&piece) = after.iter().chain(before).find(|&&piece| view.has.contains(piece)) {
+                return Some(piece);
+            }
+        }
+        None
+    }
+
+    fn start(&mut self, piece: PieceIndex, now: Duration) {
+        self.leave_bucket(piece);
+        self.state[piece.as_usize()] = State::Started;
+        self.bytes_in_flight += u64::from(self.geometry.len_of(piece));
+        let free = self.geometry.blocks_of(piece);
+        let blocks = vec![Block::Free; usize::try_from(free).expect("fits usize")];
+        self.started.insert(piece, Started { blocks, free, got: 0, cursor: 0, giver: None, last_block_at: now });
+        self.open.push(piece);
+    }
+
+    fn give(&mut self, peer: PeerKey, piece: PieceIndex) {
+        if let Some(started) = self.started.get_mut(&piece) {
+            started.giver = Some(peer);
+        }
+        if let Some(view) = self.peers.get_mut(&peer) {
+            view.giving = Some(piece);
+        }
+    }
+
+    fn ask_free_blocks(&mut self, peer: PeerKey, piece: PieceIndex, room: usize, now: Duration, asks: &mut Vec<Ask>) {
+        let Some(started) = self.started.get_mut(&piece) else { return };
+        while asks.len() < room && started.free > 0 {
+            let Some(block) = started.blocks.get_mut(started.cursor) else { break };
+            if *block == Block::Free {
+                *block = Block::Asked { peer, at: now, second: None };
+                started.free -= 1;
+                asks.push(Ask { piece, block: u32::try_from(started.cursor).expect("blocks fit 32 bits") });
+            }
+            started.cursor += 1;
+        }
+        if started.free == 0 {
+            self.open.retain(|&open| open != piece);
+        }
+    }
+
+    fn end_game(&mut self, peer: PeerKey, room: usize, now: Duration, asks: &mut Vec<Ask>) {
+        let Some(view) = self.peers.get(&peer) else { return };
+        for (&piece, started) in &mut self.started {
+            if !view.has.contains(piece) || self.alone.contains(&piece) {
+                continue;
+            }
+            for (index, block) in (0..).zip(&mut started.blocks) {
+                if asks.len() >= room {
+                    return;
+                }
+                if let Block::Asked { peer: first, at, second: second @ None } = block
+                    && *first != peer
+                    && now.saturating_sub(*at) >= END_GAME_AGE
+                {
+                    *second = Some(peer);
+                    asks.push(Ask { piece, block: index });
+                }
+            }
+        }
+    }
+
+    /// Frees what `peer` is late with, as far as another peer that we may ask has it.
+    fn release_late(&mut self, peer: PeerKey, now: Duration, cancels: &mut Vec<(PeerKey, Ask)>) {
+        while let Some(view) = self.peers.get_mut(&peer) {
+            let Some(&(ask, at)) = view.asked.front() else { return };
+            if !is_asked(&self.started, peer, ask) {
+                view.asked.pop_front();
+                continue;
+            }
+            if now.saturating_sub(at) < DEADLINE_MIN.max(view.usual * 4) {
+                return;
+            }
+            let others = self.peers.iter().filter(|&(&other, _)| other != peer);
+            if !others.into_iter().any(|(_, view)| view.can_ask && !view.is_snubbed && view.has.contains(ask.piece)) {
+                return;
+            }
+            if let Some(view) = self.peers.get_mut(&peer) {
+                view.asked.pop_front();
+                view.is_snubbed = true;
+                view.giving = None;
+            }
+            self.release(peer, ask);
+            if let Some(started) = self.started.get_mut(&ask.piece)
+                && started.giver == Some(peer)
+            {
+                started.giver = None;
+            }
+            cancels.push((peer, ask));
+        }
+    }
+
+    fn release_all(&mut self, peer: PeerKey) {
+        let Some(view) = self.peers.get_mut(&peer) else { return };
+        view.giving = None;
+        for (ask, _) in std::mem::take(&mut view.asked) {
+            self.release(peer, ask);
+        }
+        for started in self.started.values_mut().filter(|started| started.giver == Some(peer)) {
+            started.giver = None;
+        }
+    }
+
+    fn release(&mut self, peer: PeerKey, ask: Ask) {
+        let Some(started) = self.started.get_mut(&ask.piece) else { return };
+        let index = usize::try_from(ask.block).expect("fits usize");
+        let Block::Asked { peer: first, at, second } = started.blocks[index] else { return };
+        if second == Some(peer) {
+            started.blocks[index] = Block::Asked { peer: first, at, second: None };
+        } else if first != peer {
+            return;
+        } else if let Some(second) = second {
+            started.blocks[index] = Block::Asked { peer: second, at, second: None };
+        } else {
+            started.blocks[index] = Block::Free;
+            if started.free == 0 {
+                self.open.push(ask.piece);
+            }
+            started.free += 1;
+            started.cursor = started.cursor.min(index);
+        }
+        if let Some(view) = self.peers.get_mut(&peer) {
+            view.outstanding = view.outstanding.saturating_sub(1);
+        }
+    }
+
+    fn back_to_missing(&mut self, piece: PieceIndex) {
+        self.bytes_in_flight -= u64::from(self.geometry.len_of(piece));
+        self.state[piece.as_usize()] = State::Missing;
+        self.enter_bucket(piece);
+    }
+
+    fn enter_bucket(&mut self, piece: PieceIndex) {
+        self.push_to_bucket(piece);
+        self.missing.insert(piece);
+        for view in self.peers.values_mut().filter(|view| view.has.contains(piece)) {
+            view.unstarted += 1;
+        }
+    }
+
+    fn leave_bucket(&mut self, piece: PieceIndex) {
+        self.pull_from_bucket(piece);
+        self.missing.remove(piece);
+        for view in self.peers.values_mut().filter(|view| view.has.contains(piece)) {
+            view.unstarted -= 1;
+        }
+    }
+
+    fn change_availability(&mut self, piece: PieceIndex, up: bool) {
+        let is_missing = self.missing.contains(piece);
+        if is_missing {
+            self.pull_from_bucket(piece);
+        }
+        let availability = &mut self.availability[piece.as_usize()];
+        *availability = if up { *availability + 1 } else { availability.saturating_sub(1) };
+        if is_missing {
+            self.push_to_bucket(piece);
+        }
+    }
+
+    fn push_to_bucket(&mut self, piece: PieceIndex) {
+        let availability = self.availability[piece.as_usize()];
+        if self.buckets.len() <= availability {
+            self.buckets.resize_with(availability + 1, Vec::new);
+        }
+        self.place[piece.as_usize()] = self.buckets[availability].len();
+        self.buckets[availability].push(piece);
+    }
+
+    fn pull_from_bucket(&mut self, piece: PieceIndex) {
+        let bucket = &mut self.buckets[self.availability[piece.as_usize()]];
+        let place = self.place[piece.as_usize()];
+        bucket.swap_remove(place);
+        if let Some(moved) = bucket.get(place) {
+            self.place[moved.as_usize()] = place;
+        }
+    }
+}
+
+fn is_asked(started: &HashMap<PieceIndex, Started>, peer: PeerKey, ask: Ask) -> bool {
+    let index = usize::try_from(ask.block).expect("fits usize");
+    started.get(&ask.piece).and_then(|started| started.blocks.get(index)).is_some_and(
+        |block| matches!(block, Block::Asked { peer: first, second, .. } if *first == peer || *second == Some(peer)),
+    )
+}

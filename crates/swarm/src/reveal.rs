@@ -1,0 +1,169 @@
+//! What a seeder shows to whom, so that first copies leave it once. Pure.
+//!
+//! While pieces are left that nobody else has, each peer is shown a small window of them that no other peer is shown
+//! (the idea of BEP 16), refilled the moment one has been sent; nobody waits for proof that it was passed on. So all
+//! receivers pull different pieces, and get the rest from each other. Then everybody is shown everything.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use metainfo::{Geometry, PieceIndex};
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use crate::bits::PieceSet;
+
+/// Bytes shown to one peer ahead of what it has been sent: more than it keeps requested, so that it never runs dry.
+const WINDOW_BYTES: u32 = 8 << 20;
+/// Pieces shown at least, for pieces larger than that, and at most, for tiny ones.
+const WINDOW_PIECES: (u32, u32) = (2, 256);
+
+/// How long fast peers wait for the very last first copies before they may fetch them too.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The seeder's plan for the pieces that nobody else has.
+#[derive(Debug)]
+pub struct Reveal {
+    geometry: Geometry,
+    window: usize,
+    /// Shown to nobody yet, in random order.
+    fresh: VecDeque<PieceIndex>,
+    peers: HashMap<u32, Shown>,
+    /// Since when somebody fast has had nothing to fetch while the last first copies are on their way.
+    waiting_since: Option<Duration>,
+    is_over: bool,
+}
+
+#[derive(Debug)]
+struct Shown {
+    pieces: PieceSet,
+    /// Shown and not yet sent in full, with the bytes still to go.
+    open: Vec<(PieceIndex, u32)>,
+}
+
+impl Reveal {
+    /// A plan for all pieces, none of them sent.
+    pub fn new(geometry: Geometry, rng: &mut impl Rng) -> Reveal {
+        let mut fresh: Vec<_> = geometry.pieces().collect();
+        fresh.shuffle(rng);
+        let (least, most) = WINDOW_PIECES;
+        let window = (WINDOW_BYTES / geometry.piece_len()).clamp(least, most);
+        Reveal {
+            geometry,
+            window: usize::try_from(window).expect("at most 256"),
+            fresh: fresh.into(),
+            peers: HashMap::new(),
+            waiting_since: None,
+            is_over: false,
+        }
+    }
+
+    /// Whether every piece has left once: show everything to everybody from now on.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// A peer has connected; ask [`Reveal::refill`] what to show it.
+    pub fn join(&mut self, peer: u32) {
+        let pieces = PieceSet::new(self.geometry.piece_count());
+        self.peers.insert(peer, Shown { pieces, open: Vec::new() });
+    }
+
+    /// A peer has gone; what it was shown but not sent goes to somebody else.
+    pub fn leave(&mut self, peer: u32) {
+        let Some(shown) = self.peers.remove(&peer) else { return };
+        for (piece, _) in shown.open {
+            if !self.peers.values().any(|other| other.pieces.contains(piece)) {
+                self.fresh.push_front(piece);
+            }
+        }
+    }
+
+    /// `bytes` of `piece` have gone to `peer`; true if that made room in its window.
+    pub fn sent(&mut self, peer: u32, piece: PieceIndex, bytes: u32) -> bool {
+        let Some(shown) = self.peers.get_mut(&peer) else { return false };
+        let Some(at) = shown.open.iter().position(|&(open, _)| open == piece) else { return false };
+        let left = &mut shown.open[at].1;
+        *left = left.saturating_sub(bytes);
+        if *left > 0 {
+            return false;
+        }
+        shown.open.swap_remove(at);
+        self.close_everywhere(piece);
+        true
+    }
+
+    /// A peer says it has `piece`: nobody needs a first copy from us any more. True if that made room somewhere.
+    pub fn seen(&mut self, piece: PieceIndex) -> bool {
+        self.close_everywhere(piece)
+    }
+
+    fn close_everywhere(&mut self, piece: PieceIndex) -> bool {
+        let mut made_room = false;
+        for shown in self.peers.values_mut() {
+            let before = shown.open.len();
+            shown.open.retain(|&(open, _)| open != piece);
+            made_room |= shown.open.len() < before;
+        }
+        made_room
+    }
+
+    /// What to show to `peer` now. `is_held` says whether some other peer has a piece already.
+    pub fn refill(&mut self, peer: u32, now: Duration, is_held: impl Fn(PieceIndex) -> bool) -> Vec<PieceIndex> {
+        let mut news = Vec::new();
+        if self.is_over || !self.peers.contains_key(&peer) {
+            return news;
+        }
+        while self.open(peer) < self.window {
+            match self.fresh.pop_front() {
+                Some(piece) if is_held(piece) => {}
+                Some(piece) => self.show(peer, piece, &mut news),
+                None => break,
+            }
+        }
+        if self.fresh.is_empty() && self.open(peer) == 0 {
+            // This one was fast: it takes over one that somebody else was shown and has got nothing of yet.
+            match self.take_untouched(peer) {
+                Some(piece) => self.show(peer, piece, &mut news),
+                None if self.peers.values().all(|shown| shown.open.is_empty()) => self.is_over = true,
+                None => self.waiting_since = self.waiting_since.or(Some(now)),
+            }
+        }
+        news
+    }
+
+    /// Ends the plan if only pieces in transit are left and their receivers are slow; true if it has just ended.
+    pub fn tick(&mut self, now: Duration) -> bool {
+        let has_waited = self.waiting_since.is_some_and(|since| now.saturating_sub(since) >= PATIENCE);
+        let ends = has_waited && !self.is_over;
+        self.is_over |= ends;
+        ends
+    }
+
+    fn take_untouched(&mut self, peer: u32) -> Option<PieceIndex> {
+        let geometry = self.geometry;
+        let others = self.peers.iter_mut().filter(|&(&other, _)| other != peer).map(|(_, shown)| shown);
+        let longest = others.max_by_key(|shown| shown.open.len())?;
+        let at = longest.open.iter().rposition(|&(piece, left)| left == geometry.len_of(piece))?;
+        Some(longest.open.swap_remove(at).0)
+    }
+
+    fn open(&self, peer: u32) -> usize {
+        self.peers.get(&peer).map_or(0, |shown| shown.open.len())
+    }
+
+    fn show(&mut self, peer: u32, piece: PieceIndex, news: &mut Vec<PieceIndex>) {
+        if let Some(shown) = self.peers.get_mut(&peer) {
+            shown.open.push((piece, self.geometry.len_of(piece)));
+            if shown.pieces.insert(piece) {
+                news.push(piece);
+            }
+        }
+    }
+
+    /// Whether `peer` was shown `piece`.
+    pub fn was_shown(&self, peer: u32, piece: PieceIndex) -> bool {
+        self.peers.get(&peer).is_some_and(|shown| shown.pieces.contains(piece))
+    }
+}

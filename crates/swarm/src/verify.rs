@@ -1,0 +1,81 @@
+//! Pieces that have all their blocks: hash, write, tell; on a few blocking threads.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use metainfo::PieceIndex;
+
+use crate::buffers::lock;
+use crate::engine::{Shared, count};
+use crate::swarm::SwarmError;
+
+/// Threads that hash and write. SHA-1 does more than a gigabyte a second on one; more only make a disk seek.
+const MAX_WORKERS: usize = 4;
+
+struct Job {
+    piece: PieceIndex,
+    data: Vec<u8>,
+    givers: Vec<u64>,
+}
+
+/// Pieces waiting for their hash. The picker's budget bounds how many bytes can wait here.
+#[derive(Default)]
+pub(crate) struct Hashing {
+    jobs: VecDeque<Job>,
+    workers: usize,
+}
+
+impl Shared {
+    /// Hands a full piece to a hashing thread.
+    pub(crate) fn hash_soon(self: &Arc<Self>, piece: PieceIndex, data: Vec<u8>, givers: Vec<u64>) {
+        let mut hashing = lock(&self.hashing);
+        hashing.jobs.push_back(Job { piece, data, givers });
+        let most = available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+        if hashing.workers < most {
+            hashing.workers += 1;
+            let shared = Arc::clone(self);
+            tokio::task::spawn_blocking(move || shared.hash_all());
+        }
+    }
+
+    fn hash_all(&self) {
+        loop {
+            let job = {
+                let mut hashing = lock(&self.hashing);
+                let job = hashing.jobs.pop_front();
+                if job.is_none() {
+                    hashing.workers -= 1;
+                }
+                job
+            };
+            let Some(job) = job else { return };
+            self.finish_piece(job);
+        }
+    }
+
+    fn finish_piece(&self, Job { piece, data, givers }: Job) {
+        if self.has_failed() || *self.ending().borrow() {
+            return;
+        }
+        if !self.meta.piece_is_right(piece, &data) {
+            log::warn!("piece {piece}: wrong hash, from {} peers", givers.len());
+            count(&self.counters.bad_pieces, 1);
+            count(&self.counters.wasted, data.len());
+            if let [giver] = givers[..] {
+                self.blame(u32::try_from(giver).expect("link keys have 32 bits"));
+            }
+            self.pool.put(data);
+            self.piece_was_wrong(piece, &givers);
+            return;
+        }
+        if let Err(error) = self.storage.write_piece(piece, &data) {
+            self.fail(SwarmError::Write { piece, source: Arc::new(error) });
+            return;
+        }
+        // Into the cache before anybody hears of it: a fresh piece is a rare one, and is asked for at once.
+        let unused = lock(&self.cache).put_piece(piece, data);
+        unused.into_iter().for_each(|buffer| self.pool.put(buffer));
+        self.piece_verified(piece);
+    }
+}
