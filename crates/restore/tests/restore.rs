@@ -1,0 +1,199 @@
+//! Whole restores on loopback, from a seeder in memory to a file that stands for a disk.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockdev::Device;
+use layout::Layout;
+use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts};
+use report::Stage;
+use restore::{DiskStore, Progress, RestoreError, restore};
+use sha1::{Digest as _, Sha1};
+use swarm::{Have, Options, Storage, Swarm};
+
+const MIB: u64 = 1 << 20;
+const DISK_LEN: u64 = 12 * MIB;
+const PIECE_LEN: u32 = 256 * 1024;
+const UNTOUCHED: u8 = 0xAA;
+
+/// Content in memory.
+struct Memory {
+    geometry: Geometry,
+    content: Vec<u8>,
+}
+
+impl Storage for Memory {
+    fn write_piece(&self, _piece: PieceIndex, _data: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        let start = usize_of(self.geometry.piece_range(piece).start) + usize_of(offset.into());
+        buf.copy_from_slice(&self.content[start..start + buf.len()]);
+        Ok(())
+    }
+}
+
+fn usize_of(value: u64) -> usize {
+    usize::try_from(value).expect("a small test")
+}
+
+/// A GPT disk's worth: table and boot gap, some scattered extents, the backup table at the end; and a swap area.
+const EXTENTS: [(u64, u64); 5] = [
+    (0, 17 * 1024),
+    (MIB - 512, 3 * 512),
+    (2 * MIB + 1024, MIB),
+    (5 * MIB, 3 * MIB + 512),
+    (DISK_LEN - 33 * 512, 33 * 512),
+];
+
+struct Room {
+    dir: tempfile::TempDir,
+    meta: Arc<Metainfo>,
+    content: Vec<u8>,
+    seeder: Swarm,
+}
+
+impl Room {
+    async fn new(facts: ImageFacts) -> Room {
+        let len = EXTENTS.iter().map(|(_, len)| len).sum::<u64>();
+        // Anything but zeros and repetition: a byte in the wrong place has to show.
+        let content: Vec<u8> = (0..len).flat_map(|i| Sha1::digest(i.to_le_bytes())[..1].to_vec()).collect();
+        let files = EXTENTS.iter().map(|(at, len)| FileEntry { length: *len, path: vec![format!("{at:032x}")] });
+        let torrent = NewTorrent {
+            name: "root".to_owned(),
+            announce: None,
+            piece_len: PIECE_LEN,
+            files: files.collect(),
+            hashes: content.chunks(usize_of(PIECE_LEN.into())).map(|piece| Sha1::digest(piece).into()).collect(),
+            facts: Some(facts),
+            private: true,
+        };
+        let meta = Arc::new(Metainfo::parse(&torrent.to_bytes().expect("sane")).expect("sane"));
+        let memory = Arc::new(Memory { geometry: meta.geometry, content: content.clone() });
+        let options = Options { have: Have::All, ..loopback() };
+        let seeder = Swarm::start(Arc::clone(&meta), memory, options).await.expect("a free port");
+        Room { dir: tempfile::tempdir().expect("temporary directory"), meta, content, seeder }
+    }
+
+    /// A file of that length, full of bytes that no image has put there.
+    fn disk(&self, len: u64) -> PathBuf {
+        let path = self.dir.path().join("disk");
+        std::fs::write(&path, vec![UNTOUCHED; usize_of(len)]).expect("a temporary file");
+        path
+    }
+
+    async fn restore(&self, path: &Path, each: impl FnMut(Progress)) -> Result<(), RestoreError> {
+        let device = Arc::new(Device::open_exclusive(path).expect("a file"));
+        let layout = Arc::new(Layout::new(&self.meta).expect("sane"));
+        let options = Options { peers: vec![self.seeder.local_addr()], ..loopback() };
+        let restored = restore(Arc::clone(&self.meta), layout, device, options, true, each).await?;
+        restored.swarm.shutdown().await;
+        Ok(())
+    }
+}
+
+fn loopback() -> Options {
+    Options { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..Options::default() }
+}
+
+fn gpt_facts() -> ImageFacts {
+    ImageFacts { schema: 1, disk_size: DISK_LEN, sector_size: 512, table: "gpt".to_owned(), swap: vec![] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_gets_every_byte_and_boots_only_at_the_end() {
+    let swap = SwapFacts {
+        offset: 9 * MIB,
+        length: MIB,
+        page_size: 4096,
+        label: "swap".to_owned(),
+        uuid: "6ba7b810-9dad-11d1-80b4-00c04fd430c8".to_owned(),
+    };
+    let room = Room::new(ImageFacts { swap: vec![swap], ..gpt_facts() }).await;
+    let path = room.disk(DISK_LEN + 3 * MIB);
+    let watched = std::fs::File::open(&path).expect("the disk");
+    let mut stages = Vec::new();
+    room.restore(&path, |progress| {
+        stages.push(progress.stage);
+        if progress.stage <= Stage::Verify {
+            let mut head = [1; 4096];
+            watched.read_exact_at(&mut head, 0).expect("the disk");
+            assert_eq!(head, [0; 4096], "nothing to boot before the proof, in stage {}", progress.stage);
+        }
+    })
+    .await
+    .expect("a sound disk");
+    stages.dedup();
+    assert_eq!(stages, [Stage::Restore, Stage::Verify, Stage::Finish]);
+
+    let disk = std::fs::read(&path).expect("the disk");
+    let mut content = room.content.as_slice();
+    for (at, len) in EXTENTS {
+        let (wanted, rest) = content.split_at(usize_of(len));
+        assert!(disk[usize_of(at)..usize_of(at + len)] == *wanted, "extent at {at}");
+        content = rest;
+    }
+    assert_eq!(disk[usize_of(3 * MIB + 1024)..usize_of(5 * MIB)], vec![UNTOUCHED; usize_of(2 * MIB - 1024)]);
+    assert_eq!(&disk[usize_of(9 * MIB) + 4086..usize_of(9 * MIB) + 4096], b"SWAPSPACE2");
+    let end = usize_of(DISK_LEN + 2 * MIB);
+    assert!(disk[end..].iter().all(|&byte| byte == 0), "an old backup table at the end is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_one_sector_short_is_not_touched() {
+    let room = Room::new(gpt_facts()).await;
+    let path = room.disk(DISK_LEN - 512);
+    let error = room.restore(&path, |_| ()).await.expect_err("too small");
+    assert!(matches!(error, RestoreError::DoesNotFit { .. }), "{error}");
+    assert!(std::fs::read(&path).expect("the disk").iter().all(|&byte| byte == UNTOUCHED));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_recipe_on_top_of_content_is_refused_before_the_first_write() {
+    let swap = SwapFacts { offset: 5 * MIB, length: MIB, page_size: 4096, label: String::new(), uuid: String::new() };
+    let room = Room::new(ImageFacts { swap: vec![swap], ..gpt_facts() }).await;
+    let path = room.disk(DISK_LEN);
+    let error = room.restore(&path, |_| ()).await.expect_err("hostile");
+    assert!(matches!(error, RestoreError::Disk { .. }), "{error}");
+    assert!(std::fs::read(&path).expect("the disk").iter().all(|&byte| byte == UNTOUCHED));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_forgets_is_found_out_and_left_unbootable() {
+    let room = Room::new(gpt_facts()).await;
+    let path = room.disk(DISK_LEN);
+    let saboteur = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
+    let at = 6 * MIB + 77;
+    let result = room
+        .restore(&path, |progress| {
+            if progress.stage == Stage::Restore && progress.bytes_done == progress.bytes_total {
+                saboteur.write_all_at(&[1, 2, 3, 4], at).expect("the disk");
+            }
+        })
+        .await;
+    match result.expect_err("four bytes are wrong") {
+        RestoreError::ReadBack { disk_offset, .. } => assert!(disk_offset.abs_diff(at) < u64::from(PIECE_LEN)),
+        other => panic!("{other}"),
+    }
+    let disk = std::fs::read(&path).expect("the disk");
+    assert!(disk[..usize_of(MIB)].iter().all(|&byte| byte == 0), "nothing to boot");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_disk_can_seed() {
+    let room = Room::new(gpt_facts()).await;
+    let path = room.disk(DISK_LEN);
+    room.restore(&path, |_| ()).await.expect("a sound disk");
+    let layout = Arc::new(Layout::new(&room.meta).expect("sane"));
+    let device = Arc::new(Device::open_read(&path).expect("a file"));
+    let store = DiskStore::complete(room.meta.geometry, layout, device);
+    for piece in room.meta.geometry.pieces() {
+        let mut data = vec![0; usize_of(room.meta.geometry.len_of(piece).into())];
+        store.read(piece, 0, &mut data).expect("on the disk");
+        assert!(room.meta.piece_is_right(piece, &data), "piece {piece}");
+    }
+}
