@@ -1,11 +1,28 @@
 //! `ezio`: everything the room's server does, one subcommand each.
 
+mod arm_cmd;
+mod armed;
+mod binding;
+mod capture;
+mod config;
+mod dhcp;
+mod fleet;
+mod http;
 mod image_cmd;
 mod library;
+mod listener;
 mod manifest;
+mod partclone;
 mod restore_cmd;
+mod room;
 mod seed_cmd;
+mod seeder;
+mod serve;
 mod source;
+mod state;
+mod status_cmd;
+mod tftp;
+mod tracker;
 
 use clap::{Parser, Subcommand};
 
@@ -22,6 +39,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Status(status_cmd::StatusCommand),
+    Serve(serve::ServeCommand),
+    Disarm(arm_cmd::DisarmCommand),
+    Arm(arm_cmd::ArmCommand),
+    Capture(capture::Capture),
     Image(image_cmd::ImageCommand),
     Restore(restore_cmd::RestoreCommand),
     Seed(seed_cmd::SeedCommand),
@@ -36,6 +58,11 @@ fn main() -> anyhow::Result<()> {
     };
     env_logger::Builder::new().filter_level(level).parse_default_env().init();
     match cli.command {
+        Command::Status(command) => command.run(),
+        Command::Serve(command) => command.run(),
+        Command::Disarm(command) => command.run(),
+        Command::Arm(command) => command.run(),
+        Command::Capture(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Restore(command) => command.run(),
         Command::Seed(command) => command.run(),

@@ -1,0 +1,149 @@
+//! `ezio arm` and `ezio disarm`: which machines are to get which image.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Args;
+use netboot::MacAddr;
+
+use crate::armed::{Armed, Order, Scope, new_deployment};
+use crate::config::{After, Settings, check_line};
+use crate::library::Library;
+use crate::serve::Running;
+use crate::state;
+
+/// Whom the command is for; everybody if nothing is named.
+#[derive(Clone, Debug, Args)]
+struct Whom {
+    /// Only this machine; may be given several times.
+    #[arg(long = "mac", value_name = "MAC")]
+    machines: Vec<MacAddr>,
+    /// Only this group of the config; may be given several times.
+    #[arg(long = "group", value_name = "NAME")]
+    groups: Vec<String>,
+    /// The server's config file, for its library and groups.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The library directory [default: /var/lib/ezio].
+    #[arg(long, value_name = "DIR")]
+    library: Option<PathBuf>,
+}
+
+/// Sends machines to the imaging system at their next network boot: WRITES THE IMAGE TO THEIR DISKS.
+#[derive(Debug, Args)]
+pub struct ArmCommand {
+    /// The image.
+    image: String,
+    #[command(flatten)]
+    whom: Whom,
+    /// Which disk is written: `auto` or a selector; else the config decides.
+    #[arg(long, value_name = "RULE")]
+    target: Option<String>,
+    /// What a machine does when it is done; else the config decides.
+    #[arg(long, value_enum)]
+    after: Option<After>,
+    /// Seconds a machine goes on seeding after it is done; else the config decides.
+    #[arg(long, value_name = "SECONDS")]
+    linger: Option<u32>,
+}
+
+/// Lets machines boot from their own disks again. Machines that are being written go on to the end.
+#[derive(Debug, Args)]
+pub struct DisarmCommand {
+    #[command(flatten)]
+    whom: Whom,
+}
+
+impl ArmCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// An unknown image or group, or a library that cannot be written.
+    pub fn run(self) -> anyhow::Result<()> {
+        if let Some(target) = &self.target {
+            check_line("--target", target)?;
+        }
+        let library = self.whom.library()?;
+        if let Err(error) = library.image(&self.image) {
+            let names: Vec<String> = library.images()?.into_iter().map(|entry| entry.name).collect();
+            let there_are = if names.is_empty() { "there is no image yet".into() } else { names.join(", ") };
+            bail!("nothing was armed: {error:#}; images in {}: {there_are}", library.dir().display());
+        }
+        let scopes = self.whom.scopes(library.dir())?;
+        let (deployment, at) = (new_deployment()?, state::unix_now());
+        std::fs::create_dir_all(library.state_dir())?;
+        Armed::update(&library.state_dir(), |armed| {
+            for scope in &scopes {
+                armed.arm(Order {
+                    scope: scope.clone(),
+                    image: Some(self.image.clone()),
+                    deployment: deployment.clone(),
+                    target: self.target.clone(),
+                    after: self.after,
+                    linger: self.linger,
+                    at,
+                });
+            }
+        })?;
+        println!("armed {} for {} (deployment {deployment})", self.image, words(&scopes));
+        if Running::find(library.dir()).is_err() {
+            println!("no `ezio serve` is running on this library yet");
+        }
+        Ok(())
+    }
+}
+
+impl DisarmCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// An unknown group, or a library that cannot be written.
+    pub fn run(self) -> anyhow::Result<()> {
+        let library = self.whom.library()?;
+        let scopes = self.whom.scopes(library.dir())?;
+        std::fs::create_dir_all(library.state_dir())?;
+        Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
+        println!("disarmed {}", words(&scopes));
+        Ok(())
+    }
+}
+
+impl Whom {
+    fn library(&self) -> anyhow::Result<Library> {
+        let flags = Settings { library: self.library.clone(), ..Settings::default() };
+        Library::open(Settings::load(self.config.as_deref(), flags)?.library_dir())
+    }
+
+    fn scopes(&self, library: &Path) -> anyhow::Result<Vec<Scope>> {
+        let mut scopes: Vec<Scope> = self.machines.iter().map(|mac| Scope::Machine(*mac)).collect();
+        if !self.groups.is_empty() {
+            let known: Vec<String> = match &self.config {
+                Some(file) => Settings::load(Some(file), Settings::default())?.groups.into_keys().collect(),
+                None => match Running::find(library) {
+                    Ok(running) => running.groups,
+                    Err(error) => bail!("which groups are there? give --config FILE ({error:#})"),
+                },
+            };
+            for group in &self.groups {
+                if !known.contains(group) {
+                    let known = if known.is_empty() { "none at all".into() } else { known.join(", ") };
+                    bail!("there is no group {group:?} in the config; there are: {known}");
+                }
+                scopes.push(Scope::Group(group.clone()));
+            }
+        }
+        if scopes.is_empty() {
+            scopes.push(Scope::All);
+        }
+        Ok(scopes)
+    }
+}
+
+fn words(scopes: &[Scope]) -> String {
+    let word = |scope: &Scope| match scope {
+        Scope::All => "every machine".to_owned(),
+        Scope::Group(name) => format!("group {name}"),
+        Scope::Machine(mac) => mac.to_string(),
+    };
+    scopes.iter().map(word).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,266 @@
+//! What is armed: which machines are to get which image. Kept in `LIBRARY/state/armed.json`, which `ezio arm` and
+//! `ezio disarm` write and the running server watches.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use netboot::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{After, Settings};
+use crate::state;
+
+/// Seconds a machine goes on seeding unless told otherwise.
+const DEFAULT_LINGER_S: u32 = 60;
+
+/// Whom an order is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Every machine that has no order of its own.
+    All,
+    /// A group of the config.
+    Group(String),
+    /// One machine.
+    Machine(MacAddr),
+}
+
+/// One `ezio arm` or `ezio disarm`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Whom it is for.
+    pub scope: Scope,
+    /// The image; `None` holds these machines back from an order with a wider scope.
+    pub image: Option<String>,
+    /// The deployment's id, new at each `ezio arm`: a machine that is done is done for this one.
+    pub deployment: String,
+    /// Overrides the config.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// Overrides the config.
+    #[serde(default)]
+    pub after: Option<After>,
+    /// Overrides the config.
+    #[serde(default)]
+    pub linger: Option<u32>,
+    /// When, in seconds since 1970.
+    #[serde(default)]
+    pub at: u64,
+}
+
+/// Every order, at most one for each scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Armed {
+    orders: Vec<Order>,
+}
+
+/// What one machine is to do, everything decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The image's name.
+    pub image: String,
+    /// The deployment's id.
+    pub deployment: String,
+    /// Which disk.
+    pub target: String,
+    /// What comes after.
+    pub after: After,
+    /// How long it goes on seeding, in seconds.
+    pub linger: u32,
+    /// More for the kernel command line.
+    pub kernel_args: String,
+}
+
+impl Armed {
+    /// Where it is kept.
+    pub fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("armed.json")
+    }
+
+    /// Reads it; nothing is armed if there is no file.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn load(state_dir: &Path) -> anyhow::Result<Armed> {
+        let path = Armed::path(state_dir);
+        let armed = state::read(&path).context("reading what is armed: run `ezio disarm`, then `ezio arm` again")?;
+        Ok(armed.unwrap_or_default())
+    }
+
+    /// Changes it under a lock, so that two commands at once do not lose each other's work.
+    ///
+    /// # Errors
+    /// If the library's state directory cannot be written.
+    pub fn update(state_dir: &Path, change: impl FnOnce(&mut Armed)) -> anyhow::Result<Armed> {
+        let lock_path = state_dir.join("armed.lock");
+        let lock = File::create(&lock_path).with_context(|| format!("opening {}", lock_path.display()))?;
+        lock.lock().with_context(|| format!("locking {}", lock_path.display()))?;
+        // A damaged file is replaced: whoever arms now says what is wanted.
+        let mut armed = Armed::load(state_dir).unwrap_or_default();
+        change(&mut armed);
+        state::write(&Armed::path(state_dir), &armed)?;
+        Ok(armed)
+    }
+
+    /// All orders.
+    pub fn orders(&self) -> &[Order] {
+        &self.orders
+    }
+
+    /// Adds an order; an older one for the same scope is gone. Arming everybody also ends what was armed or held back
+    /// for groups and machines: the room is one again.
+    pub fn arm(&mut self, order: Order) {
+        if order.scope == Scope::All {
+            self.orders.clear();
+        }
+        self.orders.retain(|old| old.scope != order.scope);
+        self.orders.push(order);
+    }
+
+    /// Takes the orders for a scope back, and holds its machines back from wider ones.
+    pub fn disarm(&mut self, scope: &Scope) {
+        if *scope == Scope::All {
+            self.orders.clear();
+            return;
+        }
+        self.orders.retain(|old| old.scope != *scope);
+        if !self.orders.is_empty() {
+            let (image, deployment, at) = (None, String::new(), state::unix_now());
+            let (target, after, linger) = (None, None, None);
+            self.orders.push(Order { scope: scope.clone(), image, deployment, target, after, linger, at });
+        }
+        if !self.is_anything_armed() {
+            self.orders.clear();
+        }
+    }
+
+    /// Whether any machine at all may be sent to the imaging system.
+    pub fn is_anything_armed(&self) -> bool {
+        self.orders.iter().any(|order| order.image.is_some())
+    }
+
+    /// Every image that a machine could be given now, config included.
+    pub fn images(&self, settings: &Settings) -> Vec<String> {
+        let mut images: Vec<String> = self.orders.iter().filter_map(|order| order.image.clone()).collect();
+        if self.orders.iter().any(|order| order.scope == Scope::All && order.image.is_some()) {
+            images.extend(settings.images_named().into_iter().map(|(_, image)| image.to_owned()));
+        }
+        images.sort_unstable();
+        images.dedup();
+        images
+    }
+
+    /// What this machine is to do: the order for it alone, else for its group, else for everybody. `None` means its
+    /// own disk.
+    pub fn job_for(&self, mac: MacAddr, settings: &Settings) -> Option<Job> {
+        let group = settings.group_of(mac).map(|(name, _)| name);
+        let find = |scope: &Scope| self.orders.iter().find(|order| order.scope == *scope);
+        let order = find(&Scope::Machine(mac))
+            .or_else(|| find(&Scope::Group(group?.to_owned())))
+            .or_else(|| find(&Scope::All))?;
+        job(order, Some(mac), settings)
+    }
+
+    /// What a machine we know nothing of is to do.
+    pub fn job_for_unknown(&self, settings: &Settings) -> Option<Job> {
+        job(self.orders.iter().find(|order| order.scope == Scope::All)?, None, settings)
+    }
+
+    /// Whether this machine's job is not simply the one for everybody.
+    pub fn has_own_job(&self, mac: MacAddr, settings: &Settings) -> bool {
+        self.job_for(mac, settings) != self.job_for_unknown(settings)
+    }
+}
+
+fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> {
+    let own = mac.map(|mac| settings.overrides_of(mac)).unwrap_or_default();
+    let mut image = order.image.clone()?;
+    if let (Scope::All, Some(pinned)) = (&order.scope, own.image) {
+        image = pinned;
+    }
+    let target = order.target.clone().or(own.target).or(settings.target.clone());
+    Some(Job {
+        image,
+        deployment: order.deployment.clone(),
+        target: target.unwrap_or_else(|| "auto".into()),
+        after: order.after.or(own.after).or(settings.after).unwrap_or_default(),
+        linger: order.linger.or(own.linger).or(settings.linger).unwrap_or(DEFAULT_LINGER_S),
+        kernel_args: own.kernel_args.or(settings.kernel_args.clone()).unwrap_or_default(),
+    })
+}
+
+/// A new deployment's id: 16 hex digits nobody has had before.
+///
+/// # Errors
+/// If the kernel's random numbers cannot be read.
+pub fn new_deployment() -> anyhow::Result<String> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+    const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
+
+    fn settings() -> Settings {
+        toml::from_str(&format!(
+            "linger = 7\n[groups.lab]\nmachines = [\"{A}\"]\nafter = \"halt\"\n[machines.\"{B}\"]\nimage = \"own\"\n"
+        ))
+        .expect("good")
+    }
+
+    fn order(scope: Scope, image: &str) -> Order {
+        let (target, after, linger) = (None, None, None);
+        Order { scope, image: Some(image.into()), deployment: image.into(), target, after, linger, at: 0 }
+    }
+
+    #[test]
+    fn the_narrowest_order_wins() {
+        let settings = settings();
+        let mut armed = Armed::default();
+        assert_eq!(armed.job_for(A, &settings), None);
+        armed.arm(order(Scope::All, "room"));
+        let job = armed.job_for(A, &settings).expect("armed");
+        assert_eq!((job.image.as_str(), job.after, job.linger), ("room", After::Halt, 7));
+        assert_eq!(armed.job_for(B, &settings).expect("armed").image, "own");
+        armed.arm(order(Scope::Group("lab".into()), "lab"));
+        assert_eq!(armed.job_for(A, &settings).expect("armed").image, "lab");
+        armed.arm(order(Scope::Machine(B), "single"));
+        assert_eq!(armed.job_for(B, &settings).expect("armed").image, "single");
+        assert_eq!(armed.images(&settings), ["lab", "own", "room", "single"]);
+        armed.arm(order(Scope::All, "again"));
+        assert_eq!(armed.job_for(A, &settings).expect("armed").image, "again");
+    }
+
+    #[test]
+    fn a_machine_can_be_held_back() {
+        let settings = settings();
+        let mut armed = Armed::default();
+        armed.arm(order(Scope::All, "room"));
+        armed.disarm(&Scope::Machine(A));
+        assert_eq!(armed.job_for(A, &settings), None);
+        assert!(armed.has_own_job(A, &settings));
+        assert!(armed.is_anything_armed());
+        armed.disarm(&Scope::All);
+        assert!(!armed.is_anything_armed());
+        armed.arm(order(Scope::Machine(A), "x"));
+        armed.disarm(&Scope::Machine(A));
+        assert_eq!(armed, Armed::default());
+    }
+
+    #[test]
+    fn it_survives_the_disk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(Armed::load(dir.path()).expect("none"), Armed::default());
+        let armed = Armed::update(dir.path(), |armed| armed.arm(order(Scope::Machine(A), "x"))).expect("written");
+        assert_eq!(Armed::load(dir.path()).expect("read"), armed);
+        std::fs::write(Armed::path(dir.path()), b"{").expect("damaged");
+        assert!(format!("{:#}", Armed::load(dir.path()).expect_err("damaged")).contains("ezio arm"));
+    }
+}

@@ -1,0 +1,210 @@
+//! What each machine last said, and what it did before. Kept in `LIBRARY/state/fleet.json`, so that a machine that is
+//! done stays done when the server restarts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use netboot::MacAddr;
+use report::{Report, Stage};
+use serde::{Deserialize, Serialize};
+
+use crate::state;
+
+/// Most machines remembered. No room has as many; a flood of invented ones ends here, the quietest going first.
+const MAX_MACHINES: usize = 4096;
+/// Longest text taken over from a report, in bytes.
+const MAX_TEXT: usize = 2000;
+/// Most stage times in a report; there are nine stages.
+const MAX_TIMES: usize = 32;
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its address.
+    pub mac: MacAddr,
+    /// When it was first heard of, in seconds since 1970.
+    pub first_seen: u64,
+    /// When it last reported or asked for something.
+    pub last_seen: u64,
+    /// When it last reported, 0 for never.
+    #[serde(default)]
+    pub last_report: u64,
+    /// The last report.
+    #[serde(default)]
+    pub report: Option<Report>,
+    /// What it asked for last, in words, if that was after the last report.
+    #[serde(default)]
+    pub asked: String,
+    /// The deployment it has finished, verified.
+    #[serde(default)]
+    pub done: Option<String>,
+}
+
+/// All machines.
+#[derive(Debug)]
+pub struct Fleet {
+    path: PathBuf,
+    machines: BTreeMap<MacAddr, Machine>,
+    dirty: bool,
+}
+
+impl Fleet {
+    /// Remembers what was known before. A damaged file costs the memory, not the server.
+    pub fn load(state_dir: &Path) -> Fleet {
+        let path = state_dir.join("fleet.json");
+        let machines: Vec<Machine> = state::read(&path)
+            .unwrap_or_else(|error| {
+                log::error!("the machines' history is lost: {error:#}");
+                None
+            })
+            .unwrap_or_default();
+        Fleet { path, machines: machines.into_iter().map(|machine| (machine.mac, machine)).collect(), dirty: false }
+    }
+
+    /// Every machine, by address.
+    pub fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.machines.values()
+    }
+
+    /// Notes that a machine asked for something.
+    pub fn asked(&mut self, mac: MacAddr, what: &str) {
+        let machine = self.entry(mac);
+        machine.last_seen = state::unix_now();
+        machine.asked = what.into();
+        self.dirty = true;
+    }
+
+    /// Takes a report. An important one (a change of stage) is on disk when this returns.
+    ///
+    /// # Errors
+    /// In words for the machine, if the report cannot be right.
+    pub fn report(&mut self, mut report: Report) -> Result<(), String> {
+        let mac: MacAddr = report.mac.parse().map_err(|error| format!("{error}"))?;
+        if !mac.is_unicast() {
+            return Err(format!("{mac} is no machine's MAC address"));
+        }
+        tidy(&mut report);
+        let machine = self.entry(mac);
+        let before = machine.report.as_ref().map(|old| (old.stage, old.deployment.clone()));
+        let is_new_stage = before != Some((report.stage, report.deployment.clone()));
+        if is_new_stage {
+            log_stage(mac, &report);
+        }
+        if report.stage.is_verified() {
+            machine.done = Some(report.deployment.clone());
+        }
+        (machine.last_seen, machine.last_report) = (state::unix_now(), state::unix_now());
+        machine.asked.clear();
+        machine.report = Some(report);
+        self.dirty = true;
+        if is_new_stage {
+            self.save();
+        }
+        Ok(())
+    }
+
+    /// Whether the machine has finished this deployment.
+    pub fn is_done(&self, mac: MacAddr, deployment: &str) -> bool {
+        self.machines.get(&mac).is_some_and(|machine| machine.done.as_deref() == Some(deployment))
+    }
+
+    /// Writes what has changed; an error is logged, the machines matter more.
+    pub fn save(&mut self) {
+        if !self.dirty {
+            return;
+        }
+        let machines: Vec<&Machine> = self.machines.values().collect();
+        match state::write(&self.path, &machines) {
+            Ok(()) => self.dirty = false,
+            Err(error) => log::error!("the machines' history cannot be kept: {error:#}"),
+        }
+    }
+
+    fn entry(&mut self, mac: MacAddr) -> &mut Machine {
+        if self.machines.len() >= MAX_MACHINES && !self.machines.contains_key(&mac) {
+            let quietest = self.machines.values().min_by_key(|machine| machine.last_seen).map(|machine| machine.mac);
+            quietest.and_then(|mac| self.machines.remove(&mac));
+        }
+        let now = state::unix_now();
+        self.machines.entry(mac).or_insert_with(|| Machine {
+            mac,
+            first_seen: now,
+            last_seen: now,
+            last_report: 0,
+            report: None,
+            asked: String::new(),
+            done: None,
+        })
+    }
+}
+
+fn log_stage(mac: MacAddr, report: &Report) {
+    match (&report.error, report.stage) {
+        (Some(error), _) => log::error!("{mac} {}: {error}", report.stage),
+        (None, Stage::Failed) => log::error!("{mac} failed, without saying why"),
+        (None, stage) => log::info!("{mac} {stage} {}", report.image),
+    }
+}
+
+/// Cuts what is too long and takes out what would garble a terminal.
+fn tidy(report: &mut Report) {
+    let texts = [&mut report.deployment, &mut report.ip, &mut report.serial, &mut report.image, &mut report.disk];
+    for text in texts.into_iter().chain(&mut report.error) {
+        *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
+    }
+    report.times.truncate(MAX_TIMES);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(stage: &str, deployment: &str) -> Report {
+        let json = format!(r#"{{"mac":"52:54:00:00:00:01","stage":"{stage}","deployment":"{deployment}"}}"#);
+        serde_json::from_str(&json).expect("a report")
+    }
+
+    #[test]
+    fn done_survives_a_restart_and_counts_for_its_deployment_only() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mac = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+        let mut fleet = Fleet::load(dir.path());
+        fleet.report(report("restore", "d1")).expect("good");
+        assert!(!fleet.is_done(mac, "d1"));
+        fleet.report(report("seeding", "d1")).expect("good");
+        let fleet = Fleet::load(dir.path());
+        assert!(fleet.is_done(mac, "d1"));
+        assert!(!fleet.is_done(mac, "d2"));
+    }
+
+    #[test]
+    fn a_late_failure_does_not_undo_a_proven_disk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut fleet = Fleet::load(dir.path());
+        fleet.report(report("done", "d1")).expect("good");
+        fleet.report(report("failed", "d1")).expect("good");
+        assert!(fleet.is_done(MacAddr([0x52, 0x54, 0, 0, 0, 1]), "d1"));
+    }
+
+    #[test]
+    fn impossible_reports_are_refused_and_texts_are_tidied() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut fleet = Fleet::load(dir.path());
+        let mut bad = report("done", "d");
+        bad.mac = "ff:ff:ff:ff:ff:ff".into();
+        assert!(fleet.report(bad).is_err());
+        let mut garbled = report("failed", "d");
+        garbled.error = Some("\x1b[2J".repeat(5000));
+        fleet.report(garbled).expect("good");
+        let machine = fleet.machines().next().expect("one");
+        let error = machine.report.as_ref().and_then(|report| report.error.as_ref()).expect("kept");
+        assert!(error.len() <= MAX_TEXT && !error.contains('\x1b'));
+    }
+
+    #[test]
+    fn a_damaged_history_starts_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("fleet.json"), b"[{").expect("written");
+        assert_eq!(Fleet::load(dir.path()).machines().count(), 0);
+    }
+}

@@ -1,0 +1,233 @@
+//! What the services share: the config, what is armed, the machines, the images in use, and the texts made of them
+//! (boot scripts and `ezio.conf`).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use netboot::MacAddr;
+use netboot::pxe::BootServer;
+
+use crate::armed::{Armed, Job};
+use crate::binding::Binding;
+use crate::config::Settings;
+use crate::fleet::Fleet;
+use crate::library::{Image, Library};
+use crate::seeder::SeedStatus;
+
+/// Packets that were no use, by service; shown in the status, because a flood should not be a secret.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// DHCP packets that could not be read.
+    pub dhcp_malformed: AtomicU64,
+    /// DHCP messages that were answered.
+    pub dhcp_answered: AtomicU64,
+    /// TFTP requests served.
+    pub tftp_served: AtomicU64,
+    /// TFTP requests refused.
+    pub tftp_refused: AtomicU64,
+    /// HTTP requests that could not be understood.
+    pub http_bad: AtomicU64,
+    /// Reports that could not be understood.
+    pub reports_bad: AtomicU64,
+    /// Announces that could not be understood.
+    pub announces_bad: AtomicU64,
+}
+
+/// Counts one more.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The state of the whole server.
+#[derive(Debug)]
+pub struct Room {
+    /// The config.
+    pub settings: Settings,
+    /// The images.
+    pub library: Library,
+    /// Kernel, initramfs and loaders.
+    pub boot_dir: PathBuf,
+    /// Where we are reachable.
+    pub bindings: Vec<Binding>,
+    /// Since when we run.
+    pub started: Instant,
+    /// What was no use.
+    pub counters: Counters,
+    armed: RwLock<Arc<Armed>>,
+    fleet: Mutex<Fleet>,
+    images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
+    seeds: RwLock<Vec<SeedStatus>>,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// The imaging system.
+    Image(Job),
+    /// Its own disk, and why.
+    Local(&'static str),
+}
+
+impl Room {
+    /// A room in which nothing has happened yet.
+    pub fn new(settings: Settings, library: Library, bindings: Vec<Binding>, armed: Armed) -> Room {
+        Room {
+            boot_dir: settings.boot_dir(),
+            fleet: Mutex::new(Fleet::load(&library.state_dir())),
+            settings,
+            library,
+            bindings,
+            started: Instant::now(),
+            counters: Counters::default(),
+            armed: RwLock::new(Arc::new(armed)),
+            images: RwLock::default(),
+            seeds: RwLock::default(),
+        }
+    }
+
+    /// What is armed now.
+    pub fn armed(&self) -> Arc<Armed> {
+        self.armed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what `ezio arm` wrote.
+    pub fn set_armed(&self, armed: Armed) {
+        *self.armed.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(armed);
+    }
+
+    /// The machines; hold it for a moment only.
+    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what is known of the armed images.
+    pub fn set_images(&self, images: BTreeMap<String, Result<Arc<Image>, String>>) {
+        *self.images.write().unwrap_or_else(PoisonError::into_inner) = images;
+    }
+
+    /// What our own seeders have done.
+    pub fn seeds(&self) -> Vec<SeedStatus> {
+        self.seeds.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces what is shown of our own seeders.
+    pub fn set_seeds(&self, seeds: Vec<SeedStatus>) {
+        *self.seeds.write().unwrap_or_else(PoisonError::into_inner) = seeds;
+    }
+
+    /// The torrent of an armed image; `Ok(None)` if it is not armed, `Err` with the reason if it is damaged.
+    pub fn torrent(&self, name: &str) -> Result<Option<Arc<Image>>, String> {
+        if !self.armed().images(&self.settings).iter().any(|armed| armed == name) {
+            return Ok(None);
+        }
+        let loaded = self.images.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        match loaded {
+            Some(image) => image.map(Some),
+            // Armed this very moment: the seeder has not got to it yet.
+            None => self.library.image(name).map(|image| Some(Arc::new(image))).map_err(|error| format!("{error:#}")),
+        }
+    }
+
+    /// What a machine boots. A machine that is done with its deployment boots what it was given, or it would be
+    /// imaged again and again.
+    pub fn boot(&self, mac: MacAddr) -> Boot {
+        match self.armed().job_for(mac, &self.settings) {
+            None => Boot::Local("nothing is armed for it"),
+            Some(job) if self.fleet().is_done(mac, &job.deployment) => Boot::Local("it has its image"),
+            Some(job) => Boot::Image(job),
+        }
+    }
+
+    /// How clients reach us under this address.
+    pub fn boot_server(&self, address: Ipv4Addr) -> BootServer {
+        let is_on = self.settings.http != Some(false);
+        BootServer { address, http_port: is_on.then(|| self.http_port()) }
+    }
+
+    /// The HTTP port.
+    pub fn http_port(&self) -> u16 {
+        self.settings.http_port.unwrap_or(80)
+    }
+
+    /// `ezio.conf` for one job, as lines of KEY=value.
+    pub fn conf(&self, job: &Job, address: Ipv4Addr) -> String {
+        let mut conf = String::new();
+        let server = self.boot_server(address);
+        let mut line = |key: &str, value: &str| writeln!(conf, "{key}={value}").expect("writing to a string");
+        line("TORRENT", &format!("torrents/{}.torrent", job.image));
+        line("IMAGE", &job.image);
+        line("TARGET", &job.target);
+        line("AFTER", job.after.as_str());
+        line("LINGER", &job.linger.to_string());
+        if let (Some(tracker), Some(report)) = (server.url("announce"), server.url("report")) {
+            line("TRACKER", &tracker);
+            line("REPORT", &report);
+        }
+        line("DEPLOYMENT", &job.deployment);
+        conf
+    }
+
+    /// The iPXE script for one machine.
+    pub fn script(&self, mac: MacAddr, address: Ipv4Addr) -> String {
+        let job = match self.boot(mac) {
+            Boot::Local(why) => return local_script(mac, why),
+            Boot::Image(job) => job,
+        };
+        let again = self.again(mac, address);
+        if let Err(error) = self.torrent(&job.image) {
+            return format!(
+                "#!ipxe\necho EZIO: {mac} is to get image {}, but it cannot be used:\necho {}\n\
+                 echo Repair it or run `ezio disarm` on the server. Asking again in 10 s.\nsleep 10\n{again}",
+                job.image,
+                plain(&error)
+            );
+        }
+        let server = self.boot_server(address);
+        let arguments = format!("initrd=initrd.img ezio.server={address} BOOTIF={} {}", mac.bootif(), job.kernel_args);
+        let arguments = arguments.trim_end();
+        let load = |command: &str, file: &str, rest: &str| {
+            let http = server.url(&format!("boot/{file}")).map(|url| format!("{command} {url}{rest} || "));
+            format!("{}{command} tftp://{address}/{file}{rest} || goto failed\n", http.unwrap_or_default())
+        };
+        format!(
+            "#!ipxe\necho EZIO: {mac} gets image {}\n{}{}boot || goto failed\n:failed\n\
+             echo EZIO: the imaging system could not be loaded from {address}. Trying again in 5 s.\nsleep 5\n\
+             imgfree ||\n{again}",
+            job.image,
+            load("kernel", "vmlinuz", &format!(" {arguments}")),
+            load("initrd", "initrd.img", ""),
+        )
+    }
+
+    /// The script for a client that did not say who it is: it asks again, with its address.
+    pub fn script_for_anybody(&self, address: Ipv4Addr) -> String {
+        let url = self.boot_server(address).url("boot.ipxe?mac=${mac:hexhyp}");
+        let http = url.map(|url| format!("chain --replace {url} || ")).unwrap_or_default();
+        format!("#!ipxe\n{http}chain --replace tftp://{address}/boot.ipxe/01-${{mac:hexhyp}} || exit\n")
+    }
+
+    fn again(&self, mac: MacAddr, address: Ipv4Addr) -> String {
+        let url = self.boot_server(address).url(&format!("boot.ipxe?mac={}", mac.dashed()));
+        let http = url.map(|url| format!("chain --replace {url} || ")).unwrap_or_default();
+        format!("{http}chain --replace tftp://{address}/boot.ipxe/{} || exit\n", mac.bootif())
+    }
+}
+
+/// On UEFI `exit` goes on with the firmware's next boot entry; on BIOS that is often the network again, so the first
+/// disk is started from here.
+fn local_script(mac: MacAddr, why: &str) -> String {
+    format!(
+        "#!ipxe\necho EZIO: {mac} boots from its own disk: {why}\niseq ${{platform}} efi && exit ||\n\
+         sanboot --no-describe --drive 0x80 || exit\n"
+    )
+}
+
+/// Text that iPXE's `echo` shows as it is: no settings, no operators, one line.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_graphic() && !"$|&#\\\"".contains(c) { c } else { ' ' }).take(300).collect()
+}

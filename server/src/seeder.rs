@@ -1,0 +1,261 @@
+//! Our own seeders: one swarm for each armed image, started and stopped as arming changes.
+//!
+//! An image that is damaged, or whose port cannot be had, is shown with the reason and tried again; the others go on.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use metainfo::{Metainfo, PieceIndex};
+use serde::{Deserialize, Serialize};
+use swarm::{Have, Options, Storage, Swarm};
+use tokio::sync::watch;
+
+use crate::armed::Armed;
+use crate::library::Image;
+use crate::room::Room;
+use crate::serve;
+use crate::tracker::TrackerService;
+
+/// How often `armed.json` is looked at. Half of what somebody who has just typed `ezio arm` notices.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// Peers of one swarm that we keep links to. They feed each other; we start them.
+const MAX_PEERS: usize = 256;
+/// Ports tried after `peer_port`, if some are taken.
+const PORT_TRIES: u16 = 64;
+/// How often an image that could not be used is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(3);
+
+/// What is shown of one armed image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedStatus {
+    /// The image.
+    pub image: String,
+    /// Its infohash, if it could be loaded.
+    pub infohash: String,
+    /// Bytes in it.
+    pub content_len: u64,
+    /// Payload bytes we have sent since the server started or the image was armed, whichever is later.
+    pub uploaded: u64,
+    /// Machines we are connected to.
+    pub peers: usize,
+    /// Machines that announced and do not have everything yet.
+    pub leechers: usize,
+    /// Machines that announced and have everything.
+    pub seeders: usize,
+    /// Port we seed on, 0 if we do not.
+    pub port: u16,
+    /// What is wrong with it, in words.
+    pub error: Option<String>,
+}
+
+struct Running {
+    image: Arc<Image>,
+    /// The directory's inode: a new image of the same name is another directory.
+    inode: u64,
+    swarm: Option<Swarm>,
+    error: Option<String>,
+}
+
+/// An image that cannot be used, why, and since when we know.
+struct Broken {
+    error: String,
+    tried: Instant,
+}
+
+/// The content of an image as one flat file; nothing is ever written to it.
+struct ContentFile {
+    file: File,
+    meta: Arc<Metainfo>,
+}
+
+impl Storage for ContentFile {
+    fn write_piece(&self, _piece: PieceIndex, _data: &[u8]) -> io::Result<()> {
+        Err(io::Error::other("the library's images are never written to"))
+    }
+
+    fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        let start = self.meta.geometry.piece_range(piece).start + u64::from(offset);
+        self.file.read_exact_at(buf, start)
+    }
+}
+
+/// Watches what is armed and keeps the seeders to it, until told to stop.
+pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch::Receiver<bool>) {
+    let mut running: BTreeMap<String, Running> = BTreeMap::new();
+    let mut broken: BTreeMap<String, Broken> = BTreeMap::new();
+    let mut stamp = None;
+    loop {
+        reload(&room, &mut stamp).await;
+        let wanted = room.armed().images(&room.settings);
+        let gone: Vec<String> = running.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+        for name in gone {
+            end(running.remove(&name), &tracker).await;
+            log::info!("image {name} is no longer armed");
+        }
+        broken.retain(|name, _| wanted.contains(name));
+        for name in wanted {
+            keep(&room, &tracker, &name, &mut running, &mut broken).await;
+        }
+        publish(&room, &tracker, &running, &broken);
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            () = serve::stopped(&mut stop) => break,
+        }
+    }
+    for (_, seed) in running {
+        end(Some(seed), &tracker).await;
+    }
+}
+
+/// Reads `armed.json` when it has changed. It is replaced, never rewritten, so its inode and time say so.
+async fn reload(room: &Arc<Room>, stamp: &mut Option<(u64, i64, i64)>) {
+    let room = room.clone();
+    let path = Armed::path(&room.library.state_dir());
+    let now = std::fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
+    if now == *stamp {
+        return;
+    }
+    *stamp = now;
+    match Armed::load(&room.library.state_dir()) {
+        Ok(armed) => {
+            if armed != *room.armed() {
+                let images = armed.images(&room.settings);
+                log::info!("armed: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") });
+            }
+            room.set_armed(armed);
+        }
+        Err(error) => log::error!("{error:#}; until then it stays as it was"),
+    }
+}
+
+/// Starts an image that should run and does not, and restarts one that has been replaced.
+async fn keep(
+    room: &Arc<Room>,
+    tracker: &TrackerService,
+    name: &str,
+    running: &mut BTreeMap<String, Running>,
+    broken: &mut BTreeMap<String, Broken>,
+) {
+    if broken.get(name).is_some_and(|broken| broken.tried.elapsed() < TRY_AGAIN) {
+        return;
+    }
+    let inode = std::fs::metadata(room.library.dir().join("images").join(name)).map_or(0, |dir| dir.ino());
+    if let Some(seed) = running.get(name) {
+        if seed.inode == inode && seed.error.is_none() {
+            return;
+        }
+        end(running.remove(name), tracker).await;
+    }
+    let loading = (room.clone(), name.to_owned());
+    let loaded = tokio::task::spawn_blocking(move || loading.0.library.image(&loading.1)).await;
+    let image = match loaded {
+        Ok(Ok(image)) => Arc::new(image),
+        Ok(Err(error)) => return note(broken, name, format!("{error:#}")),
+        Err(error) => return note(broken, name, format!("reading it failed: {error}")),
+    };
+    let infohash = image.meta.infohash;
+    let (swarm, error) = match start(room, &image, running.len()).await {
+        Ok(swarm) => (swarm, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    match &error {
+        Some(error) => note(broken, name, error.clone()),
+        None => drop(broken.remove(name)),
+    }
+    let port = swarm.as_ref().map(|swarm| swarm.local_addr().port());
+    tracker.allow(infohash, port);
+    if let Some(port) = port {
+        log::info!("image {name}: seeding {} bytes on port {port}", image.layout.content_len());
+    }
+    running.insert(name.to_owned(), Running { image, inode, swarm, error });
+}
+
+/// Says what is wrong with an image, once.
+fn note(broken: &mut BTreeMap<String, Broken>, name: &str, error: String) {
+    if broken.get(name).is_none_or(|old| old.error != error) {
+        log::error!("image {name}: {error}");
+    }
+    broken.insert(name.to_owned(), Broken { error, tried: Instant::now() });
+}
+
+async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Option<Swarm>> {
+    if room.settings.seed == Some(false) {
+        return Ok(None);
+    }
+    let path = image.content_path();
+    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let address = match &room.bindings[..] {
+        [only] => only.address,
+        _ => Ipv4Addr::UNSPECIFIED,
+    };
+    let storage = Arc::new(ContentFile { file, meta: image.meta.clone() });
+    let base = room.settings.peer_port.unwrap_or(0);
+    let first = if base == 0 { 0 } else { base.saturating_add(u16::try_from(index).unwrap_or(0)) };
+    let mut result = None;
+    for step in 0..if base == 0 { 1 } else { PORT_TRIES } {
+        let listen = SocketAddr::from((address, first.saturating_add(step)));
+        let options = Options { listen, have: Have::All, max_peers: MAX_PEERS, ..Options::default() };
+        let swarm = Swarm::start(image.meta.clone(), storage.clone(), options).await;
+        match swarm {
+            Ok(swarm) => return Ok(Some(swarm)),
+            Err(error) => result = Some(error),
+        }
+    }
+    Err(result.map_or_else(|| anyhow::anyhow!("no port to seed on"), anyhow::Error::from).context("starting to seed"))
+}
+
+async fn end(seed: Option<Running>, tracker: &TrackerService) {
+    let Some(seed) = seed else { return };
+    tracker.disallow(&seed.image.meta.infohash);
+    if let Some(swarm) = seed.swarm {
+        swarm.shutdown().await;
+    }
+}
+
+fn publish(
+    room: &Room,
+    tracker: &TrackerService,
+    running: &BTreeMap<String, Running>,
+    broken: &BTreeMap<String, Broken>,
+) {
+    let mut images: BTreeMap<String, Result<Arc<Image>, String>> =
+        broken.iter().map(|(name, broken)| (name.clone(), Err(broken.error.clone()))).collect();
+    let mut seeds: Vec<SeedStatus> = Vec::new();
+    for (name, seed) in running {
+        images.insert(name.clone(), Ok(seed.image.clone()));
+        let stats = seed.swarm.as_ref().map(Swarm::stats).unwrap_or_default();
+        let (leechers, seeders) = tracker.counts(&seed.image.meta.infohash);
+        seeds.push(SeedStatus {
+            image: name.clone(),
+            infohash: seed.image.meta.infohash.to_string(),
+            content_len: seed.image.layout.content_len(),
+            uploaded: stats.uploaded,
+            peers: stats.peers,
+            leechers,
+            seeders,
+            port: seed.swarm.as_ref().map_or(0, |swarm| swarm.local_addr().port()),
+            error: seed.error.clone(),
+        });
+    }
+    for (image, broken) in broken.iter().filter(|(name, _)| !running.contains_key(*name)) {
+        seeds.push(SeedStatus {
+            image: image.clone(),
+            infohash: String::new(),
+            content_len: 0,
+            uploaded: 0,
+            peers: 0,
+            leechers: 0,
+            seeders: 0,
+            port: 0,
+            error: Some(broken.error.clone()),
+        });
+    }
+    room.set_images(images);
+    room.set_seeds(seeds);
+}

@@ -1,0 +1,364 @@
+//! `ezio status`: the room as a table.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use netboot::MacAddr;
+use report::Report;
+use serde::{Deserialize, Serialize};
+
+use crate::armed::Order;
+use crate::config::Settings;
+use crate::room::{Boot, Room};
+use crate::seeder::SeedStatus;
+use crate::serve::Running;
+use crate::state;
+
+/// Seconds without a report after which a machine is shown as silent, unless the config says otherwise.
+const SILENT_AFTER_S: u64 = 15;
+/// How often `--watch` looks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How long the server may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Width of the table; error texts are broken to it.
+const WIDTH: usize = 100;
+
+/// Shows every machine: stage, progress, speed, and what went wrong.
+#[derive(Debug, Args)]
+pub struct StatusCommand {
+    /// Go on showing it, once a second.
+    #[arg(long)]
+    watch: bool,
+    /// The server, as http://10.0.0.1; by default the one that runs on this machine.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// The server's config file, to find its library.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The server's library directory [default: /var/lib/ezio].
+    #[arg(long, value_name = "DIR")]
+    library: Option<PathBuf>,
+}
+
+/// Everything there is to show; `GET /status.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the server.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// What is armed.
+    pub armed: Vec<Order>,
+    /// The armed images and our own seeding of them.
+    pub images: Vec<SeedStatus>,
+    /// Every machine we have heard of.
+    pub machines: Vec<MachineStatus>,
+    /// Packets answered and packets that were no use.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// Its address.
+    pub mac: MacAddr,
+    /// What it would boot now: `image` or `local`.
+    pub boot: String,
+    /// The image it is armed with, or empty.
+    pub image: String,
+    /// Seconds since 1970.
+    pub first_seen: u64,
+    /// Seconds since 1970.
+    pub last_seen: u64,
+    /// Seconds since it was last heard of.
+    pub age_s: u64,
+    /// Whether it should have reported by now and has not.
+    pub silent: bool,
+    /// What it asked for after its last report, in words, or empty.
+    pub asked: String,
+    /// The deployment that it has finished.
+    pub done: Option<String>,
+    /// Its last report.
+    pub report: Option<Report>,
+}
+
+impl Status {
+    /// A snapshot.
+    pub fn of(room: &Room) -> Status {
+        let now = state::unix_now();
+        let silent_after = room.settings.silent_after.unwrap_or(SILENT_AFTER_S);
+        let machines: Vec<_> = room.fleet().machines().cloned().collect();
+        let machines = machines.into_iter().map(|machine| {
+            let boot = room.boot(machine.mac);
+            let age_s = now.saturating_sub(machine.last_seen);
+            let is_busy = machine.report.as_ref().is_some_and(|report| !report.stage.is_final());
+            MachineStatus {
+                mac: machine.mac,
+                boot: if matches!(boot, Boot::Image(_)) { "image".into() } else { "local".into() },
+                image: room.armed().job_for(machine.mac, &room.settings).map(|job| job.image).unwrap_or_default(),
+                first_seen: machine.first_seen,
+                last_seen: machine.last_seen,
+                age_s,
+                silent: is_busy && machine.asked.is_empty() && age_s > silent_after,
+                asked: machine.asked,
+                done: machine.done,
+                report: machine.report,
+            }
+        });
+        let machines = machines.collect();
+        let counters = &room.counters;
+        let number = |name: &str, counter: &AtomicU64| (name.to_owned(), counter.load(Ordering::Relaxed));
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: room.started.elapsed().as_secs(),
+            armed: room.armed().orders().to_vec(),
+            images: room.seeds(),
+            machines,
+            counters: BTreeMap::from([
+                number("dhcp_answered", &counters.dhcp_answered),
+                number("dhcp_malformed", &counters.dhcp_malformed),
+                number("tftp_served", &counters.tftp_served),
+                number("tftp_refused", &counters.tftp_refused),
+                number("http_bad", &counters.http_bad),
+                number("reports_bad", &counters.reports_bad),
+                number("announces_bad", &counters.announces_bad),
+            ]),
+        }
+    }
+}
+
+impl StatusCommand {
+    /// Shows it.
+    ///
+    /// # Errors
+    /// If no server answers.
+    pub fn run(self) -> anyhow::Result<()> {
+        let url = match &self.server {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => {
+                let flags = Settings { library: self.library.clone(), ..Settings::default() };
+                let settings = Settings::load(self.config.as_deref(), flags)?;
+                Running::find(&settings.library_dir())?.url
+            }
+        };
+        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build().into();
+        loop {
+            let json = fetch(&agent, &url);
+            let text = match (json, self.json) {
+                (Ok(json), true) => json + "\n",
+                (Ok(json), false) => table(&serde_json::from_str(&json).context("reading what the server said")?),
+                (Err(error), _) if self.watch => format!("{error:#}\n"),
+                (Err(error), _) => return Err(error),
+            };
+            let is_terminal = std::io::stdout().is_terminal();
+            let clear = if self.watch && is_terminal { "\x1b[H\x1b[J" } else { "" };
+            let mut stdout = std::io::stdout().lock();
+            // Somebody who closes the pipe has seen enough.
+            if write!(stdout, "{clear}{text}").and_then(|()| stdout.flush()).is_err() || !self.watch {
+                return Ok(());
+            }
+            drop(stdout);
+            std::thread::sleep(WATCH_EVERY);
+        }
+    }
+}
+
+fn fetch(agent: &ureq::Agent, url: &str) -> anyhow::Result<String> {
+    let asking = || format!("asking {url} for the status: does `ezio serve` run there?");
+    agent
+        .get(format!("{url}/status.json"))
+        .call()
+        .with_context(asking)?
+        .body_mut()
+        .read_to_string()
+        .with_context(asking)
+}
+
+/// The table, 100 columns wide where names allow it.
+pub fn table(status: &Status) -> String {
+    let mut out = String::new();
+    let armed: Vec<&str> = status.armed.iter().filter_map(|order| order.image.as_deref()).collect();
+    let armed = if armed.is_empty() { "nothing is armed".to_owned() } else { format!("armed: {}", armed.join(", ")) };
+    line(&mut out, &format!("ezio {}, up {}, {armed}", status.version, duration(status.uptime_s)));
+    for seed in &status.images {
+        match &seed.error {
+            Some(error) => wrap(&mut out, &format!("image {}: ", seed.image), error),
+            None => line(&mut out, &seed_line(seed)),
+        }
+    }
+    if status.machines.is_empty() {
+        line(&mut out, "no machine has been heard of yet");
+        return out;
+    }
+    line(&mut out, "");
+    line(
+        &mut out,
+        &format!(
+            "{:<17} {:<15} {:<12} {:<14} {:<8} {:>4} {:>7} {:>7}",
+            "MACHINE", "IP", "SERIAL", "IMAGE", "STAGE", "%", "MB/S", "ETA"
+        ),
+    );
+    for machine in &status.machines {
+        machine_lines(&mut out, machine);
+    }
+    line(&mut out, "");
+    line(&mut out, &totals(&status.machines));
+    out
+}
+
+fn seed_line(seed: &SeedStatus) -> String {
+    let ratio = seed.uploaded as f64 / (seed.content_len.max(1) as f64);
+    format!(
+        "image {}: {}, sent {} = {ratio:.2} x, {} connected, {} fetching, {} complete",
+        seed.image,
+        bytes(seed.content_len),
+        bytes(seed.uploaded),
+        seed.peers,
+        seed.leechers,
+        seed.seeders
+    )
+}
+
+fn machine_lines(out: &mut String, machine: &MachineStatus) {
+    let Some(report) = &machine.report else {
+        let what = if machine.asked.is_empty() { "seen" } else { machine.asked.as_str() };
+        let text = format!("{what} {} ago, boots {}", duration(machine.age_s), boot_words(machine));
+        return line(out, &format!("{:<17} {text}", machine.mac));
+    };
+    let rate = report.rate_bytes_per_s as f64 / 1e6;
+    let is_moving = !report.stage.is_final() && report.bytes_total > 0;
+    let row = format!(
+        "{:<17} {:<15} {:<12} {:<14} {:<8} {:>4} {:>7} {:>7}",
+        machine.mac,
+        cut(&report.ip, 15),
+        cut(&report.serial, 12),
+        cut(&report.image, 14),
+        report.stage,
+        if is_moving { report.percent().to_string() } else { String::new() },
+        if is_moving { format!("{rate:.1}") } else { String::new() },
+        if is_moving { report.eta_seconds().map(duration).unwrap_or_default() } else { String::new() },
+    );
+    line(out, row.trim_end());
+    if let Some(error) = &report.error {
+        wrap(out, "    ", error);
+    }
+    if machine.silent {
+        let text = format!("silent for {}: is it switched off, or its cable out?", duration(machine.age_s));
+        wrap(out, "    ", &text);
+    }
+    if !machine.asked.is_empty() {
+        let text = format!("{} {} ago, boots {}", machine.asked, duration(machine.age_s), boot_words(machine));
+        wrap(out, "    then: ", &text);
+    }
+}
+
+fn boot_words(machine: &MachineStatus) -> String {
+    match machine.boot.as_str() {
+        "image" => format!("the imaging system for {}", machine.image),
+        _ => "its own disk".into(),
+    }
+}
+
+fn totals(machines: &[MachineStatus]) -> String {
+    let count =
+        |test: fn(&Report) -> bool| machines.iter().filter_map(|m| m.report.as_ref()).filter(|r| test(r)).count();
+    let done = count(|report| report.stage.is_verified());
+    let failed = count(|report| report.stage == report::Stage::Failed);
+    let busy = count(|report| !report.stage.is_verified() && !report.stage.is_final());
+    let silent = machines.iter().filter(|machine| machine.silent).count();
+    format!("{} machines: {done} done, {busy} busy ({silent} silent), {failed} failed", machines.len())
+}
+
+fn line(out: &mut String, text: &str) {
+    writeln!(out, "{text}").expect("writing to a string");
+}
+
+/// Breaks a long text at spaces, every line indented like the first.
+fn wrap(out: &mut String, prefix: &str, text: &str) {
+    let mut row = prefix.to_owned();
+    for word in text.split_whitespace() {
+        if row.chars().count() + word.chars().count() >= WIDTH && row.trim() != prefix.trim() {
+            line(out, row.trim_end());
+            row = " ".repeat(prefix.chars().count());
+        }
+        row += word;
+        row.push(' ');
+    }
+    line(out, row.trim_end());
+}
+
+fn cut(text: &str, len: usize) -> String {
+    if text.chars().count() <= len { text.into() } else { text.chars().take(len - 1).chain(['…']).collect() }
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..=99 => format!("{seconds} s"),
+        100..=5999 => format!("{}m{:02}", seconds / 60, seconds % 60),
+        6000..=359_999 => format!("{}h{:02}", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..=9_999 => format!("{count} B"),
+        10_000..=9_999_999 => format!("{} kB", count / 1000),
+        10_000_000..=9_999_999_999 => format!("{} MB", count / 1_000_000),
+        _ => format!("{:.1} GB", count as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(json: &str) -> MachineStatus {
+        MachineStatus {
+            mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
+            boot: "image".into(),
+            image: "debian-12".into(),
+            first_seen: 0,
+            last_seen: 0,
+            age_s: 3,
+            silent: false,
+            asked: String::new(),
+            done: None,
+            report: serde_json::from_str(json).ok(),
+        }
+    }
+
+    #[test]
+    fn the_table_fits_a_hundred_columns() {
+        let report = r#"{"mac":"52:54:00:00:00:01","stage":"restore","ip":"192.168.100.200","serial":"A-VERY-LONG-SERIAL",
+            "image":"debian-12-with-long-name","bytes_done":5,"bytes_total":10,"rate_bytes_per_s":1}"#;
+        let mut failed = machine(&report.replace("restore", "failed"));
+        let long = "writing the disk failed: ".repeat(20);
+        failed.report.as_mut().expect("parses").error = Some(long);
+        let mut silent = machine(report);
+        silent.silent = true;
+        let mut asked = machine("");
+        asked.asked = "boot script".into();
+        let status = Status { machines: vec![machine(report), failed, silent, asked], ..Status::default() };
+        let text = table(&status);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.contains("  50     0.0     5 s"), "{text}");
+        assert!(text.contains("silent for 3 s") && text.contains("boot script 3 s ago"), "{text}");
+        assert!(text.contains("4 machines: 0 done, 2 busy (1 silent), 1 failed"), "{text}");
+    }
+
+    #[test]
+    fn an_empty_room_says_so() {
+        let text = table(&Status::default());
+        assert!(text.contains("nothing is armed") && text.contains("no machine"), "{text}");
+    }
+}
