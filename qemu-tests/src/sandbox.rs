@@ -21,7 +21,9 @@ pub fn command(args: &[&str], folder: &Path) -> Result<Command> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new("unshare");
     command.args(["-Urn", "--mount", "--map-root-user", "--"]).arg(own).args(args);
-    command.current_dir(folder).env(INSIDE, std::process::id().to_string());
+    // Where an ordinary user's PATH does not look, and root's does.
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    command.env("PATH", path).current_dir(folder).env(INSIDE, std::process::id().to_string());
     die_with_parent(&mut command);
     Ok(command)
 }
