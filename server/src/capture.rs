@@ -1,0 +1,327 @@
+//! `ezio capture`: a disk becomes an image of the blocks in use.
+//!
+//! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
+//! library, so whatever interrupts it leaves nothing that is listed.
+
+mod plan;
+mod probe;
+mod source;
+mod window;
+
+pub mod pipeline;
+pub mod progress;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use indicatif::BinaryBytes;
+use layout::Layout;
+use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash};
+
+use self::pipeline::{Job, default_threads};
+use self::plan::Plan;
+use self::progress::Progress;
+use self::source::Source;
+use crate::library::{DEFAULT_DIR, Image, Library, check_name};
+use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
+
+/// Shortest piece chosen, in bytes: shorter ones cost more messages and a longer torrent.
+const PIECE_LEN_MIN: u32 = 1 << 20;
+/// Longest piece chosen, in bytes: a client holds several in its memory.
+const PIECE_LEN_MAX: u32 = 16 << 20;
+/// Most pieces an image should have, as far as [`PIECE_LEN_MAX`] allows.
+const PIECES_MAX: u64 = 20_000;
+/// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
+/// people call the image.
+const TORRENT_NAME: &str = "root";
+/// Room that stays free beside the content, in bytes: torrent, manifest, and a little peace.
+const SPARE_ROOM: u64 = 64 << 20;
+
+/// Makes an image of a disk: only the blocks in use, with its partition table and boot loader.
+#[derive(Debug, Args)]
+pub struct Capture {
+    /// A disk such as /dev/sda, a single partition, or a raw disk image file; nothing on it may be mounted.
+    source: PathBuf,
+    /// The directory that holds the images; made if it is not there.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    library: PathBuf,
+    /// What to call the image: A-Z a-z 0-9 . _ -
+    #[arg(long)]
+    name: String,
+    /// Copy every byte of the source, used or not.
+    #[arg(long)]
+    whole: bool,
+    /// Length of a piece, such as 4M: a power of two from 16K to 64M. Chosen by the size of the image if not given.
+    #[arg(long, value_name = "LEN", value_parser = parse_piece_len)]
+    piece_len: Option<u32>,
+    /// Replace the image of that name, if there is one, once the new one is complete.
+    #[arg(long)]
+    replace: bool,
+    /// Threads that hash; all cores if not given. The image is the same with any number.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl Capture {
+    /// Captures it.
+    ///
+    /// # Errors
+    /// What went wrong, in words for the person at the terminal. Nothing is left behind then.
+    pub fn run(self) -> anyhow::Result<()> {
+        check_name(&self.name)?;
+        let stop = stop_on_signals()?;
+        let source = Source::open(&self.source)?;
+        let library = Library::create(&self.library)?;
+        let draft = library.draft(&self.name, self.replace)?;
+
+        let plan = Plan::make(&source, draft.dir(), self.whole)?;
+        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+        for warning in &plan.warnings {
+            log::warn!("{}: {warning}", self.source.display());
+        }
+        for partition in &plan.partitions {
+            println!("{}", partition_line(partition));
+        }
+        let content_len = plan.layout.content_len();
+        check_room(library.dir(), content_len)?;
+        let piece_len = self.piece_len.unwrap_or_else(|| choose_piece_len(content_len));
+        let geometry = Geometry::new(content_len, piece_len).with_context(|| {
+            format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones")
+        })?;
+
+        let content = create_content(&draft.content_path(), content_len)?;
+        let mut progress = Progress::new("capturing", content_len);
+        let job = Job {
+            geometry,
+            threads: self.threads.unwrap_or_else(default_threads),
+            out: Some(&content),
+            stop,
+            progress: &mut progress,
+        };
+        let hashed = job.run(|range, buf| {
+            let mut rest = buf;
+            for part in plan.layout.on_disk(range)? {
+                let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
+                read_at(&source, now, part.disk.0)?;
+                rest = later;
+            }
+            Ok(())
+        })?;
+        let rate = progress.finish();
+
+        let facts = ImageFacts {
+            schema: 1,
+            disk_size: source.len,
+            sector_size: plan.sector_size,
+            table: plan.table.as_str().to_owned(),
+            swap: plan.swap,
+        };
+        let torrent_bytes = torrent(&plan.layout, piece_len, hashed.pieces, facts)?;
+        let mut origin = Origin::now("capture", &self.source);
+        origin.tools.extend(plan.tools);
+        let manifest = Manifest {
+            schema: SCHEMA,
+            disk_size: source.len,
+            sector_size: plan.sector_size,
+            table: plan.table.as_str().to_owned(),
+            disk_id: plan.disk_id,
+            partitions: plan.partitions,
+            content_len,
+            content_sha256: hex(&hashed.sha256),
+            infohash: metainfo::Metainfo::parse(&torrent_bytes)
+                .context("reading the new torrent")?
+                .infohash
+                .to_string(),
+            extent_count: plan.layout.extents().len() as u64,
+            origin,
+        };
+        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+        let image = draft.publish(&torrent_bytes, &manifest)?;
+        println!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
+        Ok(())
+    }
+}
+
+/// An image in one line: sizes, extents, pieces, infohash.
+pub fn summary(image: &Image) -> String {
+    let geometry = image.meta.geometry;
+    format!(
+        "{}: {} in use of {}, {} extents, {} pieces of {}, infohash {}",
+        image.name,
+        BinaryBytes(image.layout.content_len()),
+        BinaryBytes(image.manifest.disk_size),
+        image.layout.extents().len(),
+        geometry.piece_count(),
+        BinaryBytes(u64::from(geometry.piece_len())),
+        image.meta.infohash
+    )
+}
+
+/// A partition in one line: where, what, and what became of it.
+pub fn partition_line(partition: &PartitionInfo) -> String {
+    let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
+    let how = match partition.captured {
+        Captured::UsedBlocks => format!("{} in use", BinaryBytes(partition.captured_len)),
+        Captured::Whole => "copied whole".to_owned(),
+        Captured::Recipe => "made anew, not copied".to_owned(),
+        Captured::Container => "holds the logical partitions".to_owned(),
+    };
+    let mut line = format!(
+        "  {:>3}  at {:>11}  {:>11}  {:<22} {:<10} {how}",
+        partition.number,
+        BinaryBytes(partition.start).to_string(),
+        BinaryBytes(partition.length).to_string(),
+        or(&partition.type_name, &or(&partition.type_id, "-")),
+        or(&partition.file_system, "-"),
+    );
+    for (name, value) in [("label", &partition.label), ("uuid", &partition.uuid), ("", &partition.note)] {
+        if !value.is_empty() {
+            line += &format!(", {name}{}{value}", if name.is_empty() { "" } else { " " });
+        }
+    }
+    line
+}
+
+/// The torrent of an image: one file an extent, private, no announce URL (clients ask the server they booted from).
+///
+/// # Errors
+/// If what came out could not be read back.
+pub fn torrent(layout: &Layout, piece_len: u32, hashes: Vec<PieceHash>, facts: ImageFacts) -> anyhow::Result<Vec<u8>> {
+    let file =
+        |extent: &layout::Extent| FileEntry { length: extent.len, path: vec![format!("{:032x}", extent.disk.0)] };
+    let torrent = NewTorrent {
+        name: TORRENT_NAME.to_owned(),
+        announce: None,
+        piece_len,
+        files: layout.extents().iter().map(file).collect(),
+        hashes,
+        facts: Some(facts),
+        private: true,
+    };
+    torrent.to_bytes().context("making the torrent")
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The content file at its full length, all hole.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn create_content(path: &Path, len: u64) -> anyhow::Result<File> {
+    let file = File::create_new(path).and_then(|file| file.set_len(len).map(|()| file));
+    file.with_context(|| format!("making {}", path.display()))
+}
+
+/// Whether the library's disk has room for that much content.
+///
+/// # Errors
+/// How much is needed and how much there is.
+pub fn check_room(library: &Path, content_len: u64) -> anyhow::Result<()> {
+    let disk = nix::sys::statvfs::statvfs(library).with_context(|| format!("measuring {}", library.display()))?;
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+    let needed = content_len.saturating_add(SPARE_ROOM);
+    ensure!(
+        free >= needed,
+        "the image needs {}, {} has {} free: make room, or choose another library",
+        BinaryBytes(needed),
+        library.display(),
+        BinaryBytes(free)
+    );
+    Ok(())
+}
+
+/// A flag that SIGINT and SIGTERM set; a second one ends the process at once.
+///
+/// # Errors
+/// If the handlers cannot be installed.
+pub fn stop_on_signals() -> anyhow::Result<&'static AtomicBool> {
+    use tokio::signal::unix::{SignalKind, signal};
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("watching for signals")?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        let watch = |kind| signal(kind).context("watching for signals");
+        (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            for _ in 0..2 {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                if STOP.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+            }
+        });
+    });
+    Ok(&STOP)
+}
+
+/// Fills `buf` from byte `at` of the source.
+fn read_at(source: &Source, buf: &mut [u8], at: u64) -> anyhow::Result<()> {
+    let reading = || format!("reading {} bytes at byte {at} of {}", buf.len(), source.path.display());
+    let context = reading();
+    source.file.read_exact_at(buf, at).context(context)
+}
+
+/// The shortest piece that keeps the count within bounds.
+fn choose_piece_len(content_len: u64) -> u32 {
+    let mut len = PIECE_LEN_MIN;
+    while len < PIECE_LEN_MAX && content_len.div_ceil(u64::from(len)) > PIECES_MAX {
+        len *= 2;
+    }
+    len
+}
+
+fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
+    let (digits, unit) = match text.trim_end_matches(['i', 'B']).char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),
+        _ => (text, 1),
+    };
+    let len = digits.parse::<u32>().ok().and_then(|len| len.checked_mul(unit));
+    match len {
+        Some(len) if len.is_power_of_two() && (MIN_PIECE_LEN..=MAX_PIECE_LEN).contains(&len) => Ok(len),
+        _ => bail!("a piece length is a power of two from 16K to 64M, such as 4M"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn piece_lengths_give_2000_to_20000_pieces() {
+        for (content_len, len) in [
+            (1, 1 << 20),
+            (20_000 << 20, 1 << 20),
+            ((20_000 << 20) + 1, 2 << 20),
+            (80_000 << 20, 4 << 20),
+            (u64::MAX, 16 << 20),
+        ] {
+            assert_eq!(choose_piece_len(content_len), len, "{content_len}");
+        }
+        for mib in (2_000u64..320_000).step_by(777) {
+            let pieces = (mib << 20).div_ceil(u64::from(choose_piece_len(mib << 20)));
+            assert!((2_000..=20_000).contains(&pieces), "{mib} MiB: {pieces}");
+        }
+    }
+
+    #[test]
+    fn piece_lengths_are_read_as_people_write_them() {
+        for (text, len) in
+            [("16K", 16 << 10), ("4M", 4 << 20), ("4MiB", 4 << 20), ("1048576", 1 << 20), ("64m", 64 << 20)]
+        {
+            assert_eq!(parse_piece_len(text).expect(text), len);
+        }
+        for bad in ["", "M", "3M", "8K", "128M", "4G", "-4M", "é", "4294967296", "5000000M"] {
+            assert!(parse_piece_len(bad).is_err(), "{bad}");
+        }
+    }
+}

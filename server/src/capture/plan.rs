@@ -1,0 +1,177 @@
+//! Which bytes of a disk an image of it contains, and why.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
+use layout::{Extent, ExtentSet, Layout};
+use metainfo::SwapFacts;
+
+use super::probe::{Probe, probe, swap_facts};
+use super::source::Source;
+use super::window::Window;
+use crate::manifest::{Captured, PartitionInfo};
+use crate::partclone::{self, Support};
+
+/// What will be copied.
+#[derive(Debug)]
+pub struct Plan {
+    /// Which partition table there is.
+    pub table: TableKind,
+    /// Sector size in bytes.
+    pub sector_size: u32,
+    /// Disk GUID or signature.
+    pub disk_id: String,
+    /// Every partition and how its bytes were chosen.
+    pub partitions: Vec<PartitionInfo>,
+    /// Swap areas to be made anew.
+    pub swap: Vec<SwapFacts>,
+    /// The extents.
+    pub layout: Layout,
+    /// What people should hear before it starts.
+    pub warnings: Vec<String>,
+    /// Tool → version.
+    pub tools: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile; `whole` takes every byte.
+    ///
+    /// # Errors
+    /// If the partition table cannot be trusted, a tool is missing, or partclone refuses a file system.
+    pub fn make(source: &Source, scratch: &Path, whole: bool) -> anyhow::Result<Plan> {
+        let reading = || format!("reading the partition table of {}", source.path.display());
+        let mut disk = &source.file;
+        let sector_size = match source.sector_size {
+            Some(size) => size,
+            None => guess_sector_size(&mut disk, source.len).with_context(reading)?,
+        };
+        let table = Table::read(&mut disk, source.len, sector_size).with_context(reading)?;
+        let partitions = match table.kind {
+            TableKind::None => vec![Partition { len: source.len, ..Partition::default() }],
+            TableKind::Gpt | TableKind::Mbr => table.partitions,
+        };
+
+        let mut extents = ExtentSet::default();
+        table.own.into_iter().for_each(|range| extents.insert(range));
+        let mut plan = Plan {
+            table: table.kind,
+            sector_size,
+            disk_id: table.disk_id,
+            partitions: Vec::new(),
+            swap: Vec::new(),
+            layout: Layout::of_extents(Vec::new()).context("starting with nothing")?,
+            warnings: table.warnings,
+            tools: BTreeMap::new(),
+        };
+        if whole {
+            extents.insert(0..source.len);
+        }
+        for partition in &partitions {
+            let info = plan.add(source, partition, scratch, whole, &mut extents).with_context(|| match table.kind {
+                TableKind::None => format!("looking at {}", source.path.display()),
+                _ => format!("looking at partition {} of {}", partition.number, source.path.display()),
+            })?;
+            plan.partitions.push(info);
+        }
+        let extents = extents.into_extents(u64::from(sector_size), source.len);
+        for partition in plan.partitions.iter_mut().filter(|info| info.captured != Captured::Container) {
+            partition.captured_len = len_inside(&extents, partition.start..partition.start + partition.length);
+        }
+        plan.layout = Layout::of_extents(extents).context("laying out the image")?;
+        Ok(plan)
+    }
+
+    /// Decides about one partition.
+    fn add(
+        &mut self,
+        source: &Source,
+        partition: &Partition,
+        scratch: &Path,
+        whole: bool,
+        extents: &mut ExtentSet,
+    ) -> anyhow::Result<PartitionInfo> {
+        let place = partition.range();
+        if partition.is_extended {
+            return Ok(info(partition, Probe::default(), Captured::Container, String::new()));
+        }
+        let found = probe(&source.path, &place)?;
+        if whole {
+            return Ok(info(partition, found, Captured::Whole, String::new()));
+        }
+        if matches!(found.file_system.as_str(), "swap" | "swsuspend")
+            && let Some(facts) = swap_facts(source, &place, &found)?
+        {
+            self.swap.push(facts);
+            return Ok(info(partition, found, Captured::Recipe, String::new()));
+        }
+        let note = match partclone::support(&found.file_system) {
+            Support::Program(program) => {
+                let window = Window::open(source, &place, scratch)?;
+                let used = partclone::used_ranges(&program, window.path(), &place, scratch)?;
+                used.into_iter().for_each(|range| extents.insert(range));
+                if let Some(version) = partclone::version(&program) {
+                    self.tools.insert("partclone".to_owned(), version);
+                }
+                return Ok(info(partition, found, Captured::UsedBlocks, String::new()));
+            }
+            Support::Missing(program) => bail!(
+                "{program} is missing, which knows the used blocks of {}: \
+                 run `apt install partclone` (as root), or copy everything with --whole",
+                found.file_system
+            ),
+            Support::Unknown if found.file_system.is_empty() && self.table == TableKind::None => bail!(
+                "it has neither a partition table nor a file system known here: \
+                 if it is what you want, copy all {} bytes of it with --whole",
+                source.len
+            ),
+            Support::Unknown if found.file_system.is_empty() => "no known file system".to_owned(),
+            Support::Unknown => format!("nothing here knows the used blocks of {}", found.file_system),
+        };
+        extents.insert(place);
+        Ok(info(partition, found, Captured::Whole, note))
+    }
+}
+
+fn info(partition: &Partition, found: Probe, captured: Captured, note: String) -> PartitionInfo {
+    PartitionInfo {
+        number: partition.number,
+        start: partition.start,
+        length: partition.len,
+        type_id: partition.type_id.clone(),
+        type_name: partition.type_name.to_owned(),
+        name: partition.name.clone(),
+        guid: partition.guid.clone(),
+        attributes: partition.attributes,
+        file_system: found.file_system,
+        label: found.label,
+        uuid: found.uuid,
+        captured,
+        captured_len: 0,
+        note,
+    }
+}
+
+/// How many bytes of `range` the extents hold.
+fn len_inside(extents: &[Extent], range: Range<u64>) -> u64 {
+    let first = extents.partition_point(|extent| extent.end() <= range.start);
+    let inside = extents[first..].iter().take_while(|extent| extent.disk.0 < range.end);
+    inside.map(|extent| extent.end().min(range.end) - extent.disk.0.max(range.start)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layout::DiskOffset;
+
+    #[test]
+    fn lengths_count_only_what_is_inside() {
+        let extents: Vec<Extent> =
+            [(0, 10), (20, 10), (40, 10)].map(|(disk, len)| Extent { disk: DiskOffset(disk), len }).into();
+        for (range, len) in [(0..50, 30), (5..25, 10), (10..20, 0), (29..41, 2), (45..100, 5), (100..200, 0)] {
+            assert_eq!(len_inside(&extents, range.clone()), len, "{range:?}");
+        }
+    }
+}
