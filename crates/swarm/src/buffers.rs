@@ -80,6 +80,8 @@ impl Pool {
     }
 }
 
+type Key = (PieceIndex, Part);
+
 /// Which bytes of a piece a cache entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Part {
@@ -89,8 +91,8 @@ enum Part {
 
 /// Pieces just verified and segments just read: least recently used goes first.
 pub(crate) struct Cache {
-    entries: HashMap<(PieceIndex, Part), (Arc<Vec<u8>>, u64)>,
-    by_age: BTreeMap<u64, (PieceIndex, Part)>,
+    entries: HashMap<Key, (Arc<Vec<u8>>, u64)>,
+    by_age: BTreeMap<u64, Key>,
     clock: u64,
     bytes: usize,
     limit: usize,
@@ -127,7 +129,7 @@ impl Cache {
         self.put((piece, Part::Segment(base / SEGMENT_LEN)), data)
     }
 
-    fn put(&mut self, key: (PieceIndex, Part), data: Arc<Vec<u8>>) -> Vec<Vec<u8>> {
+    fn put(&mut self, key: Key, data: Arc<Vec<u8>>) -> Vec<Vec<u8>> {
         let mut unused = Vec::new();
         if data.capacity() > self.limit {
             unused.extend(Arc::try_unwrap(data).ok());

@@ -1,5 +1,4 @@
 //! What the swarm's tests share: torrents of random bytes, a store that checks every write, a tracker over HTTP.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::{self, Write};
 use std::net::SocketAddr;

@@ -1,10 +1,8 @@
-//! Swarms in one process, over loopback, with stores in memory.
-
-mod common;
+//! Everybody behaves: every byte arrives, and the seeder sends few copies.
 
 use std::time::Instant;
 
-use common::{HttpTracker, complete, image, options, receiver, seeder};
+use crate::common::{HttpTracker, complete, image, options, receiver, seeder};
 use swarm::{Have, Options};
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,271 @@
+//! The picker: what it promises, one rule at a time, and a random swarm in which everything must arrive.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use metainfo::{Geometry, PieceIndex};
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use swarm::bits::PieceSet;
+use swarm::picker::{Ask, Picker, Received};
+
+const NOW: Duration = Duration::ZERO;
+
+struct Case {
+    picker: Picker,
+    rng: StdRng,
+}
+
+/// Pieces of four blocks, and room for `budget` of them.
+fn case(pieces: u32, budget: u64) -> Case {
+    let geometry = Geometry::new(u64::from(pieces) * 65536, 65536).expect("sane");
+    let mut rng = StdRng::seed_from_u64(7);
+    Case { picker: Picker::new(geometry, &PieceSet::new(pieces), budget * 65536, &mut rng), rng }
+}
+
+impl Case {
+    fn peer(&mut self, peer: u32, has: impl IntoIterator<Item = u32>) {
+        self.picker.add_peer(peer);
+        self.picker.set_can_ask(peer, true);
+        for piece in has {
+            self.picker.peer_has(peer, PieceIndex(piece));
+        }
+    }
+
+    fn ask(&mut self, peer: u32, limit: usize, now: Duration) -> Vec<Ask> {
+        self.picker.request(peer, limit, now, &mut self.rng)
+    }
+
+    fn get(&mut self, peer: u32, asks: &[Ask]) {
+        for &ask in asks {
+            if let Received::Fresh { piece_complete: true, .. } = self.picker.received(peer, ask, NOW) {
+                self.picker.verified(ask.piece);
+            }
+        }
+    }
+}
+
+fn pieces(asks: &[Ask]) -> BTreeSet<u32> {
+    asks.iter().map(|ask| ask.piece.0).collect()
+}
+
+#[test]
+fn the_rarest_piece_comes_first() {
+    let mut case = case(200, 200);
+    case.peer(1, 0..200);
+    case.peer(2, (0..200).filter(|&piece| piece != 123));
+    case.peer(3, (0..200).filter(|&piece| piece != 123 && piece != 45));
+    assert_eq!(pieces(&case.ask(1, 4, NOW)), [123].into());
+    assert_eq!(pieces(&case.ask(2, 4, NOW)), [45].into());
+}
+
+#[test]
+fn ties_are_random_and_each_block_is_asked_for_once() {
+    let mut case = case(500, 500);
+    case.peer(1, 0..500);
+    case.peer(2, 0..500);
+    let first = case.ask(1, 100, NOW);
+    let second = case.ask(2, 100, NOW);
+    assert_eq!((first.len(), second.len()), (100, 100));
+    assert!(pieces(&first).is_disjoint(&pieces(&second)));
+    assert!(!first.iter().map(|ask| ask.piece.0).is_sorted());
+}
+
+#[test]
+fn memory_bounds_what_is_started_and_large_pieces_are_shared() {
+    let mut case = case(10, 2);
+    case.peer(1, 0..10);
+    case.peer(2, 0..10);
+    case.peer(3, 0..10);
+    let first = case.ask(1, 2, NOW);
+    let second = case.ask(2, 2, NOW);
+    let third = case.ask(3, 99, NOW);
+    assert_eq!(pieces(&first).len() + pieces(&second).len(), 2);
+    assert_eq!(third.len(), 4, "the rest of both");
+    let mut started = pieces(&first);
+    started.extend(pieces(&second));
+    assert_eq!(pieces(&third), started);
+    assert!(case.ask(1, 99, NOW).is_empty(), "no room for a third piece");
+    case.get(1, &first);
+    case.get(2, &second);
+    case.get(3, &third);
+    assert_eq!(case.picker.have().count(), 2);
+    assert_eq!(case.ask(1, 99, NOW).len(), 8);
+}
+
+#[test]
+fn what_a_lost_peer_was_asked_for_comes_first() {
+    let mut case = case(10, 10);
+    case.peer(1, 0..10);
+    case.peer(2, 0..10);
+    let lost = case.ask(1, 3, NOW);
+    case.picker.remove_peer(1);
+    assert_eq!(case.ask(2, 3, NOW), lost);
+    assert_eq!(case.picker.availability(PieceIndex(0)), 1);
+}
+
+#[test]
+fn a_choke_frees_what_was_asked_for() {
+    let mut case = case(1, 1);
+    case.peer(1, 0..1);
+    assert_eq!(case.ask(1, 9, NOW).len(), 4);
+    case.picker.set_can_ask(1, false);
+    assert!(case.ask(1, 9, NOW).is_empty());
+    case.picker.set_can_ask(1, true);
+    assert_eq!(case.ask(1, 9, NOW).len(), 4);
+}
+
+#[test]
+fn late_blocks_go_to_another_peer_with_a_cancel() {
+    let mut case = case(1, 1);
+    case.peer(1, 0..1);
+    let asked = case.ask(1, 9, NOW);
+    let late = Duration::from_secs(2);
+    assert!(case.picker.tick(late).cancels.is_empty(), "nobody else has it");
+    case.peer(2, 0..1);
+    let cancels = case.picker.tick(late).cancels;
+    assert_eq!(cancels, asked.iter().map(|&ask| (1, ask)).collect::<Vec<_>>());
+    assert_eq!(case.ask(2, 9, late), asked);
+    assert_eq!(case.picker.received(1, asked[0], late), Received::Fresh { piece_complete: false, cancel: Some(2) });
+    assert_eq!(case.picker.received(2, asked[0], late), Received::Useless);
+}
+
+#[test]
+fn the_end_game_asks_twice_and_cancels_once() {
+    let mut case = case(1, 1);
+    case.peer(1, 0..1);
+    case.peer(2, 0..1);
+    let asked = case.ask(1, 9, NOW);
+    assert!(case.ask(2, 9, NOW).is_empty(), "too young");
+    let later = Duration::from_millis(300);
+    assert_eq!(case.ask(2, 9, later), asked);
+    assert_eq!(case.picker.received(2, asked[3], later), Received::Fresh { piece_complete: false, cancel: Some(1) });
+    assert_eq!(case.picker.outstanding(1), 3);
+    case.picker.remove_peer(1);
+    assert_eq!(case.picker.outstanding(2), 3);
+}
+
+#[test]
+fn after_a_wrong_hash_one_giver_alone_is_asked() {
+    let mut case = case(1, 1);
+    case.peer(1, 0..1);
+    case.peer(2, 0..1);
+    let (first, second) = (case.ask(1, 2, NOW), case.ask(2, 2, NOW));
+    for (peer, asks) in [(1, &first), (2, &second)] {
+        asks.iter().for_each(|&ask| drop(case.picker.received(peer, ask, NOW)));
+    }
+    case.picker.failed(PieceIndex(0), true);
+    assert_eq!(case.ask(1, 2, NOW).len(), 2);
+    assert!(case.ask(2, 9, NOW).is_empty(), "only one is asked");
+    case.picker.remove_peer(1);
+    assert_eq!(case.ask(2, 9, NOW).len(), 4);
+}
+
+#[test]
+fn liars_do_not_hold_the_memory_for_ever() {
+    let mut case = case(4, 1);
+    case.peer(1, 0..1);
+    assert_eq!(pieces(&case.ask(1, 9, NOW)), [0].into());
+    case.peer(2, 1..4);
+    assert!(case.ask(2, 9, NOW).is_empty(), "the liar's piece has the memory");
+    let overdue = case.picker.tick(Duration::from_secs(5));
+    assert_eq!(overdue.abandoned, [PieceIndex(0)]);
+    assert_eq!(overdue.cancels.len(), 4);
+    assert_eq!(case.ask(2, 4, Duration::from_secs(5)).len(), 4);
+}
+
+#[test]
+fn what_is_held_is_not_asked_for() {
+    let geometry = Geometry::new(10 * 65536, 65536).expect("sane");
+    let mut have = PieceSet::full(10);
+    have.remove(PieceIndex(4));
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut case = Case { picker: Picker::new(geometry, &have, 1 << 20, &mut rng), rng };
+    case.peer(1, [1, 2, 3]);
+    assert!(!case.picker.wants_from(1) && case.ask(1, 9, NOW).is_empty());
+    case.picker.peer_has(1, PieceIndex(4));
+    assert!(case.picker.wants_from(1));
+    let asks = case.ask(1, 9, NOW);
+    assert_eq!(pieces(&asks), [4].into());
+    case.get(1, &asks);
+    assert!(case.picker.have().is_full() && !case.picker.wants_from(1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Peers come, go, stall, choke, lie and answer in any order; one honest peer stays. Everything arrives.
+    #[test]
+    fn everything_arrives(seed in any::<u64>(), pieces in 1u32..60, budget in 1u64..6) {
+        let mut world = StdRng::seed_from_u64(seed);
+        let mut case = case(pieces, budget);
+        case.peer(0, 0..pieces);
+        let mut pending: Vec<(u32, Ask)> = Vec::new();
+        let mut now = NOW;
+        let mut peers = vec![0];
+        let mut next = 1;
+        let mut steps = 0;
+        while !case.picker.have().is_full() {
+            steps += 1;
+            prop_assert!(steps < 200_000, "stuck with {} pieces", case.picker.have().count());
+            now += Duration::from_millis(world.random_range(0..100));
+            match world.random_range(0..100) {
+                0..=2 if peers.len() < 6 => {
+                    let has: Vec<u32> = (0..pieces).filter(|_| world.random_bool(0.5)).collect();
+                    case.peer(next, has);
+                    peers.push(next);
+                    next += 1;
+                }
+                3..=4 if peers.len() > 1 => {
+                    let gone = peers.swap_remove(world.random_range(1..peers.len()));
+                    peers.sort_unstable();
+                    case.picker.remove_peer(gone);
+                    pending.retain(|&(peer, _)| peer != gone);
+                }
+                5 => {
+                    let peer = peers[world.random_range(0..peers.len())];
+                    case.picker.set_can_ask(peer, false);
+                    pending.retain(|&(asked, _)| asked != peer);
+                    case.picker.set_can_ask(peer, true);
+                }
+                6..=15 => {
+                    for (peer, ask) in case.picker.tick(now).cancels {
+                        pending.retain(|&other| other != (peer, ask));
+                    }
+                }
+                16..=50 => {
+                    let peer = peers[world.random_range(0..peers.len())];
+                    let asks = case.picker.request(peer, world.random_range(1..20), now, &mut world);
+                    for ask in asks {
+                        prop_assert!(!case.picker.have().contains(ask.piece));
+                        prop_assert!(!pending.contains(&(peer, ask)), "asked twice of one peer");
+                        pending.push((peer, ask));
+                    }
+                }
+                _ if !pending.is_empty() => {
+                    let index = world.random_range(0..pending.len());
+                    // Every third peer is a liar and never answers.
+                    if pending[index].0 % 3 == 1 {
+                        continue;
+                    }
+                    let (peer, ask) = pending.swap_remove(index);
+                    match case.picker.received(peer, ask, now) {
+                        Received::Fresh { piece_complete, cancel } => {
+                            if let Some(cancelled) = cancel {
+                                pending.retain(|&other| other != (cancelled, ask));
+                            }
+                            if piece_complete && world.random_bool(0.1) {
+                                case.picker.failed(ask.piece, world.random_bool(0.5));
+                            } else if piece_complete {
+                                case.picker.verified(ask.piece);
+                            }
+                        }
+                        Received::Useless => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+        prop_assert!(peers.iter().all(|&peer| !case.picker.wants_from(peer)));
+    }
+}

@@ -1,0 +1,283 @@
+//! Somebody misbehaves, dies or has a broken disk: everybody else finishes, and nothing unverified is written.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use metainfo::{Metainfo, PieceIndex};
+use swarm::bits::PieceSet;
+use swarm::wire::{HANDSHAKE_LEN, Handshake, Message, Request, decode, encode};
+use swarm::{Have, Options, Swarm, SwarmError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::common::{HttpTracker, Memory, complete, image, options, receiver, seeder, until};
+
+/// How a peer is broken. All but the first few claim to have everything and let us ask.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Sends noise after the handshake.
+    Noise,
+    /// Announces a message of 4 GiB.
+    HugeMessage,
+    /// Talks about a piece the torrent lacks.
+    NoSuchPiece,
+    /// Connects and says nothing, not even hello.
+    Mute,
+    /// Takes requests and answers none.
+    Stalls,
+    /// Answers with wrong bytes.
+    Lies,
+    /// Chokes at the first request, and lets us ask again.
+    Flickers,
+    /// Hangs up at the first request.
+    HangsUp,
+    /// Asks for everything, again and again, and reads nothing.
+    Floods,
+    /// Sends blocks that nobody asked for.
+    Pushes,
+}
+
+const FAULTS: [Fault; 10] = [
+    Fault::Noise,
+    Fault::HugeMessage,
+    Fault::NoSuchPiece,
+    Fault::Mute,
+    Fault::Stalls,
+    Fault::Lies,
+    Fault::Flickers,
+    Fault::HangsUp,
+    Fault::Floods,
+    Fault::Pushes,
+];
+
+/// Dials `addr` again and again, always under the same name.
+fn hostile(fault: Fault, meta: &Arc<Metainfo>, addr: SocketAddr) -> JoinHandle<()> {
+    let meta = Arc::clone(meta);
+    tokio::spawn(async move {
+        loop {
+            if let Ok(stream) = TcpStream::connect(addr).await {
+                let _ = misbehave(fault, &meta, stream).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
+async fn misbehave(fault: Fault, meta: &Metainfo, mut stream: TcpStream) -> std::io::Result<()> {
+    let mut peer_id = *b"-XX0000-bad peer   \0";
+    peer_id[19] = fault as u8;
+    if !matches!(fault, Fault::Mute) {
+        let hello = Handshake { reserved: [0xff; 8], infohash: meta.infohash, peer_id };
+        stream.write_all(&hello.encode()).await?;
+    }
+    stream.read_exact(&mut [0; HANDSHAKE_LEN]).await?;
+    let geometry = meta.geometry;
+    let mut out = Vec::new();
+    match fault {
+        Fault::Noise => out.extend((0..=255u8).cycle().skip(77).take(5000)),
+        Fault::HugeMessage => out.extend([0xff; 5]),
+        Fault::NoSuchPiece => encode(&Message::Have(PieceIndex(geometry.piece_count())), &mut out),
+        _ => {
+            encode(&Message::Bitfield(PieceSet::full(geometry.piece_count())), &mut out);
+            encode(&Message::Unchoke, &mut out);
+            encode(&Message::Interested, &mut out);
+        }
+    }
+    stream.write_all(&out).await?;
+    if matches!(fault, Fault::Floods | Fault::Pushes) {
+        loop {
+            out.clear();
+            for piece in geometry.pieces() {
+                let message = match fault {
+                    Fault::Floods => Message::Request(Request::block(&geometry, piece, 0)),
+                    _ => Message::Piece { piece, begin: 0, data: &[66; 100] },
+                };
+                encode(&message, &mut out);
+            }
+            stream.write_all(&out).await?;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let mut bytes = Vec::new();
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+        while let Ok(Some((message, used))) = decode(&bytes, &geometry) {
+            let request = if let Message::Request(request) = message { Some(request) } else { None };
+            bytes.drain(..used);
+            let Some(Request { piece, begin, len }) = request else { continue };
+            let mut out = Vec::new();
+            match fault {
+                Fault::HangsUp => return Ok(()),
+                Fault::Flickers => {
+                    encode(&Message::Choke, &mut out);
+                    encode(&Message::Unchoke, &mut out);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Fault::Lies => encode(&Message::Piece { piece, begin, data: &vec![66; len as usize] }, &mut out),
+                _ => {}
+            }
+            stream.write_all(&out).await?;
+        }
+    }
+}
+
+/// Three receivers and a seeder that takes its time, so that everybody gets a word in.
+async fn with_faults(faults: &[Fault], piece_len: u32) {
+    let image = image(6 << 20, piece_len, None);
+    let slow = Options { up_bytes_per_s: Some(6 << 20), ..options(Have::All) };
+    let seeder = seeder(&image, slow).await;
+    let mut receivers: Vec<(Swarm, Arc<Memory>)> = Vec::new();
+    let mut hostiles = Vec::new();
+    let mut peers = vec![seeder.local_addr()];
+    for _ in 0..3 {
+        let options = Options { peers: peers.clone(), ..options(Have::None) };
+        let (swarm, store) = receiver(&image, options).await;
+        peers.push(swarm.local_addr());
+        receivers.push((swarm, store));
+    }
+    for &fault in faults {
+        hostiles.extend(peers.iter().map(|&addr| hostile(fault, &image.meta, addr)));
+    }
+    for (swarm, store) in &receivers {
+        complete(swarm).await;
+        assert!(store.is_right(), "{faults:?}");
+    }
+    hostiles.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_broken_peer_is_survived() {
+    for fault in FAULTS {
+        with_faults(&[fault], 64 << 10).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_kinds_together_are_survived() {
+    with_faults(&FAULTS, 64 << 10).await;
+    with_faults(&FAULTS, 1 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_liar_is_counted_dropped_and_banned() {
+    let image = image(1 << 20, 64 << 10, None);
+    let (swarm, store) = receiver(&image, options(Have::None)).await;
+    let liar = hostile(Fault::Lies, &image.meta, swarm.local_addr());
+    until("two pieces were wrong", || swarm.stats().bad_pieces >= 2).await;
+    until("the liar is out", || swarm.stats().peers == 0).await;
+    liar.abort();
+    assert_eq!(store.bad_writes.load(Ordering::SeqCst), 0);
+    assert_eq!(swarm.stats().pieces_have, 0);
+    assert!(swarm.stats().wasted >= 2 * 65536);
+    let seeder = seeder(&image, options(Have::All)).await;
+    swarm.add_peer(seeder.local_addr());
+    complete(&swarm).await;
+    assert!(store.is_right());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_torrents_peer_is_turned_away() {
+    let (image, other) = (image(1 << 20, 64 << 10, None), image(2 << 20, 64 << 10, None));
+    let seeder = seeder(&image, options(Have::All)).await;
+    let mut stream = TcpStream::connect(seeder.local_addr()).await.expect("connecting");
+    let hello = Handshake { reserved: [0; 8], infohash: other.meta.infohash, peer_id: [1; 20] };
+    stream.write_all(&hello.encode()).await.expect("writing");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.is_empty());
+    assert_eq!(seeder.stats().peers, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_dies_stops_nobody_and_a_late_one_gets_all() {
+    let image = image(16 << 20, 256 << 10, None);
+    let tracker = HttpTracker::start("127.0.0.1:0".parse().unwrap(), &image).await;
+    let trackers = vec![tracker.url.clone()];
+    let slow = Options { trackers: trackers.clone(), up_bytes_per_s: Some(8 << 20), ..options(Have::All) };
+    let _seeder = seeder(&image, slow).await;
+    let fresh = || Options { trackers: trackers.clone(), ..options(Have::None) };
+    let (dying, _) = receiver(&image, fresh()).await;
+    let (one, one_store) = receiver(&image, fresh()).await;
+    let (two, two_store) = receiver(&image, fresh()).await;
+    until("the first has a few pieces", || dying.stats().pieces_have >= 10).await;
+    drop(dying);
+    let (late, late_store) = receiver(&image, fresh()).await;
+    for (swarm, store) in [(&one, &one_store), (&two, &two_store), (&late, &late_store)] {
+        complete(swarm).await;
+        assert!(store.is_right());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_error_ends_that_swarm_and_no_other() {
+    let image = image(8 << 20, 256 << 10, None);
+    let seeder = seeder(&image, options(Have::All)).await;
+    let fresh = || Options { peers: vec![seeder.local_addr()], ..options(Have::None) };
+    let (broken, broken_store) = receiver(&image, fresh()).await;
+    broken_store.fails_after.store(5, Ordering::SeqCst);
+    let (sound, sound_store) = receiver(&image, fresh()).await;
+    let result = tokio::time::timeout(crate::common::PATIENCE, broken.completed()).await.expect("in time");
+    let error = result.expect_err("the disk is broken");
+    assert!(matches!(&error, SwarmError::Write { source, .. } if source.to_string().contains("test's disk")));
+    assert!(error.to_string().contains("the disk or its cable"));
+    until("its links are closed", || broken.stats().peers == 0).await;
+    complete(&sound).await;
+    assert!(sound_store.is_right());
+    assert!(broken.stats().pieces_have < broken.stats().piece_count);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seeder_that_cannot_read_is_gone_round() {
+    let image = image(4 << 20, 256 << 10, None);
+    let store = Memory::full(&image);
+    store.reads_fail.store(true, Ordering::SeqCst);
+    let broken = Swarm::start(Arc::clone(&image.meta), store, options(Have::All)).await.expect("starting");
+    let sound = seeder(&image, options(Have::All)).await;
+    let peers = vec![broken.local_addr(), sound.local_addr()];
+    let (swarm, store) = receiver(&image, Options { peers, ..options(Have::None) }).await;
+    complete(&swarm).await;
+    assert!(store.is_right());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tracker_that_comes_late_is_found_and_told_everything() {
+    let image = image(2 << 20, 64 << 10, None);
+    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("binding");
+    let addr = reserved.local_addr().expect("an address");
+    drop(reserved);
+    let trackers = vec![format!("http://{addr}/announce")];
+    let seeder = seeder(&image, Options { trackers: trackers.clone(), ..options(Have::All) }).await;
+    let (swarm, store) = receiver(&image, Options { trackers, ..options(Have::None) }).await;
+    until("both have noticed", || [&seeder, &swarm].iter().all(|s| s.stats().tracker_error.is_some())).await;
+    let tracker = HttpTracker::start(addr, &image).await;
+    complete(&swarm).await;
+    assert!(store.is_right());
+    assert_eq!(swarm.stats().tracker_error, None);
+    let port = swarm.local_addr().port();
+    let told = |event| {
+        let announces = tracker.announces.lock().unwrap();
+        announces.iter().any(|query| query.port == port && query.event == event)
+    };
+    until("the tracker knows it is complete", || told(swarm::tracker::Event::Completed)).await;
+    swarm.shutdown().await;
+    assert!(told(swarm::tracker::Event::Started) && told(swarm::tracker::Event::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_served_and_not_fetched_again() {
+    let image = image(4 << 20, 64 << 10, None);
+    let seeder = seeder(&image, options(Have::All)).await;
+    let held: Vec<bool> = (0..image.meta.geometry.piece_count()).map(|piece| piece % 2 == 0).collect();
+    let store = Memory::full(&image);
+    let resumed = Options { peers: vec![seeder.local_addr()], have: Have::These(held), ..options(Have::None) };
+    let swarm = Swarm::start(Arc::clone(&image.meta), Arc::<Memory>::clone(&store), resumed).await.expect("starting");
+    assert!(swarm.has(PieceIndex(0)) && !swarm.has(PieceIndex(1)));
+    complete(&swarm).await;
+    assert!(swarm.has(PieceIndex(1)) && store.is_right());
+    assert_eq!(swarm.stats().downloaded, 2 << 20);
+}

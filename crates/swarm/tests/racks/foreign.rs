@@ -1,0 +1,167 @@
+//! Stock clients on the other end, both ways, on image-style torrents; skipped loudly where they are not installed.
+
+use std::net::TcpListener as StdListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::common::{HttpTracker, Image, complete, image, options, receiver, seeder, until};
+use swarm::{Have, Options};
+
+/// Kills the program when the test ends, however it ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(mut command: Command) -> Running {
+    Running(
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting a client"),
+    )
+}
+
+fn is_missing(program: &str, args: &[&str]) -> bool {
+    let found = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let is_missing = !found.is_ok_and(|status| status.success());
+    if is_missing {
+        eprintln!("SKIPPED: `{program} {}` does not work here, so this client was not tried", args.join(" "));
+    }
+    is_missing
+}
+
+/// A port that was free a moment ago: stock clients cannot tell us which one they took.
+fn free_port() -> u16 {
+    StdListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("binding").port()
+}
+
+fn aria2(dir: &Path, torrent: &Path, tracker: &str, is_seeder: bool) -> Running {
+    let mut command = Command::new("aria2c");
+    command.arg(format!("--dir={}", dir.display())).arg(format!("--listen-port={}", free_port()));
+    command.arg(format!("--bt-tracker={tracker}")).arg("--bt-exclude-tracker=*");
+    command.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--enable-peer-exchange=false"]);
+    command.args(["--bt-enable-lpd=false", "--file-allocation=none", "--seed-ratio=0.0", "--seed-time=999"]);
+    if is_seeder {
+        command.args(["--check-integrity=true", "--bt-seed-unverified=false"]);
+    }
+    command.arg(torrent);
+    start(command)
+}
+
+const LIBTORRENT: &str = "
+import libtorrent as lt, sys, time
+torrent, folder, port, peer = sys.argv[1:5]
+session = lt.session({'listen_interfaces': '127.0.0.1:' + port, 'enable_dht': False, 'enable_lsd': False,
+                      'enable_upnp': False, 'enable_natpmp': False, 'allow_multiple_connections_per_ip': True})
+params = lt.add_torrent_params()
+params.ti = lt.torrent_info(torrent)
+params.save_path = folder
+handle = session.add_torrent(params)
+if peer:
+    host, number = peer.split(':')
+    handle.connect_peer((host, int(number)))
+while True:
+    time.sleep(1)
+";
+
+fn libtorrent(dir: &Path, torrent: &Path, port: u16, peer: &str) -> Running {
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", LIBTORRENT]).arg(torrent).arg(dir).args([&port.to_string(), peer]);
+    start(command)
+}
+
+fn images() -> [Image; 2] {
+    [image((8 << 20) + 12_345, 256 << 10, None), image((40 << 20) + 1, 16 << 20, None)]
+}
+
+async fn tracker(image: &Image) -> HttpTracker {
+    HttpTracker::start("127.0.0.1:0".parse().expect("an address"), image).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aria2_seeds_to_us() {
+    if is_missing("aria2c", &["--version"]) {
+        return;
+    }
+    for image in images() {
+        let dir = tempfile::tempdir().expect("a directory");
+        image.lay_out(dir.path());
+        let tracker = tracker(&image).await;
+        let _theirs = aria2(dir.path(), &image.write_torrent(dir.path()), &tracker.url, true);
+        let trackers = vec![tracker.url.clone()];
+        let (swarm, store) = receiver(&image, Options { trackers, ..options(Have::None) }).await;
+        complete(&swarm).await;
+        assert!(store.is_right());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aria2_fetches_from_us() {
+    if is_missing("aria2c", &["--version"]) {
+        return;
+    }
+    for image in images() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tracker = tracker(&image).await;
+        let trackers = vec![tracker.url.clone()];
+        let ours = seeder(&image, Options { trackers, ..options(Have::All) }).await;
+        let _theirs = aria2(dir.path(), &image.write_torrent(dir.path()), &tracker.url, false);
+        until("aria2 has every byte", || image.is_laid_out(dir.path())).await;
+        assert!(ours.stats().uploaded >= image.content.len() as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn libtorrent_seeds_to_us() {
+    if is_missing("/usr/bin/python3", &["-c", "import libtorrent"]) {
+        return;
+    }
+    for image in images() {
+        let dir = tempfile::tempdir().expect("a directory");
+        image.lay_out(dir.path());
+        let port = free_port();
+        let _theirs = libtorrent(dir.path(), &image.write_torrent(dir.path()), port, "");
+        let peers = vec![([127, 0, 0, 1], port).into()];
+        let (swarm, store) = receiver(&image, Options { peers, ..options(Have::None) }).await;
+        complete(&swarm).await;
+        assert!(store.is_right());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn libtorrent_fetches_from_us() {
+    if is_missing("/usr/bin/python3", &["-c", "import libtorrent"]) {
+        return;
+    }
+    for image in images() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ours = seeder(&image, options(Have::All)).await;
+        let torrent = image.write_torrent(dir.path());
+        let _theirs = libtorrent(dir.path(), &torrent, free_port(), &ours.local_addr().to_string());
+        until("libtorrent has every byte", || image.is_laid_out(dir.path())).await;
+    }
+}
+
+/// Fresh receivers of both kinds start together: they have to see each other's first pieces.
+#[tokio::test(flavor = "multi_thread")]
+async fn fresh_receivers_of_both_kinds_share() {
+    if is_missing("aria2c", &["--version"]) {
+        return;
+    }
+    let image = image(24 << 20, 256 << 10, None);
+    let dir = tempfile::tempdir().expect("a directory");
+    let tracker = tracker(&image).await;
+    let trackers = vec![tracker.url.clone()];
+    let _theirs = aria2(dir.path(), &image.write_torrent(dir.path()), &tracker.url, false);
+    let (one, one_store) = receiver(&image, Options { trackers: trackers.clone(), ..options(Have::None) }).await;
+    let (two, two_store) = receiver(&image, Options { trackers: trackers.clone(), ..options(Have::None) }).await;
+    until("all three have announced", || tracker.tracker.lock().expect("lock").counts(&image.meta.infohash).0 == 3)
+        .await;
+    let _seeder = seeder(&image, Options { trackers, ..options(Have::All) }).await;
+    complete(&one).await;
+    complete(&two).await;
+    until("aria2 has every byte", || image.is_laid_out(dir.path())).await;
+    assert!(one_store.is_right() && two_store.is_right());
+}
