@@ -42,7 +42,16 @@ pub(crate) struct Book {
 impl Book {
     /// Notes an address; true if it is new.
     pub(crate) fn add(&mut self, addr: SocketAddr, now: Duration) -> bool {
-        let is_new = !self.entries.contains_key(&addr) && self.entries.len() < MAX_ADDRS;
+        if self.entries.contains_key(&addr) {
+            return false;
+        }
+        if self.entries.len() >= MAX_ADDRS {
+            // Machines that rebooted leave their old ports behind; nobody has answered there for a while.
+            let is_dead = |entry: &Entry| entry.state == State::Idle && entry.wait == REDIAL.1;
+            let dead = self.entries.iter().find(|(_, entry)| is_dead(entry)).map(|(&addr, _)| addr);
+            dead.map(|addr| self.entries.remove(&addr));
+        }
+        let is_new = self.entries.len() < MAX_ADDRS;
         if is_new {
             self.entries.insert(addr, Entry { state: State::Idle, due: now, wait: REDIAL.0 });
         }
@@ -140,6 +149,17 @@ mod tests {
         now += GOOD;
         book.lost(addr, now, false);
         assert_eq!(book.due(now + REDIAL.0, 9, |_| false), [addr], "was a good connection");
+    }
+
+    #[test]
+    fn dead_addresses_make_room_for_new_ones() {
+        let addr = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let mut book = Book::default();
+        (0..2048).for_each(|port| assert!(book.add(addr(port), Duration::ZERO)));
+        assert!(!book.add(addr(3000), Duration::ZERO), "full");
+        (0..9).for_each(|_| book.lost(addr(7), Duration::ZERO, false));
+        assert!(book.add(addr(3000), Duration::ZERO));
+        assert!(!book.add(addr(3001), Duration::ZERO), "full again");
     }
 
     #[test]

@@ -326,7 +326,8 @@ impl Shared {
             reveal.leave(link.key);
         }
         if link.is_dialled {
-            core.book.lost(link.addr, now, is_useless);
+            // Once complete we need nobody; who needs us dials us.
+            core.book.lost(link.addr, now, is_useless || core.picker.have().is_full());
         }
         let shows_little = core.reveal.is_some();
         core.wake(shows_little);
@@ -535,6 +536,9 @@ impl Core {
     ) -> Option<Refused> {
         if peer_id == shared.peer_id {
             return Some(Refused::Own);
+        }
+        if shared.has_failed() {
+            return Some(Refused::Full);
         }
         let strikes = |strikes: Option<&u32>| strikes.copied().unwrap_or(0) >= STRIKES;
         if strikes(self.strikes.get(&peer_id)) || strikes(self.ip_strikes.get(&addr.ip())) {

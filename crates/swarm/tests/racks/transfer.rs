@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::common::{HttpTracker, complete, image, options, receiver, seeder};
+use crate::common::{HttpTracker, complete, image, options, receiver, seeder, until};
 use swarm::{Have, Options};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,4 +36,48 @@ async fn eight_receivers_that_meet_at_the_tracker_take_less_than_two_copies() {
     let wasted: u64 = receivers.iter().map(|(swarm, _)| swarm.stats().wasted).sum();
     eprintln!("8 receivers: {copies:.2} copies from the seeder, {:?}, {wasted} bytes wasted", start.elapsed());
     assert!(copies < 2.0, "{copies}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speed_of_one_link() {
+    let image = image(256 << 20, 1 << 20, None);
+    let seeder = seeder(&image, options(Have::All)).await;
+    let start = Instant::now();
+    let (swarm, store) = receiver(&image, Options { peers: vec![seeder.local_addr()], ..options(Have::None) }).await;
+    complete(&swarm).await;
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!("1 receiver: {:.0} MiB/s", 256.0 / seconds);
+    assert!(store.is_right());
+    assert_eq!(seeder.stats().uploaded, 256 << 20, "each byte once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_dial_each_other_keep_one_link() {
+    let image = image(1 << 20, 64 << 10, None);
+    let (one, _) = receiver(&image, options(Have::None)).await;
+    let (two, _) = receiver(&image, Options { peers: vec![one.local_addr()], ..options(Have::None) }).await;
+    one.add_peer(two.local_addr());
+    one.add_peer(one.local_addr());
+    until("they are connected", || one.stats().peers == 1 && two.stats().peers == 1).await;
+    let seeder = seeder(&image, Options { peers: vec![one.local_addr()], ..options(Have::All) }).await;
+    complete(&one).await;
+    complete(&two).await;
+    assert!(one.stats().peers <= 2 && two.stats().peers <= 2);
+    assert_eq!(seeder.stats().pieces_have, seeder.stats().piece_count);
+}
+
+/// Pieces as large as they come, in less memory than two of them need.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_pieces_fit_a_small_budget() {
+    let image = image((128 << 20) + 5, 64 << 20, None);
+    let tracker = HttpTracker::start("127.0.0.1:0".parse().unwrap(), &image).await;
+    let trackers = vec![tracker.url.clone()];
+    let small = |have| Options { trackers: trackers.clone(), memory_bytes: 80 << 20, ..options(have) };
+    let _seeder = seeder(&image, small(Have::All)).await;
+    let (one, one_store) = receiver(&image, small(Have::None)).await;
+    let (two, two_store) = receiver(&image, small(Have::None)).await;
+    for (swarm, store) in [(&one, &one_store), (&two, &two_store)] {
+        complete(swarm).await;
+        assert!(store.is_right());
+    }
 }
