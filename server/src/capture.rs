@@ -24,6 +24,7 @@ use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, Ne
 
 use self::pipeline::{Job, default_threads};
 use self::plan::Plan;
+use self::probe::Probe;
 use self::progress::Progress;
 use self::source::Source;
 use crate::library::{DEFAULT_DIR, Image, Library, check_name};
@@ -203,6 +204,15 @@ pub fn torrent(layout: &Layout, piece_len: u32, hashes: Vec<PieceHash>, facts: I
         private: true,
     };
     torrent.to_bytes().context("making the torrent")
+}
+
+/// What file system an image of a single partition holds, where its content shows it: the superblock is in the first
+/// extent then, at the place where it is on the partition. Nothing if it cannot be told.
+pub fn identify(content: &Path, layout: &Layout) -> Probe {
+    match layout.extents().first() {
+        Some(first) if first.disk.0 == 0 => probe::probe(content, &(0..first.len)).unwrap_or_default(),
+        _ => Probe::default(),
+    }
 }
 
 /// Lower-case hex.

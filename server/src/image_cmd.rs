@@ -1,10 +1,24 @@
 //! `ezio image`: what the library holds.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use indicatif::BinaryBytes;
+use metainfo::PieceIndex;
 
-use crate::library::{DEFAULT_DIR, Library};
+use crate::capture::pipeline::{Job, default_threads};
+use crate::capture::progress::Progress;
+use crate::capture::{hex, partition_line, stop_on_signals, summary};
+use crate::import::import;
+use crate::library::{DEFAULT_DIR, Image, Library};
+
+/// How many bad pieces `verify` describes before it only counts them.
+const BAD_PIECES_SHOWN: usize = 20;
+/// How many places on the disk it names for each.
+const PLACES_SHOWN: usize = 3;
 
 /// Lists, shows, checks, imports and removes images.
 #[derive(Debug, Args)]
@@ -18,12 +32,36 @@ pub struct ImageCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Every image, with its size; damaged ones say why.
+    /// Every image with its sizes; damaged ones say why.
     List,
+    /// An image's partitions, and what became of each.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Hashes an image's content again and names every piece that is not what it was.
+    Verify {
+        /// Its name.
+        name: String,
+    },
     /// Takes an image out of the library.
     Remove {
         /// Its name.
         name: String,
+    },
+    /// Makes an image of a directory that `partclone.<fs> -c -T` wrote (BT files and torrent.info).
+    Import {
+        /// The directory.
+        dir: PathBuf,
+        /// What to call the image.
+        #[arg(long)]
+        name: String,
+        /// Hash everything and compare it with torrent.info.
+        #[arg(long)]
+        verify: bool,
+        /// Replace the image of that name, if there is one.
+        #[arg(long)]
+        replace: bool,
     },
 }
 
@@ -35,17 +73,112 @@ impl ImageCommand {
     pub fn run(self) -> anyhow::Result<()> {
         match self.action {
             Action::List => list(&Library::open(self.library)?),
-            Action::Remove { name } => Library::open(self.library)?.remove(&name),
+            Action::Show { name } => {
+                show(&Library::open(self.library)?.image(&name)?);
+                Ok(())
+            }
+            Action::Verify { name } => verify(&Library::open(self.library)?.image(&name)?),
+            Action::Remove { name } => {
+                Library::open(self.library)?.remove(&name)?;
+                println!("removed {name}");
+                Ok(())
+            }
+            Action::Import { dir, name, verify, replace } => {
+                let image = import(&Library::create(self.library)?, &name, &dir, verify, replace)?;
+                println!("imported {}", summary(&image));
+                Ok(())
+            }
         }
     }
 }
 
 fn list(library: &Library) -> anyhow::Result<()> {
-    for entry in library.images()? {
+    let entries = library.images()?;
+    if entries.is_empty() {
+        println!("no images in {} yet: `ezio capture` makes them", library.dir().display());
+        return Ok(());
+    }
+    let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0).max(4);
+    println!("{:<width$}  {:>11}  {:>11}  {:<5}  made", "name", "in use", "disk", "table");
+    for entry in entries {
         match entry.image {
-            Ok(image) => println!("{} {}", image.name, image.layout.content_len()),
-            Err(error) => println!("{} damaged: {error:#}", entry.name),
+            Ok(image) => println!(
+                "{:<width$}  {:>11}  {:>11}  {:<5}  {} on {}",
+                image.name,
+                BinaryBytes(image.layout.content_len()).to_string(),
+                BinaryBytes(image.manifest.disk_size).to_string(),
+                image.manifest.table,
+                image.manifest.origin.at_text(),
+                image.manifest.origin.host
+            ),
+            Err(error) => println!("{:<width$}  damaged: {error:#}", entry.name),
         }
     }
+    Ok(())
+}
+
+fn show(image: &Image) {
+    let manifest = &image.manifest;
+    let origin = &manifest.origin;
+    println!("{}", summary(image));
+    let id = if manifest.disk_id.is_empty() { String::new() } else { format!(" {}", manifest.disk_id) };
+    println!("table {}{id}, {}-byte sectors, {} bytes", manifest.table, manifest.sector_size, manifest.disk_size);
+    println!("made {} on {} by {} of {}", origin.at_text(), origin.host, origin.how, origin.source);
+    let tools: Vec<String> = origin.tools.iter().map(|(tool, version)| format!("{tool} {version}")).collect();
+    println!("tools: {}", tools.join(", "));
+    println!("in {}, content SHA-256 {}", image.dir.display(), manifest.content_sha256);
+    println!("partitions:");
+    for partition in &manifest.partitions {
+        println!("{}", partition_line(partition));
+    }
+}
+
+fn verify(image: &Image) -> anyhow::Result<()> {
+    let path = image.content_path();
+    let content = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let geometry = image.meta.geometry;
+    let mut progress = Progress::new("verifying", geometry.content_len());
+    let stop = stop_on_signals()?;
+    let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
+    let hashed = job.run(|range, buf| {
+        content
+            .read_exact_at(buf, range.start)
+            .with_context(|| format!("reading {} at byte {}", path.display(), range.start))
+    })?;
+    let rate = progress.finish();
+    let is_bad = |piece: &PieceIndex| hashed.pieces[piece.as_usize()] != *image.meta.piece_hash(*piece);
+    let bad: Vec<PieceIndex> = geometry.pieces().filter(is_bad).collect();
+    for &piece in bad.iter().take(BAD_PIECES_SHOWN) {
+        let range = geometry.piece_range(piece);
+        let places: Vec<_> = image.layout.on_disk(range.clone())?.collect();
+        let shown: Vec<String> = places
+            .iter()
+            .take(PLACES_SHOWN)
+            .map(|place| format!("{} bytes at {:#x}", place.len, place.disk.0))
+            .collect();
+        let more = if places.len() > PLACES_SHOWN { ", …" } else { "" };
+        println!(
+            "piece {piece} is bad: content bytes {}..{}, on the disk {}{more}",
+            range.start,
+            range.end,
+            shown.join(", ")
+        );
+    }
+    if !bad.is_empty() {
+        bail!(
+            "image {:?} is damaged, {} of {} pieces are bad: capture it again",
+            image.name,
+            bad.len(),
+            geometry.piece_count()
+        );
+    }
+    let sha256 = hex(&hashed.sha256);
+    if !image.manifest.content_sha256.is_empty() && image.manifest.content_sha256 != sha256 {
+        bail!(
+            "every piece of {:?} is right, but the manifest names another SHA-256: manifest.json was changed",
+            image.name
+        );
+    }
+    println!("{} is good: {} pieces, {:.0} MB/s", image.name, geometry.piece_count(), rate / 1e6);
     Ok(())
 }

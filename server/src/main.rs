@@ -9,6 +9,7 @@ mod dhcp;
 mod fleet;
 mod http;
 mod image_cmd;
+mod import;
 mod library;
 mod listener;
 mod manifest;
@@ -23,6 +24,8 @@ mod state;
 mod status_cmd;
 mod tftp;
 mod tracker;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -49,7 +52,7 @@ enum Command {
     Seed(seed_cmd::SeedCommand),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => log::LevelFilter::Info,
@@ -57,7 +60,7 @@ fn main() -> anyhow::Result<()> {
         _ => log::LevelFilter::Trace,
     };
     env_logger::Builder::new().filter_level(level).parse_default_env().init();
-    match cli.command {
+    let result = match cli.command {
         Command::Status(command) => command.run(),
         Command::Serve(command) => command.run(),
         Command::Disarm(command) => command.run(),
@@ -66,5 +69,13 @@ fn main() -> anyhow::Result<()> {
         Command::Image(command) => command.run(),
         Command::Restore(command) => command.run(),
         Command::Seed(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, the cause chain printed once: what, where, what to do.
+            eprintln!("ezio: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

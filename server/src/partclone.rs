@@ -117,7 +117,12 @@ pub fn used_ranges(
         .with_context(|| format!("running {}", program.display()))?;
     if !output.status.success() {
         let said = last_words(&[output.stdout, output.stderr].concat());
-        bail!("{name} refused the file system on {}, {}; it said:\n{said}", device.display(), output.status);
+        bail!(
+            "{name} refused the file system on {} ({}); if it was not shut down cleanly, start that system once and \
+             shut it down, or check the file system; {name} said:\n{said}",
+            device.display(),
+            output.status
+        );
     }
     let map = File::open(&map).with_context(|| format!("opening the block map that {name} should have written"))?;
     parse_map(BufReader::new(map), place).with_context(|| format!("reading the block map of {name}"))
@@ -186,10 +191,13 @@ fn last_words(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let is_message = |line: &&str| {
         let is_progress = ["Elapsed:", "current block:", "Total Time:"].iter().any(|word| line.contains(word));
-        !line.is_empty() && !is_progress && !line.starts_with("Partclone v") && !line.contains('\x1b')
+        let is_chatter = ["Partclone v", "Starting to map", "Partclone fail"].iter().any(|word| line.starts_with(word));
+        !line.is_empty() && !is_progress && !is_chatter && !line.contains('\x1b')
     };
     let lines: Vec<&str> = text.split(['\n', '\r']).map(str::trim).filter(is_message).collect();
-    lines[lines.len().saturating_sub(MESSAGE_LINES)..].iter().map(|line| format!("    {line}\n")).collect::<String>()
+    let last: Vec<String> =
+        lines[lines.len().saturating_sub(MESSAGE_LINES)..].iter().map(|line| format!("    {line}")).collect();
+    last.join("\n")
 }
 
 #[cfg(test)]
@@ -257,7 +265,7 @@ mod tests {
     #[test]
     fn progress_is_no_message() {
         let said = b"Partclone v0.3.23 http://partclone.org\nElapsed: 1\rext: FS was not cleanly unmounted\n\n";
-        assert_eq!(last_words(said), "    ext: FS was not cleanly unmounted\n");
+        assert_eq!(last_words(said), "    ext: FS was not cleanly unmounted");
     }
 
     proptest! {
