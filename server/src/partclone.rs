@@ -65,15 +65,14 @@ pub fn support(file_system: &str) -> Support {
     }
 }
 
-/// Finds a program in `PATH`, or where Debian keeps system tools, which an ordinary user's `PATH` leaves out.
+/// Finds a program in `PATH`, and beside `/usr/bin` also where Debian keeps system tools, which an ordinary user's
+/// `PATH` leaves out.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    // An emptied PATH means it: nothing outside is to be run.
-    if path.is_empty() {
-        return None;
-    }
-    dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
+    let system: &[&str] =
+        if dirs.iter().any(|dir| dir == Path::new("/usr/bin")) { &["/usr/sbin", "/sbin"] } else { &[] };
+    dirs.into_iter().chain(system.iter().map(PathBuf::from)).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
 /// The version of partclone, for the manifest.

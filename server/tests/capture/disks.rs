@@ -1,0 +1,154 @@
+//! Whole disks and bare file systems, there and back.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::tools::{Junk, Place, have, run};
+
+const MIB: u64 = 1 << 20;
+
+/// GPT with an ESP and an ext4 root: the disk of nearly everyone.
+fn gpt_disk(place: &Place) -> (String, String) {
+    let files = place.files("files");
+    let root = place.ext4("root.img", 120, &files);
+    let esp = place.blank("esp.img", 40);
+    run("mkfs.vfat", &["-F", "32", "-n", "EFI", &esp]);
+    fs::write(place.path("hello"), "hello from the ESP\n").expect("write");
+    run("mcopy", &["-i", &esp, &place.text("hello"), "::HELLO.TXT"]);
+    let disk = place.blank("disk.img", 200);
+    run("sgdisk", &["-n", "1:2048:+40M", "-t", "1:ef00", "-c", "1:boot", "-n", "2:0:+120M", "-t", "2:8300", &disk]);
+    place.paste(&esp, &disk, MIB);
+    place.paste(&root, &disk, 41 * MIB);
+    (disk, files)
+}
+
+const GPT_TOOLS: [&str; 9] =
+    ["mkfs.ext4", "mkfs.vfat", "mcopy", "mtype", "sgdisk", "partclone.ext4", "partclone.vfat", "e2fsck", "debugfs"];
+
+#[test]
+fn a_gpt_disk_comes_back_with_its_files() {
+    if !have(&GPT_TOOLS) {
+        return;
+    }
+    let place = Place::new();
+    let (disk, files) = gpt_disk(&place);
+    let said = place.ezio_ok(&["capture", &disk, "--name", "one"]);
+    assert!(said.contains("captured one:") && said.contains("EFI system") && said.contains("ext4"), "{said}");
+
+    let restored = place.restore("one", &disk);
+    assert_eq!(run("sgdisk", &["-p", &restored]).replace("restored", "disk.img"), run("sgdisk", &["-p", &disk]));
+    assert!(run("sgdisk", &["-v", &restored]).contains("No problems found"));
+    assert_eq!(run("mtype", &["-i", &format!("{restored}@@1M"), "::HELLO.TXT"]), "hello from the ESP\n");
+    let root = place.cut(&restored, 41 * MIB, 120 * MIB, "root.back");
+    place.check_ext4(&root, &files);
+
+    let meta = place.meta("one");
+    let content_len = meta.geometry.content_len();
+    assert!(content_len < 60 * MIB, "free blocks were left out of {content_len} bytes");
+    assert!(meta.private && meta.announce.is_none());
+    assert!(meta.files.iter().all(|file| file.path[0].len() == 32), "names have 32 digits");
+    let facts = meta.facts.expect("facts");
+    assert_eq!((facts.table.as_str(), facts.sector_size, facts.disk_size), ("gpt", 512, 200 * MIB));
+
+    assert!(place.ezio_ok(&["image", "list"]).contains("one"));
+    let shown = place.ezio_ok(&["image", "show", "one"]);
+    assert!(shown.contains("label EFI") && shown.contains("partclone v0") && shown.contains("in use"), "{shown}");
+    assert!(place.ezio_ok(&["image", "verify", "one"]).contains("one is good"));
+    place.ezio_ok(&["image", "remove", "one"]);
+    assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
+}
+
+#[test]
+fn the_same_disk_has_the_same_infohash() {
+    if !have(&GPT_TOOLS) {
+        return;
+    }
+    let place = Place::new();
+    let (disk, _) = gpt_disk(&place);
+    for (name, threads) in [("one", "1"), ("five", "5")] {
+        place.ezio_ok(&["capture", &disk, "--name", name, "--threads", threads]);
+    }
+    // With nothing but these in PATH there is no losetup: partitions are copied for partclone instead.
+    let bin = place.path("bin");
+    fs::create_dir(&bin).expect("a directory");
+    for tool in ["blkid", "partclone.ext4", "partclone.vfat"] {
+        symlink(format!("/usr/sbin/{tool}"), bin.join(tool)).expect("a link");
+    }
+    let status = place.ezio(&["capture", &disk, "--name", "copied"]).env("PATH", &bin).status().expect("ezio runs");
+    assert!(status.success());
+    let infohashes = ["one", "five", "copied"].map(|name| place.meta(name).infohash);
+    assert_eq!(infohashes[0], infohashes[1]);
+    assert_eq!(infohashes[0], infohashes[2]);
+    place.ezio_ok(&["capture", &disk, "--name", "one", "--replace", "--piece-len", "64K"]);
+    assert_eq!(place.meta("one").geometry.piece_len(), 65_536);
+    assert_eq!(place.content("one"), place.content("five"));
+    assert_eq!(place.unfinished(), 0, "the image that was replaced is gone");
+}
+
+#[test]
+fn an_mbr_disk_with_logical_partitions_comes_back() {
+    if !have(&["mkfs.ext4", "mkswap", "sfdisk", "partclone.ext4", "e2fsck", "debugfs"]) {
+        return;
+    }
+    let place = Place::new();
+    let files = place.files("files");
+    let disk = place.blank("disk.img", 160);
+    let script = "label: dos\nlabel-id: 0xc0ffee00\nstart=2048,size=81920,type=83,bootable\nstart=83968,type=5\n\
+                  start=86016,size=122880,type=83\nstart=210944,size=20480,type=82\nstart=233472,size=4096,type=da\n";
+    fs::write(place.path("script"), script).expect("write");
+    let sfdisk = format!("sfdisk -q {disk} < {}", place.text("script"));
+    run("sh", &["-c", &sfdisk]);
+    let first = place.ext4("first.img", 40, &files);
+    let logical = place.ext4("logical.img", 60, &files);
+    let swap = place.blank("swap.img", 10);
+    run("mkswap", &["-q", "-L", "swappy", "-U", "01234567-89ab-cdef-0123-456789abcdef", &swap]);
+    let mut unknown = vec![0; 2 << 20];
+    Junk(5).fill(&mut unknown);
+    fs::write(place.path("unknown"), &unknown).expect("write");
+    let mut boot_code = [0; 400];
+    Junk(6).fill(&mut boot_code);
+    fs::write(place.path("boot"), boot_code).expect("write");
+    for (file, sector) in [(&first, 2048), (&logical, 86_016), (&swap, 210_944), (&place.text("unknown"), 233_472)] {
+        place.paste(file, &disk, sector * 512);
+    }
+    place.paste(&place.text("boot"), &disk, 0);
+    place.paste(&place.text("boot"), &disk, 1024);
+
+    let said = place.ezio_ok(&["capture", &disk, "--name", "mbr"]);
+    assert!(said.contains("holds the logical partitions") && said.contains("made anew"), "{said}");
+    let restored = place.restore("mbr", &disk);
+    let dump = |disk: &str| run("sfdisk", &["-d", disk]).replace(disk, "disk");
+    assert_eq!(dump(&restored), dump(&disk), "every link of the chain is there");
+    for (sector, mib) in [(2048, 40), (86_016, 60)] {
+        let back = place.cut(&restored, sector * 512, mib * MIB, "part.back");
+        place.check_ext4(&back, &files);
+    }
+    assert_eq!(fs::read(place.cut(&restored, 233_472 * 512, 2 * MIB, "part.back")).expect("read"), unknown);
+    for at in [0, 1024] {
+        let back = fs::read(place.cut(&restored, at, 400, "part.back")).expect("read");
+        assert_eq!(back, boot_code, "boot code at {at}");
+    }
+    let facts = place.meta("mbr").facts.expect("facts");
+    let [swap] = &facts.swap[..] else { panic!("one swap area: {:?}", facts.swap) };
+    assert_eq!((swap.offset, swap.length, swap.page_size), (210_944 * 512, 10 * MIB, 4096));
+    assert_eq!((swap.label.as_str(), swap.uuid.as_str()), ("swappy", "01234567-89ab-cdef-0123-456789abcdef"));
+    let swap_is_left_out =
+        place.meta("mbr").files.iter().all(|file| u64::from_str_radix(&file.path[0], 16) != Ok(swap.offset));
+    assert!(swap_is_left_out, "swap is a recipe, not content");
+}
+
+#[test]
+fn a_file_system_without_a_table_comes_back() {
+    if !have(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]) {
+        return;
+    }
+    let place = Place::new();
+    let files = place.files("files");
+    let bare = place.ext4("bare.img", 90, &files);
+    place.ezio_ok(&["capture", &bare, "--name", "bare"]);
+    let restored = place.restore("bare", &bare);
+    place.check_ext4(&restored, &files);
+    assert_eq!(place.meta("bare").facts.expect("facts").table, "none");
+    place.ezio_ok(&["capture", &bare, "--name", "whole", "--whole"]);
+    assert_eq!(place.content("whole"), fs::read(&bare).expect("read"));
+}

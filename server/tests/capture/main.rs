@@ -1,0 +1,8 @@
+//! Captures and imports with the real tools: mkfs, partclone, blkid, sfdisk.
+//!
+//! No root is needed; what root alone can test is skipped with the reason on standard error.
+
+mod disks;
+mod import;
+mod refusals;
+mod tools;

@@ -1,0 +1,212 @@
+//! What is refused, interrupted or damaged, and what people are told.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::tools::{Junk, Place, command, have, run, text};
+
+/// Much longer than anything here takes, even on a slow, shared machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+#[test]
+fn names_and_sources_that_cannot_be_are_refused() {
+    let place = Place::new();
+    let junk = place.blank("junk.img", 2);
+    let missing = place.text("missing");
+    assert!(place.ezio_refuses(&["capture", &missing, "--name", "x"]).contains("opening the source"));
+    assert!(place.ezio_refuses(&["capture", "/dev/null", "--name", "x"]).contains("neither a block device"));
+    assert!(place.ezio_refuses(&["capture", &junk, "--name", "../x"]).contains("cannot be an image's name"));
+    assert!(place.ezio_refuses(&["capture", &junk, "--name", ".x"]).contains("cannot be an image's name"));
+    let empty = place.blank("empty.img", 0);
+    assert!(place.ezio_refuses(&["capture", &empty, "--name", "x"]).contains("no bytes"));
+    if have(&["blkid"]) {
+        assert!(place.ezio_refuses(&["capture", &junk, "--name", "x"]).contains("--whole"));
+        place.ezio_ok(&["capture", &junk, "--name", "x", "--whole"]);
+        assert!(place.ezio_refuses(&["capture", &junk, "--name", "x", "--whole"]).contains("already is an image"));
+    }
+    assert!(place.ezio_refuses(&["image", "show", "nothing"]).contains("there is no image"));
+    assert!(Place::new().ezio_refuses(&["image", "list"]).contains("there is no library"));
+    assert_eq!(place.unfinished(), 0);
+}
+
+#[test]
+fn missing_tools_are_named_with_their_package() {
+    if !have(&["mkfs.ext4", "blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let image = place.blank("fs.img", 20);
+    run("mkfs.ext4", &["-q", "-F", &image]);
+    let refused = |path: &str| {
+        let output = place.ezio(&["capture", &image, "--name", "x"]).env("PATH", path).output().expect("ezio runs");
+        assert!(!output.status.success());
+        text(&output)
+    };
+    assert!(refused("").contains("apt install util-linux"));
+    let bin = place.path("bin");
+    fs::create_dir(&bin).expect("a directory");
+    symlink("/usr/sbin/blkid", bin.join("blkid")).expect("a link");
+    let said = refused(bin.to_str().expect("UTF-8"));
+    assert!(said.contains("partclone.ext4 is missing") && said.contains("apt install partclone"), "{said}");
+    assert!(said.contains("--whole"), "{said}");
+    assert_eq!(place.listed().len(), 0);
+}
+
+#[test]
+fn a_file_system_that_partclone_refuses_is_refused_with_its_words() {
+    if !have(&["mkfs.ext4", "partclone.ext4", "debugfs"]) {
+        return;
+    }
+    let place = Place::new();
+    let image = place.blank("fs.img", 20);
+    run("mkfs.ext4", &["-q", "-F", &image]);
+    run("debugfs", &["-w", "-R", "set_super_value state 0", &image]);
+    let said = place.ezio_refuses(&["capture", &image, "--name", "x"]);
+    assert!(said.contains("not cleanly unmounted") && said.contains("shut it down"), "{said}");
+    assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
+}
+
+#[test]
+fn a_damaged_table_says_what_to_run() {
+    if !have(&["sgdisk"]) {
+        return;
+    }
+    let place = Place::new();
+    let disk = place.blank("disk.img", 20);
+    run("sgdisk", &["-n", "1:2048:0", &disk]);
+    fs::write(place.path("x"), "x").expect("write");
+    place.paste(&place.text("x"), &disk, 530);
+    assert!(place.ezio_refuses(&["capture", &disk, "--name", "x"]).contains("sgdisk -e"));
+    run("sgdisk", &["-e", &disk]);
+    place.ezio_ok(&["capture", &disk, "--name", "x"]);
+}
+
+#[test]
+fn a_mounted_source_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can mount");
+        return;
+    }
+    if !have(&["mkfs.ext4", "mount", "unshare"]) {
+        return;
+    }
+    let place = Place::new();
+    let image = place.blank("fs.img", 20);
+    run("mkfs.ext4", &["-q", "-F", &image]);
+    fs::create_dir(place.path("mnt")).expect("a directory");
+    let inside = |then: &str| {
+        // The mount, and the loop device with it, go when the shell ends.
+        let script = format!("mount -o loop,ro {image} {} || exit 77; {then}", place.text("mnt"));
+        command("unshare").args(["-m", "sh", "-c", &script]).output().expect("unshare runs")
+    };
+    if inside("true").status.code() == Some(77) {
+        eprintln!("SKIPPED: no loop mounts here");
+        return;
+    }
+    let ezio = env!("CARGO_BIN_EXE_ezio");
+    let library = place.library();
+    for source in [image.as_str(), "$(findmnt -no SOURCE $(pwd)/mnt)"] {
+        let then =
+            format!("cd {}/..; {ezio} capture {source} --library {} --name x", place.text("mnt"), library.display());
+        let output = inside(&then);
+        assert!(text(&output).contains("is mounted on"), "{source}: {}", text(&output));
+        assert!(!output.status.success());
+    }
+    assert_eq!(place.listed().len(), 0);
+}
+
+/// A capture that takes seconds, stopped in the middle of its content.
+fn capture_in_progress(place: &Place, name: &str) -> Child {
+    let source = place.blank("large.img", 4096);
+    let mut child = place
+        .ezio(&["capture", &source, "--name", name, "--whole", "--threads", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("ezio runs");
+    let content = place.library().join("tmp/work").join(name).join("content");
+    let started = Instant::now();
+    while !content.exists() {
+        assert!(started.elapsed() < DEADLINE, "the capture never started");
+        assert!(child.try_wait().expect("its state").is_none(), "the capture ended too soon");
+        std::thread::yield_now();
+    }
+    child
+}
+
+#[test]
+fn a_killed_capture_leaves_nothing_listed() {
+    if !have(&["blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let small = place.blank("small.img", 1);
+    let mut child = capture_in_progress(&place, "killed");
+    let busy = place.ezio_refuses(&["capture", &small, "--name", "killed", "--whole"]);
+    assert!(busy.contains("another process is making"), "{busy}");
+    child.kill().expect("kill -9");
+    child.wait().expect("its end");
+    assert_eq!(place.listed().len(), 0);
+    assert!(place.ezio_ok(&["image", "list"]).contains("no images"));
+    assert_eq!(place.unfinished(), 1, "it was in the middle");
+    place.ezio_ok(&["capture", &small, "--name", "other", "--whole"]);
+    assert_eq!((place.listed(), place.unfinished()), (vec!["other".to_owned()], 0), "the next one clears it away");
+}
+
+#[test]
+fn a_terminated_capture_tidies_up_itself() {
+    if !have(&["blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let mut child = capture_in_progress(&place, "stopped");
+    run("sh", &["-c", &format!("kill -TERM {}", child.id())]);
+    assert!(!child.wait().expect("its end").success());
+    assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
+}
+
+#[test]
+fn damaged_images_are_listed_with_the_reason_beside_the_good_ones() {
+    if !have(&["blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let source = place.text("source.img");
+    let mut bytes = vec![0; 3 << 20];
+    Junk(9).fill(&mut bytes);
+    fs::write(&source, &bytes).expect("write");
+    let names = ["good", "short", "no-torrent", "newer", "mixed", "flipped"];
+    for name in names {
+        place.ezio_ok(&["capture", &source, "--name", name, "--whole"]);
+    }
+    fs::write(place.image("short").join("content"), "x").expect("write");
+    fs::remove_file(place.image("no-torrent").join("image.torrent")).expect("remove");
+    fs::write(place.image("newer").join("manifest.json"), r#"{"schema": 99}"#).expect("write");
+    place.ezio_ok(&["capture", &source, "--name", "mixed", "--whole", "--replace", "--piece-len", "64K"]);
+    fs::copy(place.image("good").join("image.torrent"), place.image("mixed").join("image.torrent")).expect("copy");
+    fs::write(place.library().join("images/stray"), "a file").expect("write");
+    bytes[2_500_000] ^= 1;
+    fs::write(place.image("flipped").join("content"), &bytes).expect("write");
+
+    let list = place.ezio_ok(&["image", "list"]);
+    let line =
+        |name: &str| list.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {list}"));
+    assert!(!line("good").contains("damaged") && !line("flipped").contains("damaged"), "{list}");
+    assert!(line("short").contains("has 1 bytes instead of 3145728"), "{list}");
+    assert!(line("no-torrent").contains("image.torrent"), "{list}");
+    assert!(line("newer").contains("schema is 99"), "{list}");
+    assert!(line("mixed").contains("belongs to infohash"), "{list}");
+    assert!(line("stray").contains("damaged"), "{list}");
+
+    place.ezio_ok(&["image", "verify", "good"]);
+    let output = place.ezio(&["image", "verify", "flipped"]).output().expect("ezio runs");
+    let said = text(&output);
+    assert!(!output.status.success());
+    assert!(said.contains("piece 2 is bad") && said.contains("1048576 bytes at 0x200000"), "{said}");
+    for name in names {
+        place.ezio_ok(&["image", "remove", name]);
+    }
+    assert_eq!(place.listed(), ["stray"]);
+}

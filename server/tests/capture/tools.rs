@@ -1,0 +1,207 @@
+//! Running programs, making disks, putting images back.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use layout::Layout;
+use metainfo::Metainfo;
+use tempfile::TempDir;
+
+/// `PATH` for every program of the tests.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether all of these programs are here; says which is not.
+pub fn have(programs: &[&str]) -> bool {
+    let is_here = |name: &&str| PATH.split(':').any(|dir| Path::new(dir).join(name).is_file());
+    let missing: Vec<_> = programs.iter().filter(|name| !is_here(name)).collect();
+    if !missing.is_empty() {
+        eprintln!("SKIPPED: {missing:?} not installed");
+    }
+    missing.is_empty()
+}
+
+/// A command with a known environment.
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE").env("PATH", PATH).env("LC_ALL", "C");
+    command
+}
+
+/// Runs a program that has to succeed, and returns what it printed.
+pub fn run(program: &str, args: &[&str]) -> String {
+    let output = command(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A directory with a library in it.
+pub struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        Place { dir: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    pub fn library(&self) -> PathBuf {
+        self.path("library")
+    }
+
+    pub fn image(&self, name: &str) -> PathBuf {
+        self.library().join("images").join(name)
+    }
+
+    /// A sparse file.
+    pub fn blank(&self, name: &str, mib: u64) -> String {
+        File::create(self.path(name)).and_then(|file| file.set_len(mib << 20)).expect("a file");
+        self.text(name)
+    }
+
+    /// `ezio ARGS --library …`, not yet run.
+    pub fn ezio(&self, args: &[&str]) -> Command {
+        let mut ezio = command(env!("CARGO_BIN_EXE_ezio"));
+        ezio.args(args).arg("--library").arg(self.library());
+        ezio
+    }
+
+    /// Runs it; it has to succeed.
+    pub fn ezio_ok(&self, args: &[&str]) -> String {
+        let output = self.ezio(args).output().expect("ezio runs");
+        assert!(output.status.success(), "ezio {args:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs it; it has to fail, and says why on standard error.
+    pub fn ezio_refuses(&self, args: &[&str]) -> String {
+        let output = self.ezio(args).output().expect("ezio runs");
+        assert!(!output.status.success(), "ezio {args:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    pub fn meta(&self, name: &str) -> Metainfo {
+        Metainfo::parse(&fs::read(self.image(name).join("image.torrent")).expect("the torrent"))
+            .expect("a good torrent")
+    }
+
+    pub fn content(&self, name: &str) -> Vec<u8> {
+        fs::read(self.image(name).join("content")).expect("the content")
+    }
+
+    /// Names in the list, damaged ones too.
+    pub fn listed(&self) -> Vec<String> {
+        match fs::read_dir(self.library().join("images")) {
+            Ok(entries) => {
+                entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// What unfinished captures left.
+    pub fn unfinished(&self) -> usize {
+        fs::read_dir(self.library().join("tmp/work")).map_or(0, Iterator::count)
+    }
+
+    /// Puts the image's extents into a file of junk and checks that they are the source's; returns its name.
+    pub fn restore(&self, image: &str, source: &str) -> String {
+        let len = fs::metadata(source).expect("the source").len();
+        let target = self.text("restored");
+        let restored = File::create(&target).expect("the target");
+        let mut junk = Junk(0x2545_f491_4f6c_dd1d);
+        let mut buf = vec![0; 1 << 20];
+        for at in (0..len).step_by(buf.len()) {
+            junk.fill(&mut buf);
+            let part = usize::try_from(len - at).expect("small").min(buf.len());
+            restored.write_all_at(&buf[..part], at).expect("write junk");
+        }
+        let layout = Layout::new(&self.meta(image)).expect("extents");
+        let content = File::open(self.image(image).join("content")).expect("the content");
+        let source = File::open(source).expect("the source");
+        for part in layout.on_disk(0..layout.content_len()).expect("all of it") {
+            let mut bytes = vec![0; usize::try_from(part.len).expect("small")];
+            content.read_exact_at(&mut bytes, part.content.0).expect("content");
+            let mut original = vec![0; bytes.len()];
+            source.read_exact_at(&mut original, part.disk.0).expect("source");
+            assert!(bytes == original, "extent at {:#x} is not the source's", part.disk.0);
+            restored.write_all_at(&bytes, part.disk.0).expect("write");
+        }
+        target
+    }
+
+    /// Copies bytes out of a disk into a file of their own.
+    pub fn cut(&self, disk: &str, start: u64, len: u64, name: &str) -> String {
+        let mut bytes = vec![0; usize::try_from(len).expect("small")];
+        File::open(disk).expect("disk").read_exact_at(&mut bytes, start).expect("inside the disk");
+        fs::write(self.path(name), bytes).expect("write");
+        self.text(name)
+    }
+
+    /// Puts a file into a disk.
+    pub fn paste(&self, file: &str, disk: &str, start: u64) {
+        let bytes = fs::read(file).expect("file");
+        let disk = File::options().write(true).open(disk).expect("disk");
+        disk.write_all_at(&bytes, start).expect("write");
+    }
+
+    /// A directory of files worth comparing: large, small, many, empty, nested.
+    pub fn files(&self, name: &str) -> String {
+        let dir = self.path(name);
+        fs::create_dir_all(dir.join("many/deep")).expect("directories");
+        let mut junk = Junk(77);
+        let mut big = vec![0; 9_000_001];
+        junk.fill(&mut big);
+        fs::write(dir.join("big"), &big).expect("write");
+        fs::write(dir.join("empty"), "").expect("write");
+        for i in 0..200 {
+            fs::write(dir.join(format!("many/deep/{i}")), format!("{i}").repeat(i)).expect("write");
+        }
+        self.text(name)
+    }
+
+    /// An ext4 file system with those files.
+    pub fn ext4(&self, name: &str, mib: u64, files: &str) -> String {
+        let image = self.blank(name, mib);
+        run("mkfs.ext4", &["-q", "-F", "-L", "root", "-d", files, &image]);
+        image
+    }
+
+    /// Checks a restored ext4 file system: sound, and every file equal.
+    pub fn check_ext4(&self, image: &str, files: &str) {
+        run("e2fsck", &["-fn", image]);
+        let out = self.path("dumped");
+        let _ = fs::remove_dir_all(&out);
+        fs::create_dir(&out).expect("a directory");
+        run("debugfs", &["-R", &format!("rdump / {}", out.display()), image]);
+        let _ = fs::remove_dir(out.join("lost+found"));
+        run("diff", &["-r", files, &self.text("dumped")]);
+    }
+}
+
+/// Bytes that look random and are the same in every run (xorshift64).
+pub struct Junk(pub u64);
+
+impl Junk {
+    pub fn fill(&mut self, buf: &mut [u8]) {
+        for bytes in buf.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            bytes.copy_from_slice(&self.0.to_le_bytes()[..bytes.len()]);
+        }
+    }
+}
