@@ -1,0 +1,178 @@
+//! What arming changes, for whom, and that it survives.
+
+use crate::lan::{Lan, NOT_FOUND, SERVER, Station, in_namespace};
+use crate::library::add_image;
+use crate::packets::{self, file_of};
+use crate::process::{Server, eventually, ezio_ok, file};
+
+const ONE: &str = "52:54:00:77:00:01";
+const TWO: &str = "52:54:00:77:00:02";
+
+fn script(client: &Station, mac: &str) -> String {
+    client.get(&format!("/boot.ipxe?mac={mac}"))
+}
+
+fn boots_locally(client: &Station, mac: &str) -> bool {
+    let script = script(client, mac);
+    assert!(script.starts_with("#!ipxe\n"), "{script}");
+    assert_ne!(script.contains("sanboot --no-describe --drive 0x80"), script.contains("kernel http"), "{script}");
+    script.contains("sanboot")
+}
+
+fn conf(client: &Station, name: &str) -> Option<String> {
+    match client.tftp(name) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            assert_eq!(error, NOT_FOUND, "TFTP error 1 for {name}");
+            None
+        }
+    }
+}
+
+fn report(client: &Station, mac: &str, stage: &str, deployment: &str) {
+    let json = format!(r#"{{"mac":"{mac}","stage":"{stage}","deployment":"{deployment}"}}"#);
+    assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
+}
+
+fn deployment(conf: &str) -> String {
+    conf.lines().find_map(|line| line.strip_prefix("DEPLOYMENT=")).expect("a deployment").to_owned()
+}
+
+fn config(lan: &Lan) -> String {
+    let text = format!(
+        "kernel_args = \"console=ttyS0\"\nlinger = 7\n[groups.lab]\nmachines = [\"{TWO}\"]\nafter = \"halt\"\n"
+    );
+    file(lan, "ezio.toml", &text)
+}
+
+#[test]
+fn arming_and_disarming_change_the_answers() {
+    in_namespace("arming::arming_and_disarming_change_the_answers", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        add_image(&lan, "other", 200_000);
+        let server = Server::start(&lan, &["--config", &config(&lan)]);
+        let client = lan.station(9, true);
+        let machine = lan.station(1, false);
+        let offers =
+            |name: &'static str, count| machine.run_in(move || packets::ask(&packets::firmware(name, 1), count));
+
+        assert!(offers("ipxe-bios", 0).is_empty(), "nothing is armed, so the proxy is silent");
+        assert!(boots_locally(&client, ONE));
+        assert_eq!(conf(&client, "ezio.conf"), None);
+        assert_eq!(conf(&client, "torrents/debian.torrent"), None);
+
+        let said = ezio_ok(&lan, &["arm", "debian"]);
+        assert!(said.contains("armed debian for every machine"), "{said}");
+        eventually("the server notices", || !boots_locally(&client, ONE));
+        let offer = &offers("ipxe-bios", 1)[0];
+        assert_eq!(file_of(offer), format!("http://{SERVER}/boot.ipxe?mac=52-54-00-77-00-01"));
+        assert!(offer.yiaddr().is_unspecified());
+        assert_eq!(file_of(&offers("ovmf-pxe", 1)[0]), "snponly.efi");
+        assert_eq!(file_of(&offers("rom-bios", 1)[0]), "undionly.kpxe");
+        assert!(offers("dhclient", 0).is_empty(), "an installed system is none of the proxy's business");
+        let text = script(&client, ONE);
+        let kernel = format!(
+            "kernel http://{SERVER}/boot/vmlinuz initrd=initrd.img ezio.server={SERVER} \
+             BOOTIF=01-52-54-00-77-00-01 console=ttyS0 || kernel tftp://{SERVER}/vmlinuz"
+        );
+        assert!(text.contains(&kernel), "{text}");
+        let general = conf(&client, "ezio.conf/default").expect("armed");
+        assert_eq!(conf(&client, "ezio.conf").as_ref(), Some(&general));
+        for line in [
+            "TORRENT=torrents/debian.torrent",
+            "IMAGE=debian",
+            "TARGET=auto",
+            "AFTER=reboot",
+            "LINGER=7",
+            &format!("TRACKER=http://{SERVER}/announce"),
+            &format!("REPORT=http://{SERVER}/report"),
+        ] {
+            assert!(general.lines().any(|found| found == line), "{line} is not in {general}");
+        }
+        assert!(client.tftp("torrents/debian.torrent").is_ok());
+        assert_eq!(conf(&client, "torrents/other.torrent"), None, "not armed");
+        assert_eq!(conf(&client, "ezio.conf/01-52-54-00-77-00-01"), None, "nothing of its own");
+        let group = conf(&client, "ezio.conf/01-52-54-00-77-00-02").expect("its group halts");
+        assert!(group.contains("AFTER=halt\n"), "{group}");
+
+        ezio_ok(&lan, &["arm", "other", "--group", "lab", "--target", "serial=X", "--linger", "0"]);
+        eventually("the group has its image", || script(&client, TWO).contains("gets image other"));
+        assert!(script(&client, ONE).contains("gets image debian"));
+        let group = conf(&client, "ezio.conf/01-52-54-00-77-00-02").expect("armed");
+        assert!(group.contains("TARGET=serial=X\n") && group.contains("LINGER=0\n"), "{group}");
+
+        ezio_ok(&lan, &["disarm", "--mac", ONE]);
+        eventually("one machine is held back", || boots_locally(&client, ONE));
+        // It asks for its own name first, as every machine does, and then must not find everybody's.
+        let held = lan.station(8, true);
+        assert_eq!(conf(&held, "ezio.conf/01-52-54-00-77-00-01"), None);
+        assert_eq!(conf(&held, "ezio.conf/default"), None);
+        assert_eq!(conf(&held, "ezio.conf"), None);
+
+        ezio_ok(&lan, &["disarm"]);
+        eventually("nobody is armed", || boots_locally(&client, TWO));
+        assert!(offers("ipxe-bios", 0).is_empty());
+        assert_eq!(conf(&client, "ezio.conf/default"), None);
+        assert_eq!(server.terminate(), Some(0));
+    });
+}
+
+#[test]
+fn a_second_start_after_a_kill_serves_as_before() {
+    in_namespace("arming::a_second_start_after_a_kill_serves_as_before", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let server = Server::start(&lan, &[]);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        eventually("armed", || !boots_locally(&client, ONE));
+        let before = conf(&client, "ezio.conf").expect("armed");
+        report(&client, ONE, "restore", &deployment(&before));
+        assert!(!boots_locally(&client, ONE), "a machine that was interrupted goes on");
+        report(&client, ONE, "done", &deployment(&before));
+        assert!(boots_locally(&client, ONE), "a machine that is done boots what it got");
+        server.kill();
+
+        let server = Server::start(&lan, &[]);
+        assert_eq!(conf(&client, "ezio.conf"), Some(before), "the same deployment");
+        assert!(boots_locally(&client, ONE), "still done");
+        assert!(!boots_locally(&client, TWO), "still to do");
+        let table = ezio_ok(&lan, &["status"]);
+        assert!(table.contains(ONE) && table.contains("done"), "{table}");
+
+        ezio_ok(&lan, &["arm", "debian"]);
+        eventually("a new deployment counts anew", || !boots_locally(&client, ONE));
+        server.kill();
+        let error = crate::process::ezio_fails(&lan, &["status"]);
+        assert!(error.contains("no `ezio serve` is running"), "a note left behind is not believed: {error}");
+    });
+}
+
+#[test]
+fn status_shows_the_room_to_people_and_programs() {
+    in_namespace("arming::status_shows_the_room_to_people_and_programs", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let _server = Server::start(&lan, &["--silent-after", "0"]);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let json = format!(
+            r#"{{"mac":"{ONE}","stage":"restore","ip":"10.9.0.77","serial":"SN-42","image":"debian",
+                "bytes_done":150000,"bytes_total":300000,"rate_bytes_per_s":50000}}"#
+        );
+        assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
+        let json = format!(r#"{{"mac":"{TWO}","stage":"failed","error":"no disk fits:\u001b[2J two match"}}"#);
+        assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
+        let table = ezio_ok(&lan, &["status"]);
+        for text in ["SN-42", "10.9.0.77", "restore", "50", "3 s", "no disk fits: [2J two match"] {
+            assert!(table.contains(text), "{text:?} is not in\n{table}");
+        }
+        assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
+        eventually("silence shows", || ezio_ok(&lan, &["status"]).contains("silent for"));
+        let status = client.status();
+        assert_eq!(status["machines"][0]["report"]["serial"], "SN-42");
+        assert_eq!(status["machines"][0]["boot"], "image");
+        assert!(ezio_ok(&lan, &["status", "--json"]).contains("\"machines\""));
+        let page = client.run("curl", &["-sSf", "-H", "Accept: text/html", &format!("http://{SERVER}/")]);
+        assert!(page.contains("<pre>") && page.contains("SN-42"), "{page}");
+        assert_eq!(status["machines"].as_array().expect("a list").len(), 2);
+    });
+}

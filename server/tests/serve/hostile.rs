@@ -1,0 +1,139 @@
+//! Garbage, floods and clients that give up: counted, ignored, survived.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use crate::lan::{SERVER, in_namespace};
+use crate::library::add_image;
+use crate::packets;
+use crate::process::{PATIENCE, Server, eventually, ezio_ok, file};
+
+fn server(port: u16) -> SocketAddr {
+    SocketAddr::from((SERVER.parse::<Ipv4Addr>().expect("an address"), port))
+}
+
+/// Bytes nobody can guess the meaning of, the same at every run.
+fn garbage(seed: usize, len: usize) -> Vec<u8> {
+    let mut state = seed as u64 * 2 + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[test]
+fn floods_of_garbage_leave_it_serving() {
+    in_namespace("hostile::floods_of_garbage_leave_it_serving", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let _server = Server::start(&lan, &[]);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let client = lan.station(9, true);
+        eventually("armed", || client.get("/boot.ipxe?mac=52:54:00:77:00:01").contains("gets image"));
+        client.run_in(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let discover = packets::firmware("ovmf-pxe", 9);
+            for round in 0..3000 {
+                for port in [67, 4011] {
+                    let mut packet = discover.clone();
+                    let at = round * 37 % packet.len();
+                    packet[at] ^= garbage(round, 1)[0];
+                    packet.truncate(round * 13 % (discover.len() + 1));
+                    let _ = socket.send_to(&packet, server(port));
+                    let _ = socket.send_to(&garbage(round, round % 700), server(port));
+                }
+                let mut tftp = garbage(round, round % 600);
+                if tftp.len() > 2 {
+                    (tftp[0], tftp[1]) = (0, (round % 8) as u8);
+                }
+                let _ = socket.send_to(&tftp, server(69));
+                // Long names and impossible options, each from another port's point of view the same client.
+                let name =
+                    format!("\0\x01{}\0octet\0blksize\0{round}\0windowsize\00\0tsize\0-1\0", "a/".repeat(round % 200));
+                let _ = socket.send_to(name.as_bytes(), server(69));
+            }
+            for round in 0..200 {
+                if let Ok(mut stream) = TcpStream::connect(server(80)) {
+                    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+                    let _ = stream.write_all(&garbage(round, 3000));
+                    let _ = stream.read(&mut [0; 100]);
+                }
+            }
+        });
+        assert_eq!(client.ask("/report", &["-d", "{}"]).0, 400);
+        assert_eq!(client.ask("/report", &["-d", "\u{1}"]).0, 400);
+        assert_eq!(client.ask("/boot.ipxe?mac=zz", &[]).0, 400);
+        assert_eq!(client.ask("/nothing", &[]).0, 404);
+        assert!(client.get("/announce?info_hash=short").contains("failure reason"));
+        let large = format!("@{}", file(&lan, "large", &"x".repeat(10 << 20)));
+        assert_eq!(client.ask("/report", &["--data-binary", &large]).0, 413);
+
+        assert!(client.tftp("ezio.conf").expect("still served").contains("IMAGE=debian"));
+        assert!(client.get("/boot.ipxe?mac=52:54:00:77:00:01").contains("gets image"));
+        let machine = lan.station(1, false);
+        assert_eq!(machine.run_in(|| packets::ask(&packets::firmware("ovmf-pxe", 1), 1)).len(), 1);
+        let counters = client.status()["counters"].clone();
+        for name in ["dhcp_malformed", "tftp_refused", "reports_bad", "announces_bad", "http_bad"] {
+            assert!(counters[name].as_u64().expect("a number") > 0, "{name}: {counters}");
+        }
+    });
+}
+
+#[test]
+fn silent_connections_do_not_keep_others_out() {
+    in_namespace("hostile::silent_connections_do_not_keep_others_out", &["curl"], |lan| {
+        let _server = Server::start(&lan, &[]);
+        let client = lan.station(9, true);
+        let silent = lan.station(8, true);
+        let streams: Vec<TcpStream> =
+            silent.run_in(|| (0..300).filter_map(|_| TcpStream::connect(server(80)).ok()).collect());
+        assert_eq!(streams.len(), 300);
+        assert!(client.get("/").contains("ezio"));
+    });
+}
+
+/// UEFI asks for a file's size and aborts, then asks again; a client that uses the same port again is made to wait,
+/// but not for ever.
+#[test]
+fn a_client_that_aborts_is_served_again() {
+    in_namespace("hostile::a_client_that_aborts_is_served_again", &[], |lan| {
+        let _server = Server::start(&lan, &[]);
+        let client = lan.station(9, true);
+        client.run_in(|| {
+            let request = b"\0\x01snponly.efi\0octet\0tsize\x000\0blksize\x001468\0windowsize\x004\0";
+            let ask = |socket: &UdpSocket| {
+                socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+                let start = Instant::now();
+                let mut buf = [0; 2000];
+                while start.elapsed() < PATIENCE {
+                    socket.send_to(request, server(69)).expect("sent");
+                    while let Ok((len, from)) = socket.recv_from(&mut buf) {
+                        // An OACK from a port we have not aborted yet.
+                        if buf[..2] == [0, 6] {
+                            let text = String::from_utf8_lossy(&buf[2..len]).into_owned();
+                            socket.send_to(b"\0\x05\0\x08aborted\0", from).expect("sent");
+                            return (text, from, start.elapsed());
+                        }
+                    }
+                }
+                panic!("never served");
+            };
+            let first = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let (oack, from, _) = ask(&first);
+            assert!(oack.contains("tsize\0300001\0") && oack.contains("windowsize\04\0"), "{oack:?}");
+            let second = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let (_, _, waited) = ask(&second);
+            assert!(waited < Duration::from_secs(5), "another port is served at once, not after {waited:?}");
+            // The same port again: what still arrives is the first transfer, until its retries are used up.
+            let again = Instant::now();
+            loop {
+                let (_, now_from, _) = ask(&first);
+                if now_from != from {
+                    break;
+                }
+                assert!(again.elapsed() < PATIENCE, "the same port is never served again");
+            }
+        });
+    });
+}

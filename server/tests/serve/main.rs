@@ -1,0 +1,14 @@
+//! `ezio serve` as machines and people meet it: the real binary in a network namespace of its own, foreign clients in
+//! another one, and nothing outside of them touched.
+
+mod lan;
+mod library;
+mod packets;
+mod process;
+
+mod arming;
+mod dhcp;
+mod files;
+mod hostile;
+mod mistakes;
+mod seeding;
