@@ -1,0 +1,161 @@
+//! What links do with the shared state: what a peer said comes in, what there is to say to it goes out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use metainfo::{BLOCK_LEN, PieceIndex};
+
+use crate::buffers::{PieceBuf, lock};
+use crate::engine::{OUTSTANDING_BYTES, OUTSTANDING_LEAST, Shared, count};
+use crate::link::Link;
+use crate::picker::{Ask, Received};
+use crate::wire::{self, Message, Request};
+
+impl Shared {
+    // Messages from a peer.
+
+    /// The peer has these pieces. False if neither of us can give the other anything, ever.
+    pub(crate) fn peer_has(&self, link: &Link, pieces: impl Iterator<Item = PieceIndex>) -> bool {
+        let core = &mut *lock(&self.core);
+        let mut made_room = false;
+        for piece in pieces {
+            core.picker.peer_has(link.key, piece);
+            if let Some(reveal) = core.reveal.as_mut().filter(|reveal| !reveal.is_over()) {
+                made_room |= reveal.seen(piece);
+            }
+        }
+        if made_room {
+            core.wake(true);
+        }
+        !(core.picker.have().is_full() && core.picker.is_seeder(link.key))
+    }
+
+    pub(crate) fn peer_lets_us_ask(&self, link: &Link, can_ask: bool) {
+        let core = &mut *lock(&self.core);
+        core.picker.set_can_ask(link.key, can_ask);
+        if !can_ask {
+            lock(&link.asked).clear();
+            core.wake(false);
+        }
+    }
+
+    pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
+        lock(&self.core).picker.have().contains(piece)
+    }
+
+    /// Blocks that are in their buffers now.
+    pub(crate) fn blocks_arrived(self: &Arc<Self>, link: &Link, asks: &[Ask]) {
+        let now = self.now();
+        let mut full = Vec::new();
+        let core = &mut *lock(&self.core);
+        for &ask in asks {
+            match core.picker.received(link.key, ask, now) {
+                Received::Fresh { piece_complete, cancel } => {
+                    if let Some(key) = cancel {
+                        core.cancel(key, ask);
+                    }
+                    if piece_complete && let Some(buf) = core.buffers.remove(&ask.piece) {
+                        full.push((ask.piece, buf));
+                    }
+                }
+                Received::Useless => {
+                    let len = usize::try_from(self.geometry.block_len(ask.piece, ask.block)).unwrap_or(0);
+                    count(&self.counters.wasted, len);
+                }
+            }
+        }
+        for (piece, buf) in full {
+            if let Some((data, givers)) = buf.take() {
+                self.hash_soon(piece, data, givers);
+            }
+        }
+    }
+
+    // Messages to a peer.
+
+    /// Appends everything there is to say to the peer, other than the blocks it asked for.
+    pub(crate) fn compose(&self, link: &Link, out: &mut Vec<u8>) {
+        let now = self.now();
+        let core = &mut *lock(&self.core);
+        let asking = core.links.values().filter(|state| state.is_interested).count().max(1);
+        let Some(state) = core.links.get_mut(&link.key) else { return };
+        if state.shows_little
+            && let Some(reveal) = core.reveal.as_mut()
+        {
+            let picker = &core.picker;
+            for piece in reveal.refill(link.key, now, |piece| picker.availability(piece) > 0) {
+                wire::encode(&Message::Have(piece), out);
+            }
+            if reveal.is_over() {
+                state.shows_little = false;
+                for piece in picker.have().iter().filter(|&piece| !reveal.was_shown(link.key, piece)) {
+                    wire::encode(&Message::Have(piece), out);
+                }
+            }
+        }
+        for &piece in &core.have_log[state.told_haves..] {
+            wire::encode(&Message::Have(piece), out);
+        }
+        state.told_haves = core.have_log.len();
+        let wants = core.picker.wants_from(link.key);
+        if wants != state.is_interested {
+            state.is_interested = wants;
+            wire::encode(if wants { &Message::Interested } else { &Message::NotInterested }, out);
+        }
+        let mut asked = lock(&link.asked);
+        for ask in state.cancels.drain(..) {
+            if asked.remove(&ask).is_some() {
+                wire::encode(&Message::Cancel(Request::block(&self.geometry, ask.piece, ask.block)), out);
+            }
+        }
+        let share = OUTSTANDING_BYTES / u32::try_from(asking).unwrap_or(u32::MAX);
+        let limit = usize::try_from(share.max(OUTSTANDING_LEAST) / BLOCK_LEN).expect("fits usize");
+        for ask in core.picker.request(link.key, limit, now, &mut core.rng) {
+            let buf = core.buffers.entry(ask.piece).or_insert_with(|| {
+                let len = usize::try_from(self.geometry.len_of(ask.piece)).expect("fits usize");
+                Arc::new(PieceBuf::new(self.pool.get(len)))
+            });
+            asked.insert(ask, Arc::clone(buf));
+            wire::encode(&Message::Request(Request::block(&self.geometry, ask.piece, ask.block)), out);
+        }
+        state.is_hungry = wants && core.picker.outstanding(link.key) < limit;
+    }
+
+    /// Bytes of a piece have gone out.
+    pub(crate) fn sent(&self, link: &Link, piece: PieceIndex, bytes: u32) {
+        *lock(&self.last_upload) = Some(Instant::now());
+        let core = &mut *lock(&self.core);
+        if let Some(reveal) = core.reveal.as_mut().filter(|reveal| !reveal.is_over())
+            && reveal.sent(link.key, piece, bytes)
+        {
+            link.wake.notify_one();
+        }
+    }
+
+    // Hashing has news.
+
+    pub(crate) fn piece_verified(&self, piece: PieceIndex) {
+        let core = &mut *lock(&self.core);
+        core.picker.verified(piece);
+        core.bytes_have += u64::from(self.geometry.len_of(piece));
+        core.have_log.push(piece);
+        if core.picker.have().is_full() {
+            self.outcome.send_if_modified(|outcome| {
+                let is_first = outcome.is_none();
+                if is_first {
+                    *outcome = Some(Ok(()));
+                }
+                is_first
+            });
+            let seeders = core.links.iter().filter(|(key, _)| core.picker.is_seeder(**key));
+            seeders.for_each(|(_, state)| state.link.finish.notify_one());
+        }
+        core.wake(true);
+    }
+
+    pub(crate) fn piece_was_wrong(&self, piece: PieceIndex, givers: &[u64]) {
+        let core = &mut *lock(&self.core);
+        core.picker.failed(piece, givers.len() > 1);
+        core.wake(true);
+    }
+}

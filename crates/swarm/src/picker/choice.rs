@@ -1,0 +1,125 @@
+//! Which piece a peer is asked for next.
+
+use std::time::Duration;
+
+use metainfo::PieceIndex;
+use rand::Rng;
+
+use super::{Ask, Block, END_GAME_AGE, PeerKey, Picker, Started, State, View};
+
+impl Picker {
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes_in_flight + u64::from(self.geometry.piece_len()) <= self.budget
+    }
+
+    pub(super) fn choose(&mut self, peer: PeerKey, now: Duration, rng: &mut impl Rng) -> Option<PieceIndex> {
+        let view = self.peers.get(&peer)?;
+        if let Some(piece) = view.giving.filter(|piece| self.started.get(piece).is_some_and(|s| s.free > 0)) {
+            return Some(piece);
+        }
+        let shareable = |piece: &&PieceIndex, orphans_only: bool| {
+            let giver = self.started.get(piece).and_then(|started| started.giver);
+            let allowed = giver.is_none() || giver == Some(peer) || !(orphans_only || self.alone.contains(piece));
+            allowed && view.has.contains(**piece)
+        };
+        if let Some(&piece) = self.open.iter().find(|piece| shareable(piece, true)) {
+            self.give(peer, piece);
+            return Some(piece);
+        }
+        if view.unstarted > 0 && !view.is_snubbed && self.has_room() {
+            let piece = self.rarest_missing(view, rng)?;
+            self.start(piece, now);
+            self.give(peer, piece);
+            return Some(piece);
+        }
+        let fullest = |piece: &&PieceIndex| self.started.get(piece).map_or(0, |started| started.got);
+        self.open.iter().filter(|piece| shareable(piece, false)).max_by_key(fullest).copied()
+    }
+
+    pub(super) fn rarest_missing(&self, view: &View, rng: &mut impl Rng) -> Option<PieceIndex> {
+        // Few candidates among many pieces: look at each of them, 64 pieces a step. Else a bucket soon yields one.
+        if view.unstarted <= 64 {
+            let mut best: Option<(usize, u32, PieceIndex)> = None;
+            let ranked = self
+                .missing
+                .common(&view.has)
+                .map(|piece| (self.availability[piece.as_usize()], rng.random::<u32>(), piece));
+            for candidate in ranked {
+                if best.is_none_or(|best| candidate < best) {
+                    best = Some(candidate);
+                }
+            }
+            return best.map(|(_, _, piece)| piece);
+        }
+        for bucket in self.buckets.iter().filter(|bucket| !bucket.is_empty()) {
+            let (before, after) = bucket.split_at(rng.random_range(0..bucket.len()));
+            if let Some(&piece) = after.iter().chain(before).find(|&&piece| view.has.contains(piece)) {
+                return Some(piece);
+            }
+        }
+        None
+    }
+
+    pub(super) fn start(&mut self, piece: PieceIndex, now: Duration) {
+        self.leave_bucket(piece);
+        self.state[piece.as_usize()] = State::Started;
+        self.bytes_in_flight += u64::from(self.geometry.len_of(piece));
+        let free = self.geometry.blocks_of(piece);
+        let blocks = vec![Block::Free; usize::try_from(free).expect("fits usize")];
+        self.started.insert(piece, Started { blocks, free, got: 0, cursor: 0, giver: None, last_block_at: now });
+        self.open.push(piece);
+    }
+
+    pub(super) fn give(&mut self, peer: PeerKey, piece: PieceIndex) {
+        if let Some(started) = self.started.get_mut(&piece) {
+            started.giver = Some(peer);
+        }
+        if let Some(view) = self.peers.get_mut(&peer) {
+            view.giving = Some(piece);
+        }
+    }
+
+    pub(super) fn ask_free_blocks(
+        &mut self,
+        peer: PeerKey,
+        piece: PieceIndex,
+        room: usize,
+        now: Duration,
+        asks: &mut Vec<Ask>,
+    ) {
+        let Some(started) = self.started.get_mut(&piece) else { return };
+        while asks.len() < room && started.free > 0 {
+            let Some(block) = started.blocks.get_mut(started.cursor) else { break };
+            if *block == Block::Free {
+                *block = Block::Asked { peer, at: now, second: None };
+                started.free -= 1;
+                asks.push(Ask { piece, block: u32::try_from(started.cursor).expect("blocks fit 32 bits") });
+            }
+            started.cursor += 1;
+        }
+        if started.free == 0 {
+            self.open.retain(|&open| open != piece);
+        }
+    }
+
+    pub(super) fn end_game(&mut self, peer: PeerKey, room: usize, now: Duration, asks: &mut Vec<Ask>) {
+        let Some(view) = self.peers.get(&peer) else { return };
+        for (&piece, started) in &mut self.started {
+            if !view.has.contains(piece) || self.alone.contains(&piece) {
+                continue;
+            }
+            for (index, block) in (0..).zip(&mut started.blocks) {
+                if asks.len() >= room {
+                    return;
+                }
+                if let Block::Asked { peer: first, at, second: second @ None } = block
+                    && *first != peer
+                    && now.saturating_sub(*at) >= END_GAME_AGE
+                {
+                    *second = Some(peer);
+                    asks.push(Ask { piece, block: index });
+                }
+            }
+        }
+    }
+}
