@@ -32,6 +32,8 @@ fn a_partclone_directory_becomes_the_image_that_capture_makes() {
     let first = place.path("bt").join("0".repeat(32));
     let mut bytes = fs::read(&first).expect("read");
     bytes[5000] ^= 1;
+    // partclone leaves its files read-only.
+    fs::remove_file(&first).expect("remove");
     fs::write(&first, &bytes).expect("write");
     let said = place.ezio_refuses(&["image", "import", "--name", "x", "--verify", &bt]);
     assert!(said.contains("piece 0") && said.contains("damaged"), "{said}");
