@@ -235,17 +235,17 @@ impl Coldplug {
     }
 
     fn load(&self, module: &str) {
-        let files: Vec<PathBuf> = {
-            let shared = self.lock();
-            shared.index.load_order(module).into_iter().map(|file| shared.index.dir.join(file)).collect()
-        };
+        // Locked throughout: what the other thread is still loading would pass for loaded, and ours would miss its symbols.
+        let mut shared = self.lock();
+        let order = shared.index.load_order(module);
+        let files: Vec<PathBuf> = order.into_iter().map(|file| shared.index.dir.join(file)).collect();
         for file in files {
             let name = file.to_string_lossy().into_owned();
-            if self.lock().loaded.insert(name.clone())
+            if shared.loaded.insert(name.clone())
                 && let Err(cause) = load_file(&file)
             {
                 log::debug!("loading {name}: {cause}");
-                self.lock().failures.push(format!("{}: {cause}", module_name(&name)));
+                shared.failures.push(format!("{}: {cause}", module_name(&name)));
             }
         }
     }
