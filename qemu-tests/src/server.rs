@@ -143,7 +143,7 @@ impl Server {
     /// # Errors
     /// If it fails.
     pub fn status_table(&self) -> Result<String> {
-        run(Command::new(&self.ezio).args(["status", "--server", &format!("http://{SERVER_IP}:{HTTP_PORT}")]))
+self.ezio(&["status"])
     }
 
     /// What the server knows about its room.
@@ -154,15 +154,14 @@ impl Server {
         serde_json::from_str(&http_get("/status.json")?).context("parsing status.json")
     }
 
-    /// Payload bytes that left the server: what all machines took, less what they gave each other.
+    /// Payload bytes that have left the server.
     ///
     /// # Errors
     /// If the server does not answer.
     pub fn seeded(&self) -> Result<u64> {
-        let reports = reports(&self.status()?);
-        let taken: u64 = reports.iter().map(|report| report.downloaded).sum();
-        let given: u64 = reports.iter().map(|report| report.uploaded).sum();
-        Ok(taken.saturating_sub(given))
+        let status = self.status()?;
+        let images = status["images"].as_array().context("status.json has no images")?;
+        Ok(images.iter().filter_map(|image| image["uploaded"].as_u64()).sum())
     }
 
     /// A machine's last report, if it has made one.
