@@ -172,7 +172,6 @@ pub(crate) async fn run(shared: Arc<Shared>, tracker: String) {
             _ = ending.wait_for(|ended| *ended) => break,
             result = once(&shared, &tracker, event, TIMEOUT) => match result {
                 Ok(reply) => {
-                    // A receiver that was complete before its first announce got through never downloaded by this tracker's count.
                     told_started = true;
                     told_completed |= completes;
                     retry = RETRY.0;

@@ -1,8 +1,8 @@
 //! A BitTorrent engine for a room of machines that start together: one torrent, one LAN, everybody cooperative.
 //!
 //! [`Swarm::start`] is all a caller needs, with a [`Storage`] that takes verified pieces; [`Tracker`] is what the server
-//! mounts over HTTP. Everything that decides is pure; sockets, threads
-//! and clocks are in the modules that drive it. No byte reaches a [`Storage`] before its piece's hash matched.
+//! mounts over HTTP. Everything that decides is pure; sockets, threads and clocks are in the modules that drive it.
+//! No byte reaches a [`Storage`] before its piece's hash matched.
 
 pub mod announce;
 pub mod bits;
