@@ -122,7 +122,9 @@ impl Fleet {
 
     fn entry(&mut self, mac: MacAddr) -> &mut Machine {
         if self.machines.len() >= MAX_MACHINES && !self.machines.contains_key(&mac) {
-            let quietest = self.machines.values().min_by_key(|machine| machine.last_seen).map(|machine| machine.mac);
+            // Whoever only asked for a script goes first: what has reported may be done, and must stay so.
+            let key = |machine: &&Machine| (machine.report.is_some(), machine.last_seen);
+            let quietest = self.machines.values().min_by_key(key).map(|machine| machine.mac);
             quietest.and_then(|mac| self.machines.remove(&mac));
         }
         let now = state::unix_now();
