@@ -115,7 +115,7 @@ fn open_source(path: &Path, kind: Option<SourceKind>, meta: &Metainfo, layout: L
     });
     Ok(match kind {
         SourceKind::Flat => Arc::new(FlatContent::open(path, meta.geometry)?),
-        SourceKind::Btfiles => Arc::new(BtFiles::open(path, meta)?),
+        SourceKind::Btfiles => Arc::new(BtFiles::open(path, meta.geometry, layout)?),
         SourceKind::Disk => {
             let device = Device::open_read(path)?;
             layout

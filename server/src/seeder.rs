@@ -3,23 +3,20 @@
 //! An image that is damaged, or whose port cannot be had, is shown with the reason and tried again; the others go on.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use metainfo::{Metainfo, PieceIndex};
 use serde::{Deserialize, Serialize};
-use swarm::{Have, Options, Storage, Swarm};
+use swarm::{Have, Options, Swarm};
 use tokio::sync::watch;
 
 use crate::armed::Armed;
 use crate::library::Image;
 use crate::room::Room;
 use crate::serve;
+use crate::source::FlatContent;
 use crate::tracker::TrackerService;
 
 /// How often `armed.json` is looked at. Half of what somebody who has just typed `ezio arm` notices.
@@ -66,23 +63,6 @@ struct Running {
 struct Broken {
     error: String,
     tried: Instant,
-}
-
-/// The content of an image as one flat file; nothing is ever written to it.
-struct ContentFile {
-    file: File,
-    meta: Arc<Metainfo>,
-}
-
-impl Storage for ContentFile {
-    fn write_piece(&self, _piece: PieceIndex, _data: &[u8]) -> io::Result<()> {
-        Err(io::Error::other("the library's images are never written to"))
-    }
-
-    fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        let start = self.meta.geometry.piece_range(piece).start + u64::from(offset);
-        self.file.read_exact_at(buf, start)
-    }
 }
 
 /// Watches what is armed and keeps the seeders to it, until told to stop.
@@ -188,13 +168,11 @@ async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Optio
     if room.settings.seed == Some(false) {
         return Ok(None);
     }
-    let path = image.content_path();
-    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let address = match &room.bindings[..] {
         [only] => only.address,
         _ => Ipv4Addr::UNSPECIFIED,
     };
-    let storage = Arc::new(ContentFile { file, meta: image.meta.clone() });
+    let storage = Arc::new(FlatContent::open(&image.content_path(), image.meta.geometry)?);
     let base = room.settings.peer_port.unwrap_or(0);
     let first = if base == 0 { 0 } else { base.saturating_add(u16::try_from(index).unwrap_or(0)) };
     let mut result = None;

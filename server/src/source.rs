@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use metainfo::{Geometry, Metainfo, PieceIndex};
+use layout::Layout;
+use metainfo::{Geometry, PieceIndex};
 use swarm::Storage;
 
 /// The concatenated content in one file.
@@ -46,38 +48,57 @@ impl Storage for FlatContent {
     }
 }
 
-/// A directory as `partclone.<fs> -T` writes it: one file for each entry of the torrent, under the same name.
+/// A directory as `partclone.<fs> -T` writes it: files named by their disk offset in hex, cut wherever partclone's buffer
+/// ended, so one extent of the torrent may be several of them.
 #[derive(Debug)]
 pub struct BtFiles {
     geometry: Geometry,
-    /// Path and first content byte of each file, in content order.
-    files: Vec<(PathBuf, u64)>,
-    content_len: u64,
+    layout: Layout,
+    /// First disk byte, the one past the last, and path; ascending.
+    files: Vec<(Range<u64>, PathBuf)>,
 }
 
 impl BtFiles {
-    /// Checks that every file of the torrent is in `dir`, with its length.
+    /// Checks that the files in `dir` hold every byte of the image.
     ///
     /// # Errors
-    /// The first file that is missing or of another length.
-    pub fn open(dir: &Path, meta: &Metainfo) -> Result<BtFiles> {
-        let mut files = Vec::with_capacity(meta.files.len());
-        let mut start = 0;
-        for entry in &meta.files {
-            // Names are hex by now: the layout has been checked, so none of them leads out of `dir`.
-            let path = dir.join(entry.path.join("/"));
-            let len = path.metadata().with_context(|| format!("looking for {}", path.display()))?.len();
-            if len != entry.length {
-                bail!(
-                    "{} has {len} bytes, the torrent says {}: it is not this torrent's",
-                    path.display(),
-                    entry.length
-                );
-            }
-            files.push((path, start));
-            start += entry.length;
+    /// The first stretch of disk that is in no file.
+    pub fn open(dir: &Path, geometry: Geometry, layout: Layout) -> Result<BtFiles> {
+        let reading = || format!("reading the directory {}", dir.display());
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).with_context(reading)? {
+            let entry = entry.with_context(reading)?;
+            let name = entry.file_name();
+            let start = name.to_str().and_then(|name| u64::try_from(u128::from_str_radix(name, 16).ok()?).ok());
+            // torrent.info and the like lie beside the files.
+            let Some(start) = start else { continue };
+            let end = start.saturating_add(entry.metadata().with_context(reading)?.len());
+            files.push((start..end, entry.path()));
         }
-        Ok(BtFiles { geometry: meta.geometry, files, content_len: start })
+        files.sort_by_key(|(range, _)| range.start);
+        let source = BtFiles { geometry, layout, files };
+        for extent in source.layout.extents() {
+            let mut at = extent.disk.0;
+            while at < extent.end() {
+                at = source
+                    .file_at(at)
+                    .with_context(|| {
+                        format!(
+                            "{} has no file with the bytes at disk offset {at:#x}: it is not this torrent's",
+                            dir.display()
+                        )
+                    })?
+                    .0
+                    .end;
+            }
+        }
+        Ok(source)
+    }
+
+    /// The file that holds this byte of the disk.
+    fn file_at(&self, disk_offset: u64) -> Option<&(Range<u64>, PathBuf)> {
+        let index = self.files.partition_point(|(range, _)| range.start <= disk_offset).checked_sub(1)?;
+        self.files.get(index).filter(|(range, _)| range.contains(&disk_offset))
     }
 }
 
@@ -87,20 +108,20 @@ impl Storage for BtFiles {
     }
 
     fn read(&self, piece: PieceIndex, offset: u32, mut buf: &mut [u8]) -> io::Result<()> {
-        let mut at = self.geometry.piece_range(piece).start + u64::from(offset);
-        let first = self.files.partition_point(|&(_, start)| start <= at).saturating_sub(1);
-        for (index, (path, start)) in self.files.iter().enumerate().skip(first) {
-            if buf.is_empty() {
-                return Ok(());
+        let start = self.geometry.piece_range(piece).start + u64::from(offset);
+        let end = start + u64::try_from(buf.len()).map_err(io::Error::other)?;
+        for part in self.layout.on_disk(start..end).map_err(io::Error::other)? {
+            let mut disk_offset = part.disk.0;
+            while disk_offset < part.disk.0 + part.len {
+                let (range, path) = self.file_at(disk_offset).ok_or(io::ErrorKind::UnexpectedEof)?;
+                let here = range.end.min(part.disk.0 + part.len) - disk_offset;
+                let (now, later) = buf.split_at_mut(usize::try_from(here).map_err(io::Error::other)?);
+                File::open(path)?.read_exact_at(now, disk_offset - range.start)?;
+                disk_offset += here;
+                buf = later;
             }
-            let end = self.files.get(index + 1).map_or(self.content_len, |&(_, next)| next);
-            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
-            let (now, later) = buf.split_at_mut(len);
-            File::open(path)?.read_exact_at(now, at - start)?;
-            at += u64::try_from(len).map_err(io::Error::other)?;
-            buf = later;
         }
-        if buf.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        Ok(())
     }
 }
 

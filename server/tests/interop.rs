@@ -293,10 +293,15 @@ fn partclones_bt_files_are_restored_to_a_partition() {
     // The hashes come from torrent.info alone; the bytes come from partclone's own files.
     let torrent = captured.path("library/images/bt/image.torrent");
     let meta = Metainfo::parse(&fs::read(&torrent).expect("imported")).expect("our own torrent");
-    let listen = format!("127.0.0.1:{}", free_port());
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
     let mut seed = Command::new(EZIO);
     seed.arg("seed").arg(&torrent).arg(&files).args(["--as", "btfiles", "--listen", &listen]).stdout(Stdio::null());
-    let _seeding = Running(seed.spawn().expect("our own binary"));
+    let mut seeding = Running(seed.spawn().expect("our own binary"));
+    wait_for("ezio seed to listen", || {
+        assert!(seeding.0.try_wait().expect("our own child").is_none(), "ezio seed ended");
+        listens(port)
+    });
     let target = captured.path("partition.img");
     succeed(Command::new(EZIO).arg("restore").arg(&torrent).arg(&target).args(["--peer", &listen]));
     assert!(meta.geometry.content_len() > 12_000_000, "the files are in it");
