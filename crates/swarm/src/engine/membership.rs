@@ -103,8 +103,7 @@ impl Shared {
             reveal.leave(link.key);
         }
         if link.is_dialled {
-            // Once complete we need nobody; who needs us dials us.
-            core.book.lost(link.addr, now, is_useless || core.picker.have().is_full());
+            core.book.lost(link.addr, now, is_useless);
         }
         let shows_little = core.reveal.is_some();
         core.wake(shows_little);
