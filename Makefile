@@ -6,7 +6,7 @@ LEVEL ?= 19
 # cloud (virtual machines) or generic (real ones).
 FLAVOUR ?= cloud
 
-.PHONY: all setup build image demo test check clean
+.PHONY: all setup build image demo test bench check clean
 
 all: build
 
@@ -32,6 +32,10 @@ demo:
 # Every unit, property and rack test; the last line of the output counts them.
 test:
 	scripts/test
+
+# Our swarm beside udpcast, aria2 and libtorrent on a rack of shaped links; half an hour. Figures in build/bench.
+bench: setup
+	$(CARGO) build --release --locked -p server -p bench && target/release/bench all
 
 check:
 	$(CARGO) fmt --all -- --check

@@ -1,0 +1,92 @@
+//! `bench`: one seeder and many receivers on shaped links, our swarm beside the tools that others use.
+
+mod goodput;
+mod image;
+mod machine;
+mod outcome;
+mod plot;
+mod process;
+mod race;
+mod rack;
+mod sandbox;
+mod session;
+mod summary;
+mod tool;
+mod tracker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::tool::Tool;
+
+/// Races swarms over a rack of network namespaces. Needs no root, and leaves nothing behind but its results.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shaped, faults and raw.
+    All(Options),
+    /// One seeder and N receivers, every machine on a shaped port.
+    Shaped(Options),
+    /// Eight receivers: one late, one slow, one that dies.
+    Faults(Options),
+    /// Unshaped, one to one and one to three.
+    Raw(Options),
+    /// Makes the tables and the plot again from results that are there.
+    Report(Options),
+}
+
+/// What is to be measured, and how often.
+#[derive(Args, Clone, Debug)]
+struct Options {
+    /// Only these tools; may be given several times.
+    #[arg(long = "tool", value_enum)]
+    tools: Vec<Tool>,
+    /// Only these numbers of receivers; may be given several times.
+    #[arg(long = "n")]
+    receivers: Vec<usize>,
+    /// How often everything is run; medians are shown.
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+    /// Length of the image in MiB.
+    #[arg(long, default_value_t = 256)]
+    mib: u64,
+    /// Length of the image for the unshaped runs in MiB.
+    #[arg(long, default_value_t = 1024)]
+    raw_mib: u64,
+    /// Length of a piece in KiB.
+    #[arg(long, default_value_t = 1024)]
+    piece_kib: u32,
+    /// Speed of every port in Mbit/s; if not given, 100, and 50 for more than eight receivers.
+    #[arg(long)]
+    mbit: Option<f64>,
+    /// Decides about content and addresses; the time if not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Our program.
+    #[arg(long, default_value = "target/release/ezio")]
+    ezio: PathBuf,
+    /// Where results and logs go.
+    #[arg(long, default_value = "build/bench")]
+    out: PathBuf,
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    if let Command::Report(options) = &cli.command {
+        session::report(&options.out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !sandbox::is_inside() {
+        return sandbox::run_inside();
+    }
+    sandbox::enter()?;
+    session::run(&cli.command)
+}

@@ -1,0 +1,211 @@
+//! What a run gave, and the figures made of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Use;
+use crate::race::Race;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    /// Every receiver on a shaped port of its own, all started together.
+    Shaped,
+    /// Eight, of which one joins at half time, one has a tenth of the speed, and one loses its cable and dies at half
+    /// time.
+    Faults,
+    /// Unshaped: what the processors can do.
+    Raw,
+}
+
+/// What happens to a receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// Nothing.
+    Healthy,
+    /// Starts at half time.
+    Late,
+    /// Has a tenth of the speed; the run does not wait for it.
+    Slow,
+    /// Loses its cable and dies at half time.
+    Killed,
+}
+
+/// One run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What was run.
+    pub race: Race,
+    /// Length of the image in bytes.
+    pub image_len: u64,
+    /// The tracker's address; the machines' have the same first two bytes.
+    pub network: String,
+    /// Image over goodput, in seconds.
+    pub bound_s: Option<f64>,
+    /// The receivers.
+    pub peers: Vec<Peer>,
+    /// Bytes on the seeder's cable, from the start to the last receiver's end.
+    pub seeder_sent: u64,
+    /// The seeder's processor time over the same.
+    pub seeder_cpu_s: f64,
+    /// Most memory a seeder's process held, in bytes.
+    pub seeder_rss: u64,
+    /// The machine's processors over the same.
+    pub busy: Use,
+    /// Why the run does not count.
+    pub error: Option<String>,
+}
+
+/// One receiver.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// What happened to it.
+    pub fate: Fate,
+    /// When it was started; all times are seconds after the start of the run.
+    pub started_s: Option<f64>,
+    /// When it had everything, checked and written.
+    pub completed_s: Option<f64>,
+    /// When it had read everything back as well; only ours do.
+    pub proved_s: Option<f64>,
+    /// Bytes to it on its cable.
+    pub received: u64,
+    /// Bytes from it.
+    pub sent: u64,
+    /// Processor time up to the last receiver's end.
+    pub cpu_s: f64,
+    /// Most memory it held, in bytes.
+    pub peak_rss: u64,
+}
+
+impl Case {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Case::Shaped => "shaped",
+            Case::Faults => "faults",
+            Case::Raw => "raw",
+        }
+    }
+
+    /// What is to happen to each receiver.
+    pub fn fates(self, receivers: usize) -> Vec<Fate> {
+        let mut fates = vec![Fate::Healthy; receivers];
+        if self == Case::Faults {
+            let end = receivers.saturating_sub(3);
+            fates.truncate(end);
+            fates.extend([Fate::Late, Fate::Slow, Fate::Killed]);
+        }
+        fates
+    }
+}
+
+impl Outcome {
+    /// When the last healthy receiver had everything, in seconds.
+    pub fn last_s(&self) -> Option<f64> {
+        self.healthy().last().copied()
+    }
+
+    /// Ends of the healthy receivers, ascending.
+    fn healthy(&self) -> Vec<f64> {
+        let healthy = self.peers.iter().filter(|peer| peer.fate == Fate::Healthy);
+        let mut ends: Vec<f64> = healthy.filter_map(|peer| peer.completed_s).collect();
+        ends.sort_by(f64::total_cmp);
+        ends
+    }
+
+    /// The last healthy receiver's time over the bound: 1.00 is the physical limit.
+    pub fn ratio(&self) -> Option<f64> {
+        Some(self.last_s()? / self.bound_s?)
+    }
+
+    /// The same up to the end of reading back.
+    pub fn proved_ratio(&self) -> Option<f64> {
+        let healthy = self.peers.iter().filter(|peer| peer.fate == Fate::Healthy);
+        let last = healthy.filter_map(|peer| peer.proved_s).max_by(f64::total_cmp)?;
+        Some(last / self.bound_s?)
+    }
+
+    /// The late receiver's own time over the bound.
+    pub fn late_ratio(&self) -> Option<f64> {
+        let late = self.peers.iter().find(|peer| peer.fate == Fate::Late)?;
+        Some((late.completed_s? - late.started_s?) / self.bound_s?)
+    }
+
+    /// The last over the median of the healthy receivers.
+    pub fn spread(&self) -> Option<f64> {
+        let ends = self.healthy();
+        Some(ends.last()? / median(&ends)?)
+    }
+
+    /// Copies of the image that left the seeder.
+    pub fn copies(&self) -> f64 {
+        self.seeder_sent as f64 / self.image_len as f64
+    }
+
+    /// What finished receivers got beyond the image, as a share of it, all headers, acknowledgements and protocol
+    /// messages included; the mean.
+    pub fn waste(&self) -> Option<f64> {
+        let received: Vec<f64> = self.finished().map(|peer| peer.received as f64).collect();
+        let mean = received.iter().sum::<f64>() / received.len() as f64;
+        (!received.is_empty()).then(|| mean / self.image_len as f64 - 1.0)
+    }
+
+    /// Bytes per second of content to a receiver, the last one's end counting.
+    pub fn rate(&self) -> Option<f64> {
+        Some(self.image_len as f64 / self.last_s()?)
+    }
+
+    /// Processor seconds of the seeder for each GiB it sent.
+    pub fn seeder_cpu_per_gib(&self) -> f64 {
+        self.seeder_cpu_s / (self.seeder_sent as f64 / GIB)
+    }
+
+    /// Processor seconds of a finished receiver for each GiB of the image; the mean.
+    pub fn receiver_cpu_per_gib(&self) -> Option<f64> {
+        let cpu: Vec<f64> = self.finished().map(|peer| peer.cpu_s).collect();
+        let mean = cpu.iter().sum::<f64>() / cpu.len() as f64;
+        (!cpu.is_empty()).then(|| mean / (self.image_len as f64 / GIB))
+    }
+
+    /// Most memory a receiver held, in bytes.
+    pub fn peak_rss(&self) -> u64 {
+        self.peers.iter().map(|peer| peer.peak_rss).max().unwrap_or(0)
+    }
+
+    fn finished(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| peer.completed_s.is_some())
+    }
+}
+
+/// The middle of ascending values, or the mean of the two in the middle.
+pub fn median(sorted: &[f64]) -> Option<f64> {
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        _ if sorted.is_empty() => None,
+        0 => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+        _ => Some(sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_few() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[1.0, 2.0]), Some(1.5));
+        assert_eq!(median(&[1.0, 2.0, 9.0]), Some(2.0));
+    }
+
+    #[test]
+    fn faults_leave_five_of_eight_healthy() {
+        let fates = Case::Faults.fates(8);
+        assert_eq!(fates.len(), 8);
+        assert_eq!(fates.iter().filter(|&&fate| fate == Fate::Healthy).count(), 5);
+    }
+}
