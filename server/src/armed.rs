@@ -13,7 +13,7 @@ use crate::config::{After, Settings};
 use crate::state;
 
 /// Seconds a machine goes on seeding unless told otherwise.
-const DEFAULT_LINGER_S: u32 = 60;
+const DEFAULT_LINGER_S: u32 = 15;
 
 /// Whom an order is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -79,7 +79,7 @@ pub struct Settings {
     /// What a machine does when it is done [default: reboot].
     #[arg(long, value_enum)]
     pub after: Option<After>,
-    /// Seconds a machine goes on seeding after it is done [default: 60].
+    /// Seconds without an upload after which a finished machine stops seeding [default: 15].
     #[arg(long, value_name = "SECONDS")]
     pub linger: Option<u32>,
     /// Seconds without a report after which a machine is shown as silent [default: 15].

@@ -42,14 +42,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Status(status_cmd::StatusCommand),
-    Serve(serve::ServeCommand),
-    Disarm(arm_cmd::DisarmCommand),
-    Arm(arm_cmd::ArmCommand),
     Capture(capture::Capture),
     Image(image_cmd::ImageCommand),
-    Restore(restore_cmd::RestoreCommand),
+    Serve(serve::ServeCommand),
+    Arm(arm_cmd::ArmCommand),
+    Disarm(arm_cmd::DisarmCommand),
+    Status(status_cmd::StatusCommand),
     Seed(seed_cmd::SeedCommand),
+    Restore(restore_cmd::RestoreCommand),
 }
 
 fn main() -> ExitCode {
@@ -61,14 +61,14 @@ fn main() -> ExitCode {
     };
     env_logger::Builder::new().filter_level(level).parse_default_env().init();
     let result = match cli.command {
-        Command::Status(command) => command.run(),
-        Command::Serve(command) => command.run(),
-        Command::Disarm(command) => command.run(),
-        Command::Arm(command) => command.run(),
         Command::Capture(command) => command.run(),
         Command::Image(command) => command.run(),
-        Command::Restore(command) => command.run(),
+        Command::Serve(command) => command.run(),
+        Command::Arm(command) => command.run(),
+        Command::Disarm(command) => command.run(),
+        Command::Status(command) => command.run(),
         Command::Seed(command) => command.run(),
+        Command::Restore(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
