@@ -208,22 +208,22 @@ impl Room {
     pub fn script_for_anybody(&self, address: Ipv4Addr) -> String {
         let url = self.boot_server(address).url("boot.ipxe?mac=${mac:hexhyp}");
         let http = url.map(|url| format!("chain --replace {url} || ")).unwrap_or_default();
-        format!("#!ipxe\n{http}chain --replace tftp://{address}/boot.ipxe/01-${{mac:hexhyp}} || exit\n")
+        format!("#!ipxe\n{http}chain --replace tftp://{address}/boot.ipxe/01-${{mac:hexhyp}} || exit 1\n")
     }
 
     fn again(&self, mac: MacAddr, address: Ipv4Addr) -> String {
         let url = self.boot_server(address).url(&format!("boot.ipxe?mac={}", mac.dashed()));
         let http = url.map(|url| format!("chain --replace {url} || ")).unwrap_or_default();
-        format!("{http}chain --replace tftp://{address}/boot.ipxe/{} || exit\n", mac.bootif())
+        format!("{http}chain --replace tftp://{address}/boot.ipxe/{} || exit 1\n", mac.bootif())
     }
 }
 
-/// On UEFI `exit` goes on with the firmware's next boot entry; on BIOS that is often the network again, so the first
-/// disk is started from here.
+/// On UEFI `exit 1` goes on with the next boot entry; after a plain `exit` firmware opens its setup menu, as after any
+/// program that ended well. On BIOS the next entry is often the network again, so the first disk is started from here.
 fn local_script(mac: MacAddr, why: &str) -> String {
     format!(
-        "#!ipxe\necho EZIO: {mac} boots from its own disk: {why}\niseq ${{platform}} efi && exit ||\n\
-         sanboot --no-describe --drive 0x80 || exit\n"
+        "#!ipxe\necho EZIO: {mac} boots from its own disk: {why}\niseq ${{platform}} efi && exit 1 ||\n\
+         sanboot --no-describe --drive 0x80 || exit 1\n"
     )
 }
 
