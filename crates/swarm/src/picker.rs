@@ -11,7 +11,7 @@ mod buckets;
 mod choice;
 mod release;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use metainfo::{Geometry, PieceIndex};
@@ -116,12 +116,12 @@ pub struct Picker {
     /// `buckets[a]` holds the missing pieces that `a` peers have; `place` is a missing piece's index in its bucket.
     buckets: Vec<Vec<PieceIndex>>,
     place: Vec<usize>,
-    started: HashMap<PieceIndex, Started>,
+    started: BTreeMap<PieceIndex, Started>,
     /// Started pieces with free blocks.
     open: Vec<PieceIndex>,
     /// Pieces whose hash was wrong with several givers: one giver alone next time, so that we learn who lies.
     alone: HashSet<PieceIndex>,
-    peers: HashMap<PeerKey, View>,
+    peers: BTreeMap<PeerKey, View>,
     bytes_in_flight: u64,
     budget: u64,
 }
@@ -138,10 +138,10 @@ impl Picker {
             availability: vec![0; count],
             buckets: vec![Vec::new()],
             place: vec![0; count],
-            started: HashMap::new(),
+            started: BTreeMap::new(),
             open: Vec::new(),
             alone: HashSet::new(),
-            peers: HashMap::new(),
+            peers: BTreeMap::new(),
             bytes_in_flight: 0,
             budget: budget.max(u64::from(geometry.piece_len())),
         };
@@ -359,7 +359,7 @@ impl Picker {
     }
 }
 
-fn is_asked(started: &HashMap<PieceIndex, Started>, peer: PeerKey, ask: Ask) -> bool {
+fn is_asked(started: &BTreeMap<PieceIndex, Started>, peer: PeerKey, ask: Ask) -> bool {
     let index = usize::try_from(ask.block).expect("fits usize");
     started.get(&ask.piece).and_then(|started| started.blocks.get(index)).is_some_and(
         |block| matches!(block, Block::Asked { peer: first, second, .. } if *first == peer || *second == Some(peer)),

@@ -4,7 +4,7 @@
 //! (the idea of BEP 16), refilled the moment one has been sent; nobody waits for proof that it was passed on. So all
 //! receivers pull different pieces, and get the rest from each other. Then everybody is shown everything.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub struct Reveal {
     window: usize,
     /// Shown to nobody yet, in random order.
     fresh: VecDeque<PieceIndex>,
-    peers: HashMap<u32, Shown>,
+    peers: BTreeMap<u32, Shown>,
     /// Since when somebody fast has had nothing to fetch while the last first copies are on their way.
     waiting_since: Option<Duration>,
     is_over: bool,
@@ -53,7 +53,7 @@ impl Reveal {
             geometry,
             window: usize::try_from(window).expect("at most 256"),
             fresh: fresh.into(),
-            peers: HashMap::new(),
+            peers: BTreeMap::new(),
             waiting_since: None,
             is_over: false,
         }
