@@ -67,9 +67,12 @@ pub struct Settings {
     /// Seed the armed images ourselves [default: true].
     #[arg(long, value_name = "BOOL")]
     pub seed: Option<bool>,
-    /// First TCP port for seeding, one more for each armed image; 0 takes any free port [default: 0].
+    /// First TCP port for seeding, one more for each armed or published image; 0 takes any free port [default: 0].
     #[arg(long, value_name = "PORT")]
     pub peer_port: Option<u16>,
+    /// Let other sites' servers copy every image of this library with `ezio image pull` [default: false].
+    #[arg(long, value_name = "BOOL")]
+    pub publish: Option<bool>,
     /// Added to the kernel command line of the imaging system, as `console=ttyS0`.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub kernel_args: Option<String>,
@@ -228,6 +231,7 @@ impl Settings {
             http_port: flags.http_port.or(self.http_port),
             seed: flags.seed.or(self.seed),
             peer_port: flags.peer_port.or(self.peer_port),
+            publish: flags.publish.or(self.publish),
             kernel_args: flags.kernel_args.or(self.kernel_args),
             target: flags.target.or(self.target),
             after: flags.after.or(self.after),
@@ -246,6 +250,11 @@ impl Settings {
     /// Where kernel and loaders are.
     pub fn boot_dir(&self) -> PathBuf {
         self.boot_dir.clone().unwrap_or_else(|| DEFAULT_BOOT_DIR.into())
+    }
+
+    /// Whether other sites may copy the images.
+    pub fn is_publishing(&self) -> bool {
+        self.publish == Some(true)
     }
 
     /// The group a machine belongs to.
@@ -300,6 +309,10 @@ impl Settings {
         }
         ensure!(self.http_port != Some(0), "http_port 0 is no port; `http = false` switches HTTP off");
         ensure!(self.tftp_port != Some(0), "tftp_port 0 is no port; `tftp = false` switches TFTP off");
+        ensure!(
+            !self.is_publishing() || self.http != Some(false),
+            "publish = true needs HTTP: leave `http` on, or switch `publish` off"
+        );
         ensure!(self.dhcp_lease.is_none_or(|lease| lease >= 60), "dhcp_lease is at least 60 seconds");
         Ok(())
     }
@@ -380,6 +393,7 @@ mod tests {
         assert!(refused("dhcp_range = \"10.0.0.9-10.0.0.1\"").contains("10.0.0.50-10.0.0.99"));
         assert!(refused("kernel_args = \"a\\nb\"").contains("one line"));
         assert!(refused("http_port = 70000").contains("line 1"));
+        assert!(refused("publish = true\nhttp = false").contains("needs HTTP"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! HTTP: boot script, kernel and initramfs, torrents, tracker, reports, status.
+//! HTTP: boot script, kernel and initramfs, torrents, tracker, reports, status, published images.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -29,6 +29,8 @@ const MAX_BODY: usize = 64 << 10;
 /// Read from disk at a time when a file goes out.
 const CHUNK: usize = 256 << 10;
 
+pub mod published;
+
 #[derive(Clone)]
 struct App {
     room: Arc<Room>,
@@ -58,6 +60,8 @@ pub async fn run(
         .route("/boot.ipxe", get(script))
         .route("/boot/{name}", get(boot_file))
         .route("/torrents/{name}", get(torrent))
+        .route("/images/", get(published::list))
+        .route("/images/{file}", get(published::file))
         .route("/announce", get(announce))
         .route("/report", post(report))
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -14,13 +14,14 @@ use crate::capture::progress::Progress;
 use crate::capture::{hex, partition_line, stop_on_signals, summary};
 use crate::import::import;
 use crate::library::{DEFAULT_DIR, Image, Library};
+use crate::pull::{Pull, unfinished_line};
 
 /// How many bad pieces `verify` describes before it only counts them.
 const BAD_PIECES_SHOWN: usize = 20;
 /// How many places on the disk it names for each.
 const PLACES_SHOWN: usize = 3;
 
-/// Lists, shows, checks, imports and removes images.
+/// Lists, shows, checks, imports, pulls and removes images.
 #[derive(Debug, Args)]
 pub struct ImageCommand {
     /// The directory that holds the images.
@@ -63,6 +64,8 @@ enum Action {
         #[arg(long)]
         replace: bool,
     },
+    /// Copies an image from another site's server, which has to publish it.
+    Pull(Pull),
 }
 
 impl ImageCommand {
@@ -83,6 +86,7 @@ impl ImageCommand {
                 println!("removed {name}");
                 Ok(())
             }
+            Action::Pull(pull) => pull.run(&self.library),
             Action::Import { dir, name, verify, replace } => {
                 let image = import(&Library::create(self.library)?, &name, &dir, verify, replace)?;
                 println!("imported {}", summary(&image));
@@ -93,6 +97,9 @@ impl ImageCommand {
 }
 
 fn list(library: &Library) -> anyhow::Result<()> {
+    for unfinished in library.unfinished()? {
+        println!("unfinished: {}; `ezio image pull` goes on with it or discards it", unfinished_line(&unfinished));
+    }
     let entries = library.images()?;
     if entries.is_empty() {
         println!("no images in {} yet: `ezio capture` makes them", library.dir().display());

@@ -1,7 +1,10 @@
 //! The images this server holds: `LIBRARY/images/NAME/{image.torrent,manifest.json,content}`.
 //!
 //! An image appears and disappears by one rename, so whatever is listed is whole. Unfinished work lives under
-//! `LIBRARY/tmp/`, held by a lock that dies with its process: what a killed capture left there is cleared by the next.
+//! `LIBRARY/tmp/`, held by a lock that dies with its process: what a killed capture left there is cleared by the next,
+//! what a killed pull left there goes on ([`unfinished`]).
+
+pub mod unfinished;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -56,15 +59,18 @@ pub struct ImageEntry {
     pub image: anyhow::Result<Image>,
 }
 
-/// An image in the making. Dropping it takes everything back; [`Draft::publish`] makes it an image.
+/// An image in the making. [`Draft::publish`] makes it an image; dropping it takes everything back, unless it is one
+/// that can go on later.
 #[derive(Debug)]
 pub struct Draft {
     library: Library,
     name: String,
     dir: PathBuf,
     replace: bool,
-    /// Held for as long as the draft lives; the kernel lets go of it however the process ends.
-    _lock: File,
+    /// Whether what is there stays for the next attempt.
+    is_kept: bool,
+    /// Held for as long as the draft lives; the kernel lets go of them however the process ends.
+    locks: Vec<(PathBuf, File)>,
 }
 
 impl Image {
@@ -113,6 +119,14 @@ impl Library {
     /// # Errors
     /// If the directory itself cannot be read.
     pub fn images(&self) -> anyhow::Result<Vec<ImageEntry>> {
+        Ok(self.names()?.into_iter().map(|name| ImageEntry { image: self.image(&name), name }).collect())
+    }
+
+    /// The names of all images, damaged ones as well.
+    ///
+    /// # Errors
+    /// If the directory itself cannot be read.
+    pub fn names(&self) -> anyhow::Result<Vec<String>> {
         let dir = self.images_dir();
         let reading = || format!("reading the library {}", dir.display());
         let entries = match fs::read_dir(&dir) {
@@ -124,7 +138,7 @@ impl Library {
             names.push(entry.with_context(reading)?.file_name().to_string_lossy().into_owned());
         }
         names.sort_unstable();
-        Ok(names.into_iter().map(|name| ImageEntry { image: self.image(&name), name }).collect())
+        Ok(names)
     }
 
     /// One image, checked.
@@ -153,13 +167,10 @@ impl Library {
         let _busy = self.lock()?;
         self.clear_dead_drafts()?;
         self.check_free(name, replace)?;
-        let lock_path = self.locks_dir().join(name);
-        let Some(lock) = try_lock(&lock_path)? else {
-            bail!("another process is making an image named {name:?} right now: wait for it or choose another name");
-        };
+        let lock = self.lock_name(name)?;
         let dir = self.work_dir().join(name);
         fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        Ok(Draft { library: self.clone(), name: name.to_owned(), dir, replace, _lock: lock })
+        Ok(Draft { library: self.clone(), name: name.to_owned(), dir, replace, is_kept: false, locks: vec![lock] })
     }
 
     /// Takes an image out of the library, damaged or not. A server that is seeding it keeps its open file.
@@ -208,6 +219,15 @@ impl Library {
         Ok(file)
     }
 
+    /// Nobody else makes an image of that name meanwhile. The caller holds [`Library::lock`].
+    fn lock_name(&self, name: &str) -> anyhow::Result<(PathBuf, File)> {
+        let path = self.locks_dir().join(name);
+        let Some(lock) = try_lock(&path)? else {
+            bail!("another process is making an image named {name:?} right now: wait for it or choose another name");
+        };
+        Ok((path, lock))
+    }
+
     fn check_free(&self, name: &str, replace: bool) -> anyhow::Result<()> {
         if !replace && fs::symlink_metadata(self.images_dir().join(name)).is_ok() {
             bail!(
@@ -251,7 +271,7 @@ impl Draft {
     ///
     /// # Errors
     /// If a file cannot be written or flushed, or the image would not load.
-    pub fn publish(self, torrent_bytes: &[u8], manifest: &Manifest) -> anyhow::Result<Image> {
+    pub fn publish(mut self, torrent_bytes: &[u8], manifest: &Manifest) -> anyhow::Result<Image> {
         write_synced(&self.dir.join("image.torrent"), torrent_bytes)?;
         write_synced(&self.dir.join("manifest.json"), &manifest.to_json())?;
         let content = self.content_path();
@@ -271,6 +291,7 @@ impl Draft {
         } else {
             renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE).with_context(listing)?;
         }
+        self.is_kept = false;
         sync_dir(&images)?;
         load(&self.name, to)
     }
@@ -280,10 +301,15 @@ impl Drop for Draft {
     fn drop(&mut self) {
         // Lock files are deleted under the library's lock only, or two processes could hold "the same" one.
         let _busy = self.library.lock().inspect_err(|error| log::warn!("{error:#}")).ok();
-        if let Err(error) = remove_all(&self.dir) {
+        let is_empty = fs::metadata(self.content_path()).map_or(true, |content| content.len() == 0);
+        if (!self.is_kept || is_empty)
+            && let Err(error) = remove_all(&self.dir)
+        {
             log::warn!("{error:#}");
         }
-        let _ = fs::remove_file(self.library.locks_dir().join(&self.name));
+        for (path, _held) in &self.locks {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod library;
 mod listener;
 mod manifest;
 mod partclone;
+mod pull;
 mod restore_cmd;
 mod room;
 mod seed_cmd;
@@ -23,6 +24,7 @@ mod source;
 mod state;
 mod status_cmd;
 mod tftp;
+mod torrent_file;
 mod tracker;
 
 use std::process::ExitCode;

@@ -105,7 +105,7 @@ impl Room {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces what is known of the armed images.
+    /// Replaces what is known of the armed and published images.
     pub fn set_images(&self, images: BTreeMap<String, Result<Arc<Image>, String>>) {
         *self.images.write().unwrap_or_else(PoisonError::into_inner) = images;
     }
@@ -131,6 +131,12 @@ impl Room {
             // Armed this very moment: the seeder has not got to it yet.
             None => self.library.image(name).map(|image| Some(Arc::new(image))).map_err(|error| format!("{error:#}")),
         }
+    }
+
+    /// Every image that the seeder has taken up, by name; damaged ones are left out.
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
+        images.values().filter_map(|image| image.as_ref().ok()).cloned().collect()
     }
 
     /// What a machine boots. A machine that is done with its deployment boots what it was given, or it would be

@@ -1,4 +1,5 @@
-//! Our own seeders: one swarm for each armed image, started and stopped as arming changes.
+//! Our own seeders: one swarm for each armed image, started and stopped as arming changes, and while the library is
+//! published, one for each of its images.
 //!
 //! An image that is damaged, or whose port cannot be had, is shown with the reason and tried again; the others go on.
 
@@ -28,7 +29,7 @@ const PORT_TRIES: u16 = 64;
 /// How often an image that could not be used is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(3);
 
-/// What is shown of one armed image.
+/// What is shown of one image that is armed or published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedStatus {
     /// The image.
@@ -72,11 +73,11 @@ pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch:
     let mut stamp = None;
     loop {
         reload(&room, &mut stamp).await;
-        let wanted = room.armed().images(&room.settings);
+        let wanted = wanted(&room).await;
         let gone: Vec<String> = running.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {
             end(running.remove(&name), &tracker).await;
-            log::info!("image {name} is no longer armed");
+            log::info!("image {name} is no longer armed or published");
         }
         broken.retain(|name, _| wanted.contains(name));
         for name in wanted {
@@ -91,6 +92,25 @@ pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch:
     for (_, seed) in running {
         end(Some(seed), &tracker).await;
     }
+}
+
+/// The images to seed: what is armed, and if the library is published, all of it.
+async fn wanted(room: &Arc<Room>) -> Vec<String> {
+    let mut wanted = room.armed().images(&room.settings);
+    if !room.settings.is_publishing() {
+        return wanted;
+    }
+    let library = room.library.clone();
+    match tokio::task::spawn_blocking(move || library.names()).await {
+        Ok(Ok(names)) => {
+            wanted.extend(names);
+            wanted.sort_unstable();
+            wanted.dedup();
+        }
+        Ok(Err(error)) => log::error!("{error:#}; publishing what is armed only"),
+        Err(error) => log::error!("listing the library failed: {error}"),
+    }
+    wanted
 }
 
 /// Reads `armed.json` when it has changed. It is replaced, never rewritten, so its inode and time say so.

@@ -264,6 +264,9 @@ fn summary(room: &Room) -> String {
         .map(|entry| if entry.image.is_ok() { entry.name.clone() } else { format!("{} (damaged)", entry.name) })
         .collect();
     say("images", if names.is_empty() { "none yet: `ezio capture` makes one".into() } else { names.join(", ") });
+    if settings.is_publishing() {
+        say("publish", format!("http://{address}:{}/images/ lists what other sites may copy", room.http_port()));
+    }
     let images = room.armed().images(settings);
     say(
         "armed",

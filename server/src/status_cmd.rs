@@ -58,7 +58,7 @@ pub struct Status {
     pub uptime_s: u64,
     /// What is armed.
     pub armed: Vec<Order>,
-    /// The armed images and our own seeding of them.
+    /// The armed and published images and our own seeding of them.
     pub images: Vec<SeedStatus>,
     /// Every machine we have heard of.
     pub machines: Vec<MachineStatus>,

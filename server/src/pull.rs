@@ -1,0 +1,237 @@
+//! `ezio image pull`: copies an image from another site's server into this library.
+//!
+//! Torrent and manifest by HTTP, the content by librqbit, one big download in order: torrent → content, every piece
+//! checked → SHA-256 of the whole → listed by one rename, as a capture is. What an interrupted pull has fetched stays
+//! and is checked again when the same command runs again.
+
+mod download;
+mod fetch;
+mod storage;
+
+use std::fs::{File, OpenOptions};
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use indicatif::BinaryBytes;
+use layout::Layout;
+use metainfo::{ImageFacts, Metainfo};
+
+use self::download::Download;
+use self::fetch::Offer;
+use self::storage::Content;
+use crate::capture::pipeline::{Job, default_threads};
+use crate::capture::progress::Progress;
+use crate::capture::{check_room, hex, identify, stop_on_signals, summary};
+use crate::library::unfinished::Unfinished;
+use crate::library::{Draft, Image, Library, check_name};
+use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
+use crate::torrent_file;
+
+/// Least rate, in bytes per second: the limiter hands out whole blocks of 16 KiB.
+const DOWN_MIN: u32 = 16 << 10;
+
+/// Where from and how.
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// http://SERVER/images/NAME.torrent of a server that publishes its images, or a .torrent file.
+    #[arg(value_name = "URL|TORRENT", required_unless_present = "discard")]
+    source: Option<String>,
+    /// What to call the image here; as it is called there if not given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Connect to this peer; may be given several times.
+    #[arg(long = "peer", value_name = "ADDR")]
+    peers: Vec<SocketAddr>,
+    /// Announce here instead of where the torrent says.
+    #[arg(long, value_name = "URL")]
+    tracker: Option<String>,
+    /// Take at most this many bytes a second.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(DOWN_MIN)..))]
+    down: Option<u32>,
+    /// Give up after this many seconds in which nothing came; what is there is kept.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    patience: u64,
+    /// Replace the image of that name, if there is one, once the new one is complete.
+    #[arg(long)]
+    replace: bool,
+    /// Delete what unfinished pulls have left: of this URL or TORRENT, or of all if none is given.
+    #[arg(long)]
+    discard: bool,
+}
+
+impl Pull {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What went wrong, in words for the person at the terminal.
+    pub fn run(self, library: &Path) -> anyhow::Result<()> {
+        let source = self.source.as_deref().map(fetch::full_name).transpose()?;
+        if self.discard {
+            return discard(&Library::open(library)?, source.as_deref());
+        }
+        let source = source.context("give the URL of an image's torrent, or a .torrent file")?;
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        let stop = stop_on_signals()?;
+        let offer = fetch::offer(&source, self.name.as_deref(), stop)?;
+        let tracker = self.tracker.clone().or_else(|| offer.meta.announce.clone());
+        ensure!(
+            tracker.is_some() || !self.peers.is_empty(),
+            "{source} names no tracker: give --tracker URL or --peer ADDRESS:PORT"
+        );
+        let library = Library::create(library)?;
+        let draft = library.resumable_draft(offer.meta.infohash, &offer.name, self.replace, &source)?;
+        let content = open_content(&library, &draft, offer.layout.content_len())?;
+        println!(
+            "pulling {} as {}: {}, infohash {}",
+            source,
+            offer.name,
+            BinaryBytes(offer.layout.content_len()),
+            offer.meta.infohash
+        );
+
+        let started = Instant::now();
+        let download = Download {
+            meta: &offer.meta,
+            torrent: torrent_file::with_announce(&offer.torrent, tracker.as_deref())?,
+            content: Arc::new(Content::new(content.try_clone().context("opening the content twice")?, &offer.meta)),
+            peers: self.peers,
+            tracker,
+            down: self.down.and_then(NonZeroU32::new),
+            patience: Duration::from_secs(self.patience),
+            stop,
+        };
+        let fetched = download.run().with_context(|| kept(&draft))?;
+        let image = finish(draft, &offer, &content, stop)?;
+        println!(
+            "pulled {}; {} fetched in {:.1} s",
+            summary(&image),
+            BinaryBytes(fetched),
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+}
+
+/// An unfinished pull in one line.
+pub fn unfinished_line(unfinished: &Unfinished) -> String {
+    let busy = if unfinished.is_busy { ", going on now" } else { "" };
+    format!("{} of {} (infohash {}){busy}", BinaryBytes(unfinished.len), unfinished.source, unfinished.infohash)
+}
+
+fn discard(library: &Library, source: Option<&str>) -> anyhow::Result<()> {
+    let gone = library.discard(source)?;
+    if gone.is_empty() {
+        println!("there is nothing unfinished in {}", library.dir().display());
+    }
+    for unfinished in gone {
+        println!("deleted {}", unfinished_line(&unfinished));
+    }
+    Ok(())
+}
+
+fn kept(draft: &Draft) -> String {
+    let what = if draft.content_path().metadata().is_ok_and(|content| content.len() > 0) {
+        "what came is kept: run the same command again to go on, or add --discard to delete it"
+    } else {
+        "nothing came"
+    };
+    format!("pulling stopped ({what})")
+}
+
+/// The content as an earlier attempt left it, or new. It is never longer than what has come: that way nothing behind it
+/// has to be read and hashed to see that it is missing.
+fn open_content(library: &Library, draft: &Draft, content_len: u64) -> anyhow::Result<File> {
+    let path = draft.content_path();
+    let opening = || format!("opening {}", path.display());
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(opening)?;
+    let len = file.metadata().with_context(opening)?.len().min(content_len);
+    file.set_len(len).with_context(opening)?;
+    check_room(library.dir(), content_len - len)?;
+    Ok(file)
+}
+
+/// Reads the content once more from the disk, compares it with torrent and manifest, and lists the image.
+fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> anyhow::Result<Image> {
+    let geometry = offer.meta.geometry;
+    let path = draft.content_path();
+    content.set_len(geometry.content_len()).with_context(|| format!("writing {}", path.display()))?;
+    content.sync_all().with_context(|| format!("flushing {}", path.display()))?;
+    let mut progress = Progress::new("verifying", geometry.content_len());
+    let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
+    let hashed = job.run(|range, buf| {
+        content
+            .read_exact_at(buf, range.start)
+            .with_context(|| format!("reading {} at byte {}", path.display(), range.start))
+    })?;
+    progress.finish();
+    if let Some(bad) = geometry.pieces().find(|&piece| hashed.pieces[piece.as_usize()] != *offer.meta.piece_hash(piece))
+    {
+        bail!(
+            "piece {bad} was right when it came and is wrong on the disk: look after the disk of {}, then run the same \
+             command again",
+            path.display()
+        );
+    }
+    let sha256 = hex(&hashed.sha256);
+    let mut manifest = match &offer.manifest {
+        Some(manifest) => manifest.clone(),
+        None => made_up(&offer.meta, &offer.layout, &path, &offer.source),
+    };
+    ensure!(
+        manifest.content_sha256.is_empty() || manifest.content_sha256 == sha256,
+        "every piece is right, but the manifest there names the SHA-256 {} where the content has {sha256}: the \
+         manifest was changed; pull the .torrent file alone to do without it",
+        manifest.content_sha256
+    );
+    manifest.content_sha256 = sha256;
+    ensure!(!stop.load(Ordering::Relaxed), "interrupted; run the same command again to go on");
+    draft.completed()?;
+    // Where it was announced there says nothing here.
+    draft.publish(&torrent_file::with_announce(&offer.torrent, None)?, &manifest)
+}
+
+/// A manifest from what the torrent says.
+fn made_up(meta: &Metainfo, layout: &Layout, content: &Path, source: &str) -> Manifest {
+    let facts = meta.facts.clone().unwrap_or_else(|| ImageFacts {
+        disk_size: layout.disk_size(),
+        sector_size: 512,
+        table: "none".to_owned(),
+        ..ImageFacts::default()
+    });
+    let mut partitions = Vec::new();
+    if facts.table == "none" {
+        let found = identify(content, layout);
+        partitions.push(PartitionInfo {
+            length: facts.disk_size,
+            file_system: found.file_system,
+            label: found.label,
+            uuid: found.uuid,
+            captured: Captured::UsedBlocks,
+            captured_len: layout.content_len(),
+            ..PartitionInfo::default()
+        });
+    }
+    Manifest {
+        schema: SCHEMA,
+        disk_size: facts.disk_size,
+        sector_size: facts.sector_size,
+        table: facts.table,
+        disk_id: String::new(),
+        partitions,
+        content_len: layout.content_len(),
+        content_sha256: String::new(),
+        infohash: meta.infohash.to_string(),
+        extent_count: layout.extents().len() as u64,
+        origin: Origin::now("pull without a manifest", Path::new(source)),
+    }
+}
