@@ -74,7 +74,7 @@ impl Home {
         let done = StageTime { stage: state.report.stage, seconds: state.stage_started.elapsed().as_secs_f64() };
         state.report.times.push(done);
         state.report.stage = stage;
-        state.report.bytes_done = 0;
+        state.report.bytes_done = if stage.is_verified() { state.report.bytes_total } else { 0 };
         state.report.rate_bytes_per_s = 0;
         state.stage_started = Instant::now();
         state.is_sent = false;
