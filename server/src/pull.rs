@@ -29,7 +29,7 @@ use self::storage::Content;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{check_room, hex, identify, stop_on_signals, summary};
-use crate::library::unfinished::Unfinished;
+use crate::library::unfinished::{Unfinished, len_on_disk};
 use crate::library::{Draft, Image, Library, check_name};
 use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
 use crate::torrent_file;
@@ -147,16 +147,16 @@ fn kept(draft: &Draft) -> String {
     format!("pulling stopped ({what})")
 }
 
-/// The content as an earlier attempt left it, or new. It is never longer than what has come: that way nothing behind it
-/// has to be read and hashed to see that it is missing.
+/// The content as an earlier attempt left it, or new. It is not made longer before something comes: that way nothing
+/// behind that has to be read and hashed to see that it is missing.
 fn open_content(library: &Library, draft: &Draft, content_len: u64) -> anyhow::Result<File> {
     let path = draft.content_path();
     let opening = || format!("opening {}", path.display());
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let file = file.with_context(opening)?;
-    let len = file.metadata().with_context(opening)?.len().min(content_len);
-    file.set_len(len).with_context(opening)?;
-    check_room(library.dir(), content_len - len)?;
+    let found = file.metadata().with_context(opening)?;
+    file.set_len(found.len().min(content_len)).with_context(opening)?;
+    check_room(library.dir(), content_len - len_on_disk(&found).min(content_len))?;
     Ok(file)
 }
 

@@ -61,10 +61,11 @@ impl Progress {
         let percent = self.done.saturating_mul(100).checked_div(self.total).unwrap_or(100);
         let left = self.total.saturating_sub(self.done) as f64 / rate.max(1.0);
         format!(
-            "{} {percent}%: {} of {}, {:.0} MB/s, {} left",
+            "{} {percent}%: {} of {}, {:.*} MB/s, {} left",
             self.what,
             HumanBytes(self.done),
             HumanBytes(self.total),
+            usize::from(rate < 10e6),
             rate / 1e6,
             // A rate near zero makes a time that no Duration holds.
             HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX))

@@ -3,7 +3,8 @@
 //! What is there outlives its process and goes on with the next one that wants the same infohash. `source` says where
 //! it comes from, for people; the rest is as in any draft.
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
@@ -23,7 +24,7 @@ pub struct Unfinished {
     pub infohash: String,
     /// Where it comes from: URL or file.
     pub source: String,
-    /// Bytes of it that take room on the disk.
+    /// Bytes of it that are there.
     pub len: u64,
     /// Whether a process is at it now.
     pub is_busy: bool,
@@ -89,7 +90,7 @@ impl Library {
             let lock = self.unfinished_lock(infohash);
             found.push(Unfinished {
                 source: fs::read_to_string(entry.path().join(SOURCE)).unwrap_or_default(),
-                len: fs::metadata(entry.path().join("content")).map_or(0, |content| content.len()),
+                len: fs::metadata(entry.path().join("content")).map_or(0, |content| len_on_disk(&content)),
                 // Not created here: looking must not leave files behind.
                 is_busy: lock.exists() && try_lock(&lock)?.is_none(),
                 infohash: infohash.to_owned(),
@@ -128,6 +129,12 @@ impl Library {
     fn unfinished_lock(&self, infohash: &str) -> PathBuf {
         self.locks_dir().join(format!(".{PREFIX}{infohash}"))
     }
+}
+
+/// Bytes of a file that are there: pieces come in any order, and between them are holes.
+pub fn len_on_disk(file: &Metadata) -> u64 {
+    // In units of 512 bytes, whatever the file system's block is; its last block may reach past the end.
+    file.blocks().saturating_mul(512).min(file.len())
 }
 
 impl Draft {

@@ -87,7 +87,7 @@ impl Download<'_> {
 
     async fn watch(&self, torrent: &ManagedTorrent) -> anyhow::Result<u64> {
         let total = self.meta.geometry.content_len();
-        let mut checked = 0;
+        let mut checking: Option<(Progress, u64)> = None;
         let mut pulling: Option<(Progress, u64)> = None;
         let mut fetched = 0;
         let mut moved = Instant::now();
@@ -103,12 +103,15 @@ impl Download<'_> {
                     bail!("the client gave up: {}", stats.error.as_deref().unwrap_or("it does not say why"))
                 }
                 TorrentStatsState::Initializing { .. } | TorrentStatsState::Paused => {
-                    if stats.progress_bytes > checked {
-                        checked = stats.progress_bytes;
-                        moved = Instant::now();
-                    }
+                    let (progress, done) = checking.get_or_insert_with(|| (Progress::new("checking", total), 0));
+                    progress.advance(stats.progress_bytes.saturating_sub(*done));
+                    *done = stats.progress_bytes.max(*done);
+                    moved = Instant::now();
                 }
                 TorrentStatsState::Live => {
+                    if let Some((progress, _)) = checking.take() {
+                        progress.finish();
+                    }
                     let (progress, done) = pulling.get_or_insert_with(|| {
                         if stats.progress_bytes > 0 {
                             let (have, total) = (BinaryBytes(stats.progress_bytes), BinaryBytes(total));
