@@ -11,7 +11,9 @@ use crate::rack::{Node, Rack};
 /// How long a copy is to take.
 const COPY_S: f64 = 2.5;
 /// Other work on the machine can only make a copy slower, so the best of several counts.
-const COPIES: u64 = 2;
+const COPIES: u64 = 6;
+/// The share of the nominal rate at which there is nothing left to wait for: headers take the rest.
+const AS_GOOD_AS_IT_GETS: f64 = 0.955;
 const PORT: u16 = 7;
 
 /// Bytes per second from one machine to another, through ports of `mbit` Mbit/s.
@@ -20,12 +22,15 @@ const PORT: u16 = 7;
 /// If less than nine tenths of the nominal rate arrive: then the shaping does not work here.
 pub fn measure(mbit: f64, seed: u64) -> Result<f64> {
     let mut best: f64 = 0.0;
+    let nominal = mbit * 1e6 / 8.0;
     for copy in 0..COPIES {
+        if best / nominal > AS_GOOD_AS_IT_GETS {
+            break;
+        }
         let rack = Rack::new(2, Some(mbit), seed ^ (copy + 1))?;
-        let len = (mbit * 1e6 / 8.0 * COPY_S) as usize;
+        let len = (nominal * COPY_S) as usize;
         best = best.max(plain_copy(&rack.nodes[0], &rack.nodes[1], len)?);
     }
-    let nominal = mbit * 1e6 / 8.0;
     ensure!(
         (0.9..=1.0).contains(&(best / nominal)),
         "a plain copy over ports of {mbit} Mbit/s runs at {:.1} Mbit/s: the shaping does not work on this machine, or \

@@ -8,6 +8,7 @@ mod plot;
 mod process;
 mod race;
 mod rack;
+mod receiver;
 mod sandbox;
 mod session;
 mod summary;

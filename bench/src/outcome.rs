@@ -170,6 +170,12 @@ impl Outcome {
         (!cpu.is_empty()).then(|| mean / (self.image_len as f64 / GIB))
     }
 
+    /// The tool's own part of all processors' time; the kernel's work for the network is only in part anybody's.
+    pub fn own_share(&self) -> f64 {
+        let receivers: f64 = self.peers.iter().map(|peer| peer.cpu_s).sum();
+        (receivers + self.seeder_cpu_s) / self.busy.capacity_s
+    }
+
     /// Most memory a receiver held, in bytes.
     pub fn peak_rss(&self) -> u64 {
         self.peers.iter().map(|peer| peer.peak_rss).max().unwrap_or(0)

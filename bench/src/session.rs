@@ -101,10 +101,12 @@ fn show(out: &Path, outcomes: &[Outcome], missing: &[(Tool, String)]) -> Result<
     let tables = summary::tables(outcomes, missing);
     println!("\n{tables}");
     std::fs::write(out.join("summary.md"), tables).context("writing the summary")?;
-    if let Some(svg) = plot::svg(outcomes) {
+    let svg = plot::svg(outcomes);
+    if let Some(svg) = &svg {
         std::fs::write(out.join("ratio.svg"), svg).context("writing the plot")?;
     }
-    println!("{}: {RESULTS}, summary.md, ratio.svg and every program's log", out.display());
+    let plot = if svg.is_some() { ", ratio.svg" } else { "" };
+    println!("{}: {RESULTS}, summary.md{plot} and every program's log in logs/", out.display());
     Ok(())
 }
 
@@ -205,6 +207,7 @@ fn line(name: &str, outcome: &Outcome) -> String {
     say("receiver", outcome.receiver_cpu_per_gib(), 2);
     say("peak MiB", Some(outcome.peak_rss() as f64 / f64::from(1 << 20)), 0);
     say("busy %", Some(outcome.busy.busy * 100.0), 0);
+    say("by the tool", Some(outcome.own_share() * 100.0), 0);
     let mark = if outcome.busy.is_cpu_bound() { ", CPU BOUND" } else { "" };
     format!("{name}: {}{mark}", parts.join(", "))
 }

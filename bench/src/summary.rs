@@ -76,18 +76,18 @@ fn heading(case: Case) -> &'static str {
         Case::Shaped => {
             "### Shaped ports, all started together\n\n\
              | tool | receivers | runs | ratio | with read-back | last ÷ median | seeder copies | waste | \
-             CPU s/GiB seeder, receiver | peak MiB | machine busy |\n\
+             CPU s/GiB seeder, receiver | peak MiB | machine busy, by the tool |\n\
              |---|---|---|---|---|---|---|---|---|---|---|\n"
         }
         Case::Faults => {
             "### One late, one at a tenth of the speed, one unplugged at half time\n\n\
              | tool | receivers | runs | ratio of the healthy | late one's own | last ÷ median | seeder copies | \
-             waste | CPU s/GiB seeder, receiver | peak MiB | machine busy |\n\
+             waste | CPU s/GiB seeder, receiver | peak MiB | machine busy, by the tool |\n\
              |---|---|---|---|---|---|---|---|---|---|---|\n"
         }
         Case::Raw => {
             "### Unshaped, RAM to RAM, all on this machine\n\n\
-             | tool | receivers | runs | MiB/s each | CPU s/GiB seeder, receiver | peak MiB | machine busy |\n\
+             | tool | receivers | runs | MiB/s each | CPU s/GiB seeder, receiver | peak MiB | machine busy, by the tool |\n\
              |---|---|---|---|---|---|---|\n"
         }
     }
@@ -111,7 +111,8 @@ fn row(case: Case, n: usize, tool: Tool, runs: &[&Outcome]) -> String {
     let bound = counting(runs).filter(|run| run.busy.is_cpu_bound()).count();
     let busy = of(&|run| Some(run.busy.busy * 100.0));
     let mark = if bound > 0 { format!(", CPU bound in {bound}") } else { String::new() };
-    let end = format!("{cpu} | {} | {} %{mark} |\n", plain(rss, 0), plain(busy, 0));
+    let own = of(&|run| Some(run.own_share() * 100.0));
+    let end = format!("{cpu} | {} | {} %, {} %{mark} |\n", plain(rss, 0), plain(busy, 0), plain(own, 0));
     if case == Case::Raw {
         let rate = of(&|run| Some(run.rate()? / f64::from(1 << 20)));
         return format!("| {name} | {n} | {runs_text} | {} | {end}", range(rate, 0));

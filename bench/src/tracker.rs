@@ -14,6 +14,11 @@ const PORT: u16 = 6969;
 /// Longest request read, in bytes.
 const MAX_REQUEST: usize = 16 << 10;
 
+/// Where to announce to a tracker at `ip`.
+pub fn url(ip: Ipv4Addr) -> String {
+    format!("http://{ip}:{PORT}/announce")
+}
+
 /// A running tracker; closed when dropped.
 pub struct Server {
     addr: SocketAddr,
@@ -46,11 +51,6 @@ impl Server {
             }
         });
         Ok(Server { addr, infohash, state, is_over })
-    }
-
-    /// Where to announce.
-    pub fn url(&self) -> String {
-        format!("http://{}/announce", self.addr)
     }
 
     /// How many peers have announced themselves.

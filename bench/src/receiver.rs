@@ -1,0 +1,173 @@
+//! One receiver during a run.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::outcome::{Fate, Peer};
+use crate::process::{Cost, Process};
+use crate::rack::{Node, Rack, Traffic};
+use crate::sandbox::fresh_dir;
+use crate::tool::{Setting, Tool};
+
+/// A machine's program, and when it did what.
+pub struct Receiver {
+    tool: Tool,
+    /// Counted from 0; its machine is the rack's next one, after the seeder's.
+    index: usize,
+    /// What happens to it.
+    pub fate: Fate,
+    dir: PathBuf,
+    process: Option<Process>,
+    started: Option<Instant>,
+    completed: Option<Instant>,
+    proved: Option<Instant>,
+    cost_before: Cost,
+    cost: Cost,
+    traffic: Traffic,
+}
+
+impl Receiver {
+    /// A receiver that has an empty directory below `work` and runs nothing yet.
+    ///
+    /// # Errors
+    /// If the directory cannot be made.
+    pub fn new(tool: Tool, index: usize, fate: Fate, work: &Path) -> Result<Receiver> {
+        let dir = work.join(format!("receiver{}", index + 1));
+        fresh_dir(&dir)?;
+        Ok(Receiver {
+            tool,
+            index,
+            fate,
+            dir,
+            process: None,
+            started: None,
+            completed: None,
+            proved: None,
+            cost_before: Cost::default(),
+            cost: Cost::default(),
+            traffic: Traffic::default(),
+        })
+    }
+
+    /// Starts its program; one that waits for go gets ready.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn launch(&mut self, setting: &Setting, rack: &Rack, logs: &Path) -> Result<()> {
+        let command = self.tool.receiver(setting, &rack.nodes[0], self.node(rack), self.index, &self.dir)?;
+        let log = logs.join(format!("receiver{:02}.log", self.index + 1));
+        self.process = Some(Process::start(&format!("receiver {}", self.index + 1), command, &log)?);
+        Ok(())
+    }
+
+    /// Whether it has said so, if it has to.
+    pub fn is_ready(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.printed(|line| line == "ready").is_some())
+    }
+
+    /// Its time begins; what getting ready cost does not count.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn go(&mut self, setting: &Setting, rack: &Rack, logs: &Path) -> Result<()> {
+        self.started = Some(Instant::now());
+        match &mut self.process {
+            Some(process) => {
+                self.cost_before = process.cost();
+                process.say("go")
+            }
+            None => self.launch(setting, rack, logs),
+        }
+    }
+
+    /// Its machine loses its cable and its power.
+    ///
+    /// # Errors
+    /// If the cable holds.
+    pub fn die(&mut self, rack: &Rack) -> Result<()> {
+        self.node(rack).unplug()?;
+        self.process.iter_mut().for_each(Process::kill);
+        Ok(())
+    }
+
+    /// Takes note if it has finished.
+    ///
+    /// # Errors
+    /// If it has failed.
+    pub fn look(&mut self) -> Result<()> {
+        let Some(process) = self.process.as_mut().filter(|_| self.fate != Fate::Killed) else { return Ok(()) };
+        if self.completed.is_none() {
+            self.completed = self.tool.completed(process);
+        }
+        if self.proved.is_none() {
+            self.proved = self.tool.proved(process);
+        }
+        if let Some((_, is_well)) = process.exited() {
+            let is_as_it_should = is_well && self.tool.ends();
+            ensure!(is_as_it_should, "receiver {} ended early, see {}", self.index + 1, process.log());
+        }
+        Ok(())
+    }
+
+    /// Whether the run need not wait for it.
+    pub fn is_done(&self) -> bool {
+        self.is_complete() || matches!(self.fate, Fate::Slow | Fate::Killed)
+    }
+
+    /// Whether it has everything.
+    pub fn is_complete(&self) -> bool {
+        self.completed.is_some()
+    }
+
+    /// Whether reading back, if it does that, is over too.
+    pub fn is_proved(&self) -> bool {
+        !self.is_complete() || self.tool != Tool::Ezio || self.proved.is_some()
+    }
+
+    /// Reads processor time and the cable's counters.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn read_meters(&mut self, rack: &Rack) -> Result<()> {
+        self.traffic = self.node(rack).traffic()?;
+        self.cost = self.process.as_mut().map(Process::cost).unwrap_or_default();
+        Ok(())
+    }
+
+    /// Reads the meter of memory once more: it may still have risen.
+    pub fn read_peak_rss(&mut self) {
+        let peak_rss = self.process.as_mut().map_or(0, |process| process.cost().peak_rss);
+        self.cost.peak_rss = self.cost.peak_rss.max(peak_rss);
+    }
+
+    /// Its running program.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// Where it wrote.
+    pub fn target(&self) -> PathBuf {
+        self.tool.target(&self.dir)
+    }
+
+    /// What there is to tell about it, with times since `start`.
+    pub fn account(&self, start: Instant) -> Peer {
+        let since = |at: Instant| at.duration_since(start).as_secs_f64();
+        Peer {
+            fate: self.fate,
+            started_s: self.started.map(since),
+            completed_s: self.completed.map(since),
+            proved_s: self.proved.map(since),
+            received: self.traffic.received,
+            sent: self.traffic.sent,
+            cpu_s: self.cost.cpu_s - self.cost_before.cpu_s,
+            peak_rss: self.cost.peak_rss,
+        }
+    }
+
+    fn node<'a>(&self, rack: &'a Rack) -> &'a Node {
+        &rack.nodes[self.index + 1]
+    }
+}
