@@ -27,6 +27,9 @@ const ROOM: [(&str, Firmware, Bus, u64); 3] = [
 /// The server may give an image away so many times for a room of any size: the machines are to feed each other.
 const MAX_COPIES: f64 = 2.0;
 
+/// The server's port: about what one emulated machine can take in, as in a room where every port is alike.
+const SERVER_MEGABITS: u32 = 100;
+
 /// One machine of the room and what became of it.
 pub struct Member {
     /// As it was ordered.
@@ -90,6 +93,7 @@ fn play(rack: &mut Rack) -> Result<()> {
     );
     server.arm("golden", &["--after", "poweroff", "--linger", "20"])?;
 
+    rack.network.limit_server(SERVER_MEGABITS)?;
     let mut room = Vec::new();
     let mut machines = Vec::new();
     for (number, (name, firmware, bus, more_mib)) in (1..).zip(ROOM) {
@@ -100,7 +104,10 @@ fn play(rack: &mut Rack) -> Result<()> {
         let (boot_seconds, total_seconds, report) = (None, None, None);
         room.push(Member { spec, firmware, bus, target, boot_seconds, total_seconds, report, verified, booted });
     }
-    println!("powered on     {} machines with blank disks\n", room.len());
+    println!(
+        "powered on     {} machines with blank disks; the server's port has {SERVER_MEGABITS} Mbit/s\n",
+        room.len()
+    );
     watch(&server, &mut room, &mut machines)?;
     drop(machines);
 

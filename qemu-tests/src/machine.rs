@@ -221,6 +221,8 @@ impl MachineSpec {
                 command.args(["-machine", "q35,graphics=off"]);
                 command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}"));
                 command.arg("-drive").arg(format!("if=pflash,format=raw,file={vars}"));
+                // There is no DHCPv6 here to be waited for.
+                command.args(["-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no"]);
             }
         }
         Ok(())

@@ -37,6 +37,19 @@ impl Network {
         Ok(Network { taps: 0, hosts: 0 })
     }
 
+    /// Limits what the server sends, in megabits a second; what machines send each other stays as fast as they are.
+    ///
+    /// An emulated machine moves a tenth of what a real one does, so beside it a server without a limit has an uplink
+    /// that no real server has.
+    ///
+    /// # Errors
+    /// If the kernel has no token bucket filter.
+    pub fn limit_server(&self, megabits: u32) -> Result<()> {
+        // Packets larger than the bucket would never leave.
+        sh(&format!("ip link set {BRIDGE} gso_max_size 16384"))?;
+        sh(&format!("tc qdisc add dev {BRIDGE} root tbf rate {megabits}mbit burst 64kb limit 1mb")).map(drop)
+    }
+
     /// A new tap on the bridge, by name.
     ///
     /// # Errors

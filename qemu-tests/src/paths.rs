@@ -88,7 +88,7 @@ pub fn check_host(paths: &Paths) -> Result<()> {
     std::fs::File::options().read(true).write(true).open("/dev/net/tun").context(
         "opening /dev/net/tun, which gives machines their network: as root `modprobe tun; chmod 666 /dev/net/tun`",
     )?;
-    for (file, how) in [(&paths.ezio, "cargo build --release -p server"), (&paths.boot.join("vmlinuz"), "make image")] {
+    for (file, how) in [(&paths.ezio, "make build"), (&paths.boot.join("vmlinuz"), "make image")] {
         if !file.exists() {
             bail!("{} is not there: run `{how}` first", file.display());
         }

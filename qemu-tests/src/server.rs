@@ -143,7 +143,7 @@ impl Server {
     /// # Errors
     /// If it fails.
     pub fn status_table(&self) -> Result<String> {
-self.ezio(&["status"])
+        self.ezio(&["status"])
     }
 
     /// What the server knows about its room.

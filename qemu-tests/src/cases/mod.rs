@@ -30,6 +30,7 @@ const fn case(name: &'static str, what: &'static str, run: fn(&mut Rack) -> Resu
 pub const CASES: &[Case] = &[
     case("golden_disk_starts", "the golden disk itself, in BIOS and UEFI", chain::golden_disk_starts),
     case("smallest_memory", "1 GiB clones an image larger than that; the smallest that works", memory::smallest_memory),
+    case("nothing_armed_uefi", "a machine starts its own disk while nothing is armed", chain::nothing_armed_uefi),
     case("late_machine", "one powered on two minutes after the others", swarm::late_machine),
     case("killed_machine", "one loses power mid-way, the others finish and start", swarm::killed_machine),
     case("server_killed", "the server is killed mid-way and started again", swarm::server_killed),
@@ -38,7 +39,7 @@ pub const CASES: &[Case] = &[
     case("proxy_dhcp_uefi", "beside a site's dnsmasq, UEFI", chain::proxy_dhcp_uefi),
     case("dhcp_server_bios", "imaged, restarted, and started from its own disk, BIOS", chain::dhcp_server_bios),
     case("dhcp_server_uefi", "imaged, restarted, and started from its own disk, UEFI", chain::dhcp_server_uefi),
-    case("nothing_armed", "machines start their own disks while nothing is armed", chain::nothing_armed),
+    case("nothing_armed_bios", "a machine starts its own disk while nothing is armed", chain::nothing_armed_bios),
     case("generic_kernel", "the generic kernel with an AHCI disk and an e1000e card", hardware::generic_kernel),
     case("hostile_torrents", "refused before the disk is touched", hostile::hostile_torrents),
     case("no_dhcp_answer", "says so, and goes on when a server comes", orders::no_dhcp_answer),
