@@ -60,14 +60,8 @@ impl SeedCommand {
         let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
         let storage = open_source(&self.source, self.kind, &meta, layout)?;
         let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
-        let options = Options {
-            listen: self.listen,
-            trackers,
-            have: Have::All,
-            upload_slots: 16,
-            up_bytes_per_s: self.up,
-            ..Options::default()
-        };
+        let options =
+            Options { listen: self.listen, trackers, have: Have::All, up_bytes_per_s: self.up, ..Options::default() };
         let runtime = tokio::runtime::Runtime::new().context("starting")?;
         runtime.block_on(async {
             let swarm = Swarm::start(Arc::clone(&meta), storage, options).await.context("starting to seed")?;

@@ -30,7 +30,7 @@ use crate::{Have, Options, Stats, Storage};
 
 /// Bytes asked for and not yet here, over all peers, and at least from each: a LAN's round trip holds about 40 KiB, and
 /// what is reserved at a busy peer cannot be had from an idle one.
-const OUTSTANDING_BYTES: u32 = 4 << 20;
+const OUTSTANDING_BYTES: u32 = 2 << 20;
 const OUTSTANDING_LEAST: u32 = 256 << 10;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);

@@ -24,7 +24,8 @@ use crate::bits::PieceSet;
 const DEADLINE_MIN: Duration = Duration::from_secs(2);
 /// A piece that holds memory while nothing of it arrives is given up after this, if the memory is needed.
 const ABANDON_AFTER: Duration = Duration::from_secs(4);
-/// Blocks asked for this long may be asked of a second peer in the end game.
+/// Blocks asked for this long, or twice as long as their giver usually takes, may be asked of a second peer in the end
+/// game.
 const END_GAME_AGE: Duration = Duration::from_millis(250);
 /// Blocks that an idle peer takes over at a time in the end game.
 const END_GAME_BLOCKS: usize = 16;

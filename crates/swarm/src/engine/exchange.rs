@@ -110,7 +110,11 @@ impl Shared {
         }
         let share = OUTSTANDING_BYTES / u32::try_from(asking).unwrap_or(u32::MAX);
         let limit = usize::try_from(share.max(OUTSTANDING_LEAST) / BLOCK_LEN).expect("fits usize");
-        for ask in core.picker.request(link.key, limit, now, &mut core.rng) {
+        // A refill for every block would cost a packet and a system call each; by quarters the peer never runs dry.
+        let lacking = limit.saturating_sub(core.picker.outstanding(link.key));
+        let asks =
+            if lacking * 4 >= limit { core.picker.request(link.key, limit, now, &mut core.rng) } else { Vec::new() };
+        for ask in asks {
             let buf = core.buffers.entry(ask.piece).or_insert_with(|| {
                 let len = usize::try_from(self.geometry.len_of(ask.piece)).expect("fits usize");
                 Arc::new(PieceBuf::new(self.pool.get(len)))

@@ -104,6 +104,9 @@ impl Picker {
 
     pub(super) fn end_game(&mut self, peer: PeerKey, room: usize, now: Duration, asks: &mut Vec<Ask>) {
         let Some(view) = self.peers.get(&peer) else { return };
+        let peers = &self.peers;
+        // What comes at its giver's usual pace is not late: a second copy would only take the link from the first.
+        let patience = |giver| peers.get(&giver).map_or(END_GAME_AGE, |giver| END_GAME_AGE.max(giver.usual * 2));
         for (&piece, started) in &mut self.started {
             if !view.has.contains(piece) || self.alone.contains(&piece) {
                 continue;
@@ -114,7 +117,7 @@ impl Picker {
                 }
                 if let Block::Asked { peer: first, at, second: second @ None } = block
                     && *first != peer
-                    && now.saturating_sub(*at) >= END_GAME_AGE
+                    && now.saturating_sub(*at) >= patience(*first)
                 {
                     *second = Some(peer);
                     asks.push(Ask { piece, block: index });
