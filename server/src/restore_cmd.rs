@@ -86,7 +86,9 @@ impl RestoreCommand {
                 );
             }
             screen.verified(device.path(), content_len, started.elapsed(), verify);
-            linger(&restored.swarm, Duration::from_secs(self.linger)).await;
+            if self.linger > 0 {
+                linger(&restored.swarm, Duration::from_secs(self.linger)).await;
+            }
             restored.swarm.shutdown().await;
             Ok(())
         })

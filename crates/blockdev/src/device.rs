@@ -153,13 +153,18 @@ impl Device {
             .map_err(|cause| io::Error::new(cause.kind(), format!("flushing {} failed: {cause}", self.path.display())))
     }
 
-    /// Makes the kernel read the partition table again, so that the new partitions appear. Nothing for a regular file.
+    /// Makes the kernel read the partition table again, so that the new partitions appear. Nothing for a regular file, a
+    /// partition, or a loop device without partitions.
     ///
     /// # Errors
     /// The kernel's; EBUSY if a partition of the disk is in use.
     pub fn reread_partition_table(&self) -> io::Result<()> {
         match self.kind {
-            Kind::Block { .. } => ffi::reread_partition_table(&self.file),
+            Kind::Block { .. } => match ffi::reread_partition_table(&self.file) {
+                // How the kernel says that this kind of device has no partitions.
+                Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                result => result,
+            },
             Kind::Regular => Ok(()),
         }
     }
