@@ -1,0 +1,181 @@
+//! What is simulated: how many machines, how fast, who comes late, who dies; and what came of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use metainfo::{BLOCK_LEN, Geometry};
+
+/// When a machine dies, and whether anybody is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Death {
+    /// The process ends: its connections are reset at once.
+    Killed(Duration),
+    /// The power is cut: nobody hears anything, connections time out after [`UNACKNOWLEDGED`].
+    PowerCut(Duration),
+}
+
+/// The kernel gives up a connection to a machine that acknowledges nothing after this; as in the engine.
+pub const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
+/// One run. Machine 0 is the seeder, the others are receivers.
+#[derive(Clone, Debug)]
+pub struct Room {
+    pub receivers: u32,
+    pub piece_count: u32,
+    /// Length of a piece in bytes: the policies see this one's windows, turns and budgets.
+    pub piece_len: u32,
+    /// Simulated blocks a piece: a simulated block stands for `piece_len / blocks` bytes, always requested together.
+    pub blocks: u32,
+    /// Capacity of an ordinary link in bytes a second, each way.
+    pub rate: f64,
+    /// Most links a machine keeps; the first two thirds are dialled, as in the engine.
+    pub max_links: usize,
+    pub seeder_slots: usize,
+    pub receiver_slots: usize,
+    /// One way, for every message.
+    pub latency: Duration,
+    /// Receivers with a tenth of the rate.
+    pub slow: Vec<u32>,
+    pub late: Vec<(u32, Duration)>,
+    pub deaths: Vec<(u32, Death)>,
+    /// The seeder's power is cut the moment that some receiver or other has each piece.
+    pub seeder_leaves_early: bool,
+    pub seed: u64,
+}
+
+impl Room {
+    /// `receivers` machines at 1 Gbit/s and an image of `piece_count` pieces of 1 MiB.
+    pub fn new(receivers: u32, piece_count: u32, seed: u64) -> Room {
+        Room {
+            receivers,
+            piece_count,
+            piece_len: 1 << 20,
+            blocks: 8,
+            rate: 118e6,
+            max_links: 40,
+            seeder_slots: 16,
+            receiver_slots: 8,
+            latency: Duration::from_micros(200),
+            slow: Vec::new(),
+            late: Vec::new(),
+            deaths: Vec::new(),
+            seeder_leaves_early: false,
+            seed,
+        }
+    }
+
+    /// Content ÷ rate.
+    pub fn ideal(&self) -> Duration {
+        let bytes = f64::from(self.piece_count) * f64::from(self.piece_len);
+        Duration::from_secs_f64(bytes / self.rate)
+    }
+
+    /// What nobody can beat with pieces of this size: (1 + ⌊log₂ N⌋ ÷ M) · F/C.
+    pub fn bound(&self) -> Duration {
+        self.ideal().mul_f64(1.0 + f64::from(self.receivers.ilog2()) / f64::from(self.piece_count))
+    }
+
+    /// As the picker sees it: simulated blocks are its blocks.
+    pub fn picked(&self) -> Geometry {
+        let piece_len = self.blocks * BLOCK_LEN;
+        Geometry::new(u64::from(self.piece_count) * u64::from(piece_len), piece_len).expect("blocks a power of two")
+    }
+
+    /// As the seeder's plan sees it.
+    pub fn real(&self) -> Geometry {
+        Geometry::new(u64::from(self.piece_count) * u64::from(self.piece_len), self.piece_len).expect("a power of two")
+    }
+
+    /// Bytes a simulated block stands for.
+    pub fn block_bytes(&self) -> u32 {
+        self.piece_len / self.blocks
+    }
+}
+
+/// How a run ended, machine by machine.
+#[derive(Debug)]
+pub struct Outcome {
+    pub room: Room,
+    /// From its own start until everything was verified; `None` for who died or was left waiting.
+    pub took: Vec<Option<Duration>>,
+    pub finished_at: Vec<Option<Duration>>,
+    pub died: Vec<bool>,
+    /// Copies of the image that left the seeder.
+    pub seeder_copies: f64,
+    /// When the median receiver had a tenth and nine tenths ÷ ideal: shows where time is lost.
+    pub passed: (f64, f64),
+    /// Bytes received twice or unasked ÷ bytes needed.
+    pub waste: f64,
+}
+
+impl Outcome {
+    /// Receivers that are neither slow nor late nor dead.
+    fn ordinary(&self) -> impl Iterator<Item = usize> {
+        let is_ordinary = |node: u32| {
+            let is_late = self.room.late.iter().any(|&(late, _)| late == node);
+            !is_late && !self.room.slow.contains(&node)
+        };
+        (1..=self.room.receivers).filter(move |&node| is_ordinary(node)).map(index).filter(|&node| !self.died[node])
+    }
+
+    /// Every receiver that lives has everything.
+    pub fn all_complete(&self) -> bool {
+        (1..self.took.len()).all(|node| self.died[node] || self.took[node].is_some())
+    }
+
+    /// Last ordinary receiver ÷ bound; infinite if one of them never finished.
+    pub fn ratio(&self) -> f64 {
+        let last = self.ordinary().map(|node| self.finished_at[node]).collect::<Option<Vec<_>>>();
+        last.and_then(|times| times.into_iter().max())
+            .map_or(f64::INFINITY, |last| last.as_secs_f64() / self.room.bound().as_secs_f64())
+    }
+
+    /// Last ordinary receiver ÷ the median one.
+    pub fn last_over_median(&self) -> f64 {
+        let mut times: Vec<_> = self.ordinary().filter_map(|node| self.finished_at[node]).collect();
+        times.sort_unstable();
+        match (times.last(), times.get(times.len() / 2)) {
+            (Some(last), Some(median)) => last.as_secs_f64() / median.as_secs_f64(),
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// The slowest late receiver's time from its own start ÷ bound.
+    pub fn late_ratio(&self) -> f64 {
+        let took = |&(node, _): &(u32, Duration)| {
+            self.took[index(node)].map_or(f64::INFINITY, |took| took.as_secs_f64() / self.room.bound().as_secs_f64())
+        };
+        self.room.late.iter().map(took).fold(0.0, f64::max)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let room = &self.room;
+        write!(
+            f,
+            "{:3} receivers, {:4} pieces, seed {}: makespan ÷ bound {:.3}, last ÷ median {:.3}, seeder copies {:.3}, waste {:.4}, 10 % at {:.3}, 90 % at {:.3}",
+            room.receivers,
+            room.piece_count,
+            room.seed,
+            self.ratio(),
+            self.last_over_median(),
+            self.seeder_copies,
+            self.waste,
+            self.passed.0,
+            self.passed.1
+        )?;
+        if !room.late.is_empty() {
+            write!(f, ", late ÷ bound {:.3}", self.late_ratio())?;
+        }
+        if !self.all_complete() {
+            write!(f, ", SOME NEVER FINISHED")?;
+        }
+        Ok(())
+    }
+}
+
+/// A machine's number as an index.
+pub fn index(node: u32) -> usize {
+    usize::try_from(node).expect("fits usize")
+}
