@@ -112,17 +112,18 @@ impl Download<'_> {
                     if let Some((progress, _)) = checking.take() {
                         progress.finish();
                     }
+                    let snapshot = stats.live.map(|live| live.snapshot).unwrap_or_default();
                     let (progress, done) = pulling.get_or_insert_with(|| {
-                        if stats.progress_bytes > 0 {
-                            let (have, total) = (BinaryBytes(stats.progress_bytes), BinaryBytes(total));
-                            println!("{have} of {total} are there already and right");
+                        // Some may have come between the check and this look at it.
+                        let had = stats.progress_bytes.saturating_sub(snapshot.downloaded_and_checked_bytes);
+                        if had > 0 {
+                            println!("{} of {} are there already and right", BinaryBytes(had), BinaryBytes(total));
                         }
                         moved = Instant::now();
-                        (Progress::new("pulling", total - stats.progress_bytes.min(total)), stats.progress_bytes)
+                        (Progress::new("pulling", total.saturating_sub(had)), had)
                     });
                     progress.advance(stats.progress_bytes.saturating_sub(*done));
                     *done = stats.progress_bytes.max(*done);
-                    let snapshot = stats.live.map(|live| live.snapshot).unwrap_or_default();
                     if snapshot.fetched_bytes > fetched {
                         fetched = snapshot.fetched_bytes;
                         moved = Instant::now();
