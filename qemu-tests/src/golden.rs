@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::disk::{Disk, copy_into, random_bytes};
 use crate::golden_initrd as initrd;
+use crate::machine::KERNEL_ARGS;
 use crate::paths::{Paths, find_program};
 use crate::process::run;
 
@@ -19,7 +20,7 @@ use crate::process::run;
 pub const MARKER: &str = "EZIO-CLONE-READY golden";
 
 /// Raised when this file makes another disk out of the same inputs.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const ROOT_UUID: &str = "e210c10e-0000-4000-8000-00000000601d";
 const MIB: u64 = 1 << 20;
 /// A FAT32 file system needs 65,525 clusters, 33 MiB; the kernel and its initramfs take 18 more.
@@ -148,7 +149,8 @@ fn partition(disk: &Disk, partitions: &[(u64, u64, &str)]) -> Result<()> {
 
 fn make_esp(image: &Path, kernel: &Path, initrd: &Path, work: &Path) -> Result<()> {
     let config = work.join("syslinux.cfg");
-    let text = "DEFAULT golden\nLABEL golden\n  LINUX /vmlinuz\n  INITRD /initrd.img\n  APPEND console=ttyS0 quiet\n";
+    let text =
+        format!("DEFAULT golden\nLABEL golden\n  LINUX /vmlinuz\n  INITRD /initrd.img\n  APPEND {KERNEL_ARGS}\n");
     fs::write(&config, text).context("writing syslinux.cfg")?;
     run(Command::new("mkfs.vfat").args(["-F", "32", "-n", "ESP", "-i", "e210c10e"]).arg(image))?;
     run(Command::new("mmd").arg("-i").arg(image).args(["::EFI", "::EFI/BOOT"]))?;

@@ -16,6 +16,10 @@ use crate::process::{Process, ending};
 /// emulation on a machine that is busy with others; a wait that fails has failed for another reason.
 pub const DEADLINE: Duration = Duration::from_secs(600);
 
+/// For every kernel in a rack. Without `no_timer_check` a kernel panics whose first timer tick comes late, because the
+/// host had other things to do.
+pub const KERNEL_ARGS: &str = "console=ttyS0 quiet no_timer_check";
+
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
@@ -130,7 +134,7 @@ impl MachineSpec {
     ///
     /// `more` goes to the kernel's command line.
     pub fn direct(mut self, boot_dir: &Path, more: &str) -> MachineSpec {
-        let append = format!("console=ttyS0 quiet BOOTIF=01-{} {more}", self.mac.replace(':', "-"));
+        let append = format!("{KERNEL_ARGS} BOOTIF=01-{} {more}", self.mac.replace(':', "-"));
         self.direct = Some(DirectBoot { dir: boot_dir.into(), append });
         self
     }
@@ -172,7 +176,7 @@ impl MachineSpec {
     /// If the tap or QEMU cannot be had.
     pub fn start(&self, network: &mut Network) -> Result<Machine> {
         let mut command = Command::new("nice");
-        command.args(["-n", "10", "qemu-system-x86_64", "-name", &self.name]);
+        command.args(["-n", "5", "qemu-system-x86_64", "-name", &self.name]);
         // KVM is not used even where it is offered: there are machines on which guests hang with it.
         command.args(["-accel", "tcg", "-display", "none", "-vga", "none", "-monitor", "none", "-nodefaults"]);
         command.args(["-smp", "1", "-m", &self.memory_mib.to_string()]);

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::compare::Image;
 use crate::disk::Disk;
 use crate::log::Log;
-use crate::machine::{DEADLINE, Machine};
+use crate::machine::{DEADLINE, KERNEL_ARGS, Machine};
 use crate::network::{BRIDGE, SERVER_IP};
 use crate::paths::Paths;
 use crate::process::{POLL, Process, ending, run};
@@ -65,7 +65,7 @@ impl ServerConfig {
         format!(
             "library = {library:?}\nboot_dir = {boot:?}\ninterface = \"{BRIDGE}\"\naddress = \"{SERVER_IP}\"\n\
              dhcp = \"{mode}\"\ndhcp_range = \"10.77.0.50-10.77.0.99\"\ntftp = {}\nhttp_port = {HTTP_PORT}\n\
-             kernel_args = \"console=ttyS0 quiet\"\n",
+             kernel_args = \"{KERNEL_ARGS}\"\n",
             self.tftp
         )
     }
