@@ -45,7 +45,7 @@ impl Default for Options {
             peers: Vec::new(),
             have: Have::None,
             memory_bytes: 96 << 20,
-            upload_slots: 4,
+            upload_slots: 3,
             max_peers: 40,
             up_bytes_per_s: None,
             down_bytes_per_s: None,

@@ -33,8 +33,9 @@ const SILENCE: Duration = Duration::from_secs(150);
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// A machine whose power was cut acknowledges nothing; the kernel gives up the connection after this.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
-/// A peer that takes nothing for this long loses its place among those being served.
-const SLOT_STALL: Duration = Duration::from_millis(500);
+/// A peer that takes nothing for this long loses its place among those being served: its own link is busy with others,
+/// and ours need not wait for it. What it asked for stays, and goes out as it takes it.
+const SLOT_STALL: Duration = Duration::from_millis(100);
 /// Bytes the kernel holds that it has not sent: more would only delay what we ask for behind what we serve.
 const UNSENT_BYTES: u32 = 256 << 10;
 /// Bytes read at a time.
