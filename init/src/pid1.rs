@@ -10,6 +10,7 @@ use report::Stage;
 
 use crate::console::Console;
 use crate::home::Home;
+use crate::netdev;
 use crate::settings::After;
 
 /// The last word to the server may take this long, and no longer.
@@ -71,6 +72,7 @@ pub fn end(result: Result<After>, console: &Console, home: &Home) -> ! {
             home.enter(Stage::Done);
             home.settle(LAST_REPORT);
             console.done(after.word());
+            netdev::set_all_down();
             nix::unistd::sync();
             let mode = match after {
                 After::Reboot => RebootMode::RB_AUTOBOOT,
