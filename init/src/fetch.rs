@@ -26,9 +26,9 @@ pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String)> {
                 let text = String::from_utf8(bytes).with_context(|| format!("{name} on {server} is not text"))?;
                 return Ok((text, name));
             }
-            // Servers differ in how they say "no such file": error 1, or 2 where a directory is missing. Any other
-            // refusal has a reason of its own, and a more general name must not get around it.
-            Err(FetchError::Refused { code: 1 | 2, .. }) => {}
+            // Servers differ in how they say "no such file": error 1, or 2 or 0 where `ezio.conf` is a file and no
+            // directory. Ours tells a machine the same under all three names, so no order of another machine is taken.
+            Err(FetchError::Refused { code: 0..=2, .. }) => {}
             Err(error) => return Err(error).context("fetching ezio.conf"),
         }
     }
