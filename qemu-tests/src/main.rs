@@ -40,7 +40,8 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // The chain on one line; a backtrace would say where in the rack's own code, which nobody asks.
             println!("{error:#}");
@@ -49,15 +50,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+/// Whether everything held.
+fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Demo => demo::outside(),
+        Command::Demo => demo::outside().map(|()| true),
         Command::Test { filter, jobs } => runner::test(&filter, jobs),
         Command::List => {
             CASES.iter().for_each(|case| println!("{:36} {}", case.name, case.what));
-            Ok(())
+            Ok(true)
         }
-        Command::Inside { name } if name == "demo" => demo::inside(),
-        Command::Inside { name } => runner::inside(&name),
+        Command::Inside { name } if name == "demo" => demo::inside().map(|()| true),
+        Command::Inside { name } => runner::inside(&name).map(|()| true),
     }
 }

@@ -23,11 +23,11 @@ struct Running {
     started: Instant,
 }
 
-/// Runs every case whose name has `filter` in it, `jobs` at a time.
+/// Runs every case whose name has `filter` in it, `jobs` at a time. Whether all passed; the last line says so too.
 ///
 /// # Errors
-/// If one failed, or none has that name.
-pub fn test(filter: &str, jobs: usize) -> Result<()> {
+/// If none has that name, or the host lacks something.
+pub fn test(filter: &str, jobs: usize) -> Result<bool> {
     let paths = Paths::new();
     check_host(&paths)?;
     let mut waiting: Vec<&'static Case> = CASES.iter().filter(|case| case.name.contains(filter)).collect();
@@ -53,9 +53,9 @@ pub fn test(filter: &str, jobs: usize) -> Result<()> {
         running = still;
         std::thread::sleep(POLL);
     }
-    println!("{passed} passed, {failed} failed in {} s", began.elapsed().as_secs());
-    ensure!(failed == 0, "{failed} of {} cases failed", passed + failed);
-    Ok(())
+    println!("{} s in all", began.elapsed().as_secs());
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0)
 }
 
 /// Runs one case in this process, which [`test`] started in a sandbox.
