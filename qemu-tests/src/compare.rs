@@ -5,10 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use layout::Layout;
+use layout::{Extent, Layout};
 use metainfo::Metainfo;
 
 use crate::disk::Disk;
+
+/// Bytes compared at once.
+const STEP: usize = 1 << 20;
 
 /// What the library knows about an image.
 pub struct Image {
@@ -36,32 +39,71 @@ impl Image {
     /// # Errors
     /// The first byte that is not what it should be.
     pub fn compare(&self, golden: &Disk, target: &Disk) -> Result<()> {
-        let (source, clone) = (golden.file()?, target.file()?);
-        let mut ours = vec![0; 1 << 20];
-        let mut theirs = ours.clone();
-        let mut untouched_from = 0;
-        for extent in self.layout.extents() {
-            expect_untouched(target, untouched_from..extent.disk.0)?;
-            untouched_from = extent.end();
-            let mut at = extent.disk.0;
-            while at < extent.end() {
-                let len = usize::try_from((extent.end() - at).min(1 << 20))?;
-                source.read_exact_at(&mut ours[..len], at).context("reading the golden disk")?;
-                clone.read_exact_at(&mut theirs[..len], at).context("reading the clone")?;
-                if let Some(i) = (0..len).find(|&i| ours[i] != theirs[i]) {
-                    let name = target.path().display();
-                    bail!("{name} differs from the golden disk at byte {} of the disk", at + i as u64);
-                }
-                at += len as u64;
-            }
-        }
-        expect_untouched(target, untouched_from..target.len()?)
+        compare_extents(self.layout.extents(), golden, target)
     }
+}
+
+fn compare_extents(extents: &[Extent], golden: &Disk, target: &Disk) -> Result<()> {
+    let (source, clone) = (golden.file()?, target.file()?);
+    let mut ours = vec![0; STEP];
+    let mut theirs = ours.clone();
+    let mut untouched_from = 0;
+    for extent in extents {
+        expect_untouched(target, untouched_from..extent.disk.0)?;
+        untouched_from = extent.end();
+        let mut at = extent.disk.0;
+        while at < extent.end() {
+            let len = usize::try_from((extent.end() - at).min(STEP as u64))?;
+            source.read_exact_at(&mut ours[..len], at).context("reading the golden disk")?;
+            clone.read_exact_at(&mut theirs[..len], at).context("reading the clone")?;
+            if let Some(i) = (0..len).find(|&i| ours[i] != theirs[i]) {
+                let name = target.path().display();
+                bail!("{name} differs from the golden disk at byte {} of the disk", at + i as u64);
+            }
+            at += len as u64;
+        }
+    }
+    expect_untouched(target, untouched_from..target.len()?)
 }
 
 fn expect_untouched(target: &Disk, range: std::ops::Range<u64>) -> Result<()> {
     match target.first_written_in(range)? {
         Some(at) => bail!("{} was written to outside of the image, at byte {at}", target.path().display()),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::random_bytes;
+    use layout::DiskOffset;
+
+    #[test]
+    fn one_flipped_byte_is_found_inside_and_outside_of_the_extents() {
+        let path = |name: &str| std::env::temp_dir().join(format!("ezio-compare-{}-{name}", std::process::id()));
+        let golden = Disk::blank(&path("golden"), 4 << 20).expect("a disk");
+        let target = Disk::patterned(&path("target"), 5 << 20).expect("a larger disk");
+        let extents = [(0, 4096), (1 << 20, 1_500_000)].map(|(at, len)| Extent { disk: DiskOffset(at), len });
+        for extent in &extents {
+            let bytes = random_bytes(7, usize::try_from(extent.len).expect("small"));
+            for disk in [&golden, &target] {
+                disk.file().expect("open").write_all_at(&bytes, extent.disk.0).expect("written");
+            }
+        }
+        compare_extents(&extents, &golden, &target).expect("equal");
+        let file = target.file().expect("open");
+        for (at, words) in
+            [(4095, "differs"), ((1 << 20) + 1_499_999, "differs"), (4096, "outside"), ((5 << 20) - 1, "outside")]
+        {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).expect("read");
+            file.write_all_at(&[byte[0] ^ 1], at).expect("flipped");
+            let error = compare_extents(&extents, &golden, &target).expect_err("one byte differs").to_string();
+            assert!(error.contains(words) && error.contains(&format!("at byte {at}")), "{at}: {error}");
+            file.write_all_at(&byte, at).expect("restored");
+        }
+        compare_extents(&extents, &golden, &target).expect("equal again");
+        [golden, target].iter().for_each(|disk| std::fs::remove_file(disk.path()).expect("removed"));
     }
 }

@@ -60,7 +60,7 @@ pub fn outside() -> Result<()> {
     let paths = Paths::new();
     check_host(&paths)?;
     let folder = fresh_folder(&paths, "demo")?;
-    let status = sandbox::command(&["inside", "demo"], &folder)?.status().context("starting the demo")?;
+    let status = sandbox::command(&["inside", "demo"], &folder, &paths)?.status().context("starting the demo")?;
     ensure!(status.success(), "the demo failed; its logs are in {}", folder.display());
     remove_disks(&folder);
     Ok(())
@@ -139,7 +139,7 @@ fn watch(server: &Server, room: &mut [Member], machines: &mut [Machine]) -> Resu
         for (member, machine) in room.iter_mut().zip(machines.iter_mut()) {
             let said = machine.log().text();
             let seconds = machine.age().as_secs_f64();
-            if said.contains("EZIO:") {
+            if said.contains("EZIO: stage network") {
                 member.boot_seconds.get_or_insert(seconds);
             }
             if said.contains("EZIO: verified") {

@@ -7,8 +7,6 @@ use anyhow::{Context, Result, bail};
 /// The products that a rack is made of. Every one can be moved by an environment variable.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// The workspace's root.
-    pub root: PathBuf,
     /// The `ezio` binary; `EZIO_BIN`.
     pub ezio: PathBuf,
     /// Boot directory with the cloud kernel; `EZIO_BOOT`.
@@ -22,18 +20,31 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// The usual places.
+    /// The usual places, or where the environment says.
     pub fn new() -> Paths {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        let from = |key: &str, usual: &str| std::env::var_os(key).map_or_else(|| root.join(usual), PathBuf::from);
+        let from = |key: &str, usual: &str| {
+            let path = std::env::var_os(key).map_or_else(|| root.join(usual), PathBuf::from);
+            std::path::absolute(&path).unwrap_or(path)
+        };
         Paths {
             ezio: from("EZIO_BIN", "target/release/ezio"),
             boot: from("EZIO_BOOT", "build/boot/cloud"),
             boot_generic: from("EZIO_BOOT_GENERIC", "build/boot/generic"),
             racks: from("EZIO_RACKS", "build/racks"),
             golden: from("EZIO_GOLDEN", "build/golden"),
-            root,
         }
+    }
+
+    /// The environment that leads [`Paths::new`] to the same places in a process with another current directory.
+    pub fn environment(&self) -> [(&'static str, &Path); 5] {
+        [
+            ("EZIO_BIN", &self.ezio),
+            ("EZIO_BOOT", &self.boot),
+            ("EZIO_BOOT_GENERIC", &self.boot_generic),
+            ("EZIO_RACKS", &self.racks),
+            ("EZIO_GOLDEN", &self.golden),
+        ]
     }
 }
 

@@ -94,7 +94,7 @@ pub fn remove_disks(folder: &Path) {
 
 fn start(paths: &Paths, case: &'static Case) -> Result<Running> {
     let folder = fresh_folder(paths, case.name)?;
-    let command: Command = sandbox::command(&["inside", case.name], &folder)?;
+    let command: Command = sandbox::command(&["inside", case.name], &folder, paths)?;
     let process = Process::start(case.name, command, &folder.join("case.log"))?;
     Ok(Running { case, folder, process, started: Instant::now() })
 }

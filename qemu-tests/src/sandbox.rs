@@ -8,22 +8,23 @@ use anyhow::{Context, Result, bail};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
+use crate::paths::Paths;
 use crate::process::{die_with_parent, sh};
 
 /// Set in the environment of a process that runs inside; its value is the parent's process id.
 pub const INSIDE: &str = "EZIO_RACK_PARENT";
 
-/// This program again with `args`, in new namespaces and in the directory `folder`.
+/// This program again with `args`, in new namespaces and in the directory `folder`, with the same `paths`.
 ///
 /// # Errors
 /// If this program does not know where it is.
-pub fn command(args: &[&str], folder: &Path) -> Result<Command> {
+pub fn command(args: &[&str], folder: &Path, paths: &Paths) -> Result<Command> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new("unshare");
     command.args(["-Urn", "--mount", "--map-root-user", "--"]).arg(own).args(args);
     // Where an ordinary user's PATH does not look, and root's does.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    command.env("PATH", path).current_dir(folder).env(INSIDE, std::process::id().to_string());
+    command.envs(paths.environment()).env("PATH", path).current_dir(folder).env(INSIDE, std::process::id().to_string());
     die_with_parent(&mut command);
     Ok(command)
 }

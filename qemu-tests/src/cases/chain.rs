@@ -88,7 +88,7 @@ fn starts_own_disk(rack: &mut Rack, firmware: Firmware) -> Result<()> {
     let spec = MachineSpec::new("machine", 1).firmware(firmware).disk(&own, Bus::Virtio);
     let mut machine = rack.power_on(&spec)?;
     machine.wait_for(MARKER)?;
-    ensure!(machine.log().count("EZIO:") == 0, "the RAM system was started");
+    ensure!(machine.log().count("EZIO: stage") == 0, "the RAM system was started");
     ensure!(server.log().count("is offered") > 0, "it did not ask the network at all");
     image.compare(&golden, &own)
 }
