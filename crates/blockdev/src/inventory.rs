@@ -147,7 +147,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn sysfs(disks: &[(&str, &str, &[(&str, &str)])]) -> tempfile::TempDir {
+    /// Kernel name, place below `devices`, and the files there with their text.
+    type FakeDisk<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+    fn sysfs(disks: &[FakeDisk<'_>]) -> tempfile::TempDir {
         let root = tempfile::tempdir().expect("temporary directory");
         fs::create_dir(root.path().join("block")).expect("new");
         for (name, real, files) in disks {
