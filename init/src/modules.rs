@@ -185,12 +185,19 @@ impl Coldplug {
             Ok(socket) => drop(std::thread::spawn(move || listener.listen(&socket))),
             Err(cause) => log::warn!("devices that appear later get no driver: {cause}"),
         }
-        let mut modaliases = Vec::new();
-        collect_modaliases(Path::new("/sys/devices"), 0, &mut modaliases);
-        modaliases.iter().for_each(|modalias| coldplug.handle(modalias));
+        coldplug.look_again();
         // Disk drivers have aliases of their own only on buses that announce them; this one costs nothing if unused.
         coldplug.load("sd_mod");
         coldplug
+    }
+
+    /// Goes through every device there is, also those that had no driver before: an event may have been lost, or a driver
+    /// may have failed only because another was missing.
+    pub fn look_again(&self) {
+        self.lock().seen.clear();
+        let mut modaliases = Vec::new();
+        collect_modaliases(Path::new("/sys/devices"), 0, &mut modaliases);
+        modaliases.iter().for_each(|modalias| self.handle(modalias));
     }
 
     /// How long ago the last device appeared: disks are only counted once the machine is quiet.
@@ -214,7 +221,9 @@ impl Coldplug {
                         self.handle(modalias);
                     }
                 }
-                Err(nix::errno::Errno::EINTR | nix::errno::Errno::ENOBUFS) => {}
+                Err(nix::errno::Errno::EINTR) => {}
+                // More events than the socket holds: some are lost.
+                Err(nix::errno::Errno::ENOBUFS) => self.look_again(),
                 Err(cause) => {
                     log::warn!("listening for devices: {cause}");
                     return;
@@ -241,11 +250,17 @@ impl Coldplug {
         let files: Vec<PathBuf> = order.into_iter().map(|file| shared.index.dir.join(file)).collect();
         for file in files {
             let name = file.to_string_lossy().into_owned();
-            if shared.loaded.insert(name.clone())
-                && let Err(cause) = load_file(&file)
-            {
-                log::debug!("loading {name}: {cause}");
-                shared.failures.push(format!("{}: {cause}", module_name(&name)));
+            if shared.loaded.contains(&name) {
+                continue;
+            }
+            match load_file(&file) {
+                Ok(()) => drop(shared.loaded.insert(name)),
+                Err(cause) => {
+                    let failure = format!("{}: {cause}", module_name(&name));
+                    if !shared.failures.contains(&failure) {
+                        shared.failures.push(failure);
+                    }
+                }
             }
         }
     }

@@ -28,8 +28,10 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 const REPEAT_TROUBLE: Duration = Duration::from_secs(60);
 /// Disks are counted once no device has appeared for this long …
 const DISKS_QUIET: Duration = Duration::from_secs(2);
-/// … but not later than this.
-const DISKS_LIMIT: Duration = Duration::from_secs(40);
+/// … but not later than this: large enclosures spin their disks up one after the other.
+const DISKS_LIMIT: Duration = Duration::from_secs(90);
+/// While there is no disk at all, drivers are looked for again this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// A linger shorter than the swarm's own rhythm would leave before the slowest peer has asked.
 const SEEDING_LOOK: Duration = Duration::from_millis(500);
 
@@ -179,10 +181,16 @@ async fn choose_disk(
     home: &Home,
 ) -> Result<Arc<Device>> {
     let started = Instant::now();
+    let mut looked = started;
     let sysfs = Path::new("/sys");
     loop {
         let is_late = started.elapsed() > DISKS_LIMIT;
         let disks = inventory::disks(sysfs);
+        if disks.is_empty() && looked.elapsed() > LOOK_AGAIN {
+            looked = Instant::now();
+            let coldplug = coldplug.clone();
+            tokio::task::spawn_blocking(move || coldplug.look_again()).await.context("loading drivers")?;
+        }
         if (coldplug.quiet_for() < DISKS_QUIET || disks.is_empty()) && !is_late {
             tokio::time::sleep(Duration::from_millis(250)).await;
             continue;
