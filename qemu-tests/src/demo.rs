@@ -13,7 +13,7 @@ use crate::machine::{DEADLINE, Firmware, Machine, MachineSpec};
 use crate::paths::{Paths, check_host};
 use crate::process::POLL;
 use crate::rack::Rack;
-use crate::runner::{fresh_folder, remove_disks};
+use crate::runner::{fresh_folder, only_run, remove_disks};
 use crate::sandbox;
 use crate::server::{Dhcp, Server, ServerConfig};
 
@@ -59,6 +59,7 @@ pub struct Member {
 pub fn outside() -> Result<()> {
     let paths = Paths::new();
     check_host(&paths)?;
+    let _lock = only_run(&paths, "demo")?;
     let folder = fresh_folder(&paths, "demo")?;
     let status = sandbox::command(&["inside", "demo"], &folder, &paths)?.status().context("starting the demo")?;
     ensure!(status.success(), "the demo failed; its logs are in {}", folder.display());

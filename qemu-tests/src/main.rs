@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use qemu_tests::cases::CASES;
 use qemu_tests::{demo, runner};
 
@@ -39,6 +40,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Whoever reads the output may stop reading; then this ends, and with it everything it started.
+    // SAFETY: no handler is installed, only the kernel's default is put back.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     match run(Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cases::{CASES, Case};
 use crate::paths::{Paths, check_host};
@@ -32,6 +32,7 @@ pub fn test(filter: &str, jobs: usize) -> Result<bool> {
     check_host(&paths)?;
     let mut waiting: Vec<&'static Case> = CASES.iter().filter(|case| case.name.contains(filter)).collect();
     ensure!(!waiting.is_empty(), "no case has {filter:?} in its name; `rack list` shows them");
+    let _lock = only_run(&paths, "test")?;
     waiting.reverse();
     let (mut passed, mut failed) = (0, 0);
     let mut running: Vec<Running> = Vec::new();
@@ -70,6 +71,24 @@ pub fn inside(name: &str) -> Result<()> {
         println!("{}", Rack::tails(40));
     }
     result
+}
+
+/// Keeps a second run out of the folders of this one, for as long as the file is open.
+///
+/// # Errors
+/// If there is another run.
+pub fn only_run(paths: &Paths, what: &str) -> Result<fs::File> {
+    fs::create_dir_all(&paths.racks).with_context(|| format!("creating {}", paths.racks.display()))?;
+    let path = paths.racks.join(format!(".{what}.lock"));
+    let lock = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => bail!(
+            "another `rack {what}` is running in {}: wait for it, or name another folder with EZIO_RACKS",
+            paths.racks.display()
+        ),
+        Err(fs::TryLockError::Error(cause)) => Err(cause).with_context(|| format!("locking {}", path.display())),
+    }
 }
 
 /// An empty folder for logs, whatever was there before.
