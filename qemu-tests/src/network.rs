@@ -12,6 +12,8 @@ use crate::{pcap, ra};
 pub const BRIDGE: &str = "br0";
 /// The server's address.
 pub const SERVER_IP: &str = "10.77.0.1";
+/// The server's hardware address; machines' end in their number.
+const SERVER_MAC: &str = "52:54:00:77:ff:01";
 /// The network in CIDR notation.
 const SERVER_CIDR: &str = "10.77.0.1/24";
 
@@ -27,7 +29,10 @@ impl Network {
     /// # Errors
     /// If the kernel refuses any of it, e.g. because this is not a namespace of our own.
     pub fn new() -> Result<Network> {
-        sh(&format!("ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"))?;
+        // With an address of its own: else it takes its ports' lowest, and machines that know the server by the old one
+        // lose it for up to a minute when another one is switched on.
+        let options = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
+        sh(&format!("ip link add {BRIDGE} address {SERVER_MAC} {options}"))?;
         // Without it the link-local address is useless for the first second.
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{BRIDGE}/accept_dad"), "0")?;
         sh(&format!("ip addr add {SERVER_CIDR} dev {BRIDGE}"))?;

@@ -38,7 +38,9 @@ pub fn in_namespace(name: &str, tools: &[&str], case: impl FnOnce(Lan)) {
     if std::env::var_os(INSIDE).is_some() {
         let dir = tempfile::tempdir().expect("a directory");
         run("ip", &["link", "set", "lo", "up"]);
-        run("ip", &["link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0"]);
+        // Without an address of its own a bridge takes its ports' lowest, and changes it when another station joins.
+        let address = ["address", "52:54:00:77:ff:01"];
+        run("ip", &[&["link", "add", "br0"], &address[..], &["type", "bridge", "forward_delay", "0"]].concat());
         run("ip", &["addr", "add", &format!("{SERVER}/24"), "dev", "br0"]);
         run("ip", &["link", "set", "br0", "up"]);
         return case(Lan { dir });
