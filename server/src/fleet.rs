@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use netboot::MacAddr;
 use report::{Report, Stage};
@@ -43,7 +44,6 @@ pub struct Machine {
 /// All machines.
 #[derive(Debug)]
 pub struct Fleet {
-    path: PathBuf,
     machines: BTreeMap<MacAddr, Machine>,
     dirty: bool,
 }
@@ -51,14 +51,13 @@ pub struct Fleet {
 impl Fleet {
     /// Remembers what was known before. A damaged file costs the memory, not the server.
     pub fn load(state_dir: &Path) -> Fleet {
-        let path = state_dir.join("fleet.json");
-        let machines: Vec<Machine> = state::read(&path)
+        let machines: Vec<Machine> = state::read(&path(state_dir))
             .unwrap_or_else(|error| {
                 log::error!("the machines' history is lost: {error:#}");
                 None
             })
             .unwrap_or_default();
-        Fleet { path, machines: machines.into_iter().map(|machine| (machine.mac, machine)).collect(), dirty: false }
+        Fleet { machines: machines.into_iter().map(|machine| (machine.mac, machine)).collect(), dirty: false }
     }
 
     /// Every machine, by address.
@@ -74,11 +73,11 @@ impl Fleet {
         self.dirty = true;
     }
 
-    /// Takes a report. An important one (a change of stage) is on disk when this returns.
+    /// Takes a report. Whether it is an important one, a change of stage, which should be on disk before it is answered.
     ///
     /// # Errors
     /// In words for the machine, if the report cannot be right.
-    pub fn report(&mut self, mut report: Report) -> Result<(), String> {
+    pub fn report(&mut self, mut report: Report) -> Result<bool, String> {
         let mac: MacAddr = report.mac.parse().map_err(|error| format!("{error}"))?;
         if !mac.is_unicast() {
             return Err(format!("{mac} is no machine's MAC address"));
@@ -97,10 +96,7 @@ impl Fleet {
         machine.asked.clear();
         machine.report = Some(report);
         self.dirty = true;
-        if is_new_stage {
-            self.save();
-        }
-        Ok(())
+        Ok(is_new_stage)
     }
 
     /// Whether the machine has finished this deployment.
@@ -108,16 +104,9 @@ impl Fleet {
         self.machines.get(&mac).is_some_and(|machine| machine.done.as_deref() == Some(deployment))
     }
 
-    /// Writes what has changed; an error is logged, the machines matter more.
-    pub fn save(&mut self) {
-        if !self.dirty {
-            return;
-        }
-        let machines: Vec<&Machine> = self.machines.values().collect();
-        match state::write(&self.path, &machines) {
-            Ok(()) => self.dirty = false,
-            Err(error) => log::error!("the machines' history cannot be kept: {error:#}"),
-        }
+    /// What has to be written, if anything has changed since this was last asked.
+    fn changes(&mut self) -> Option<Vec<Machine>> {
+        std::mem::take(&mut self.dirty).then(|| self.machines.values().cloned().collect())
     }
 
     fn entry(&mut self, mac: MacAddr) -> &mut Machine {
@@ -138,6 +127,37 @@ impl Fleet {
             done: None,
         })
     }
+}
+
+/// Where the machines' history is kept, and who is writing it.
+#[derive(Debug)]
+pub struct History {
+    path: PathBuf,
+    writing: Mutex<()>,
+}
+
+impl History {
+    /// The history in a state directory.
+    pub fn new(state_dir: &Path) -> History {
+        History { path: path(state_dir), writing: Mutex::default() }
+    }
+
+    /// Writes what has changed; when this returns, everything reported before the call is on disk. The machines are
+    /// locked only while they are copied: a disk that takes a second to flush must not hold up a room that boots.
+    /// An error is logged, the machines matter more.
+    pub fn save(&self, fleet: &Mutex<Fleet>) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let fleet = || fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(machines) = fleet().changes() else { return };
+        if let Err(error) = state::write(&self.path, &machines) {
+            fleet().dirty = true;
+            log::error!("the machines' history cannot be kept: {error:#}");
+        }
+    }
+}
+
+fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join("fleet.json")
 }
 
 fn log_stage(mac: MacAddr, report: &Report) {
@@ -173,7 +193,10 @@ mod tests {
         let mut fleet = Fleet::load(dir.path());
         fleet.report(report("restore", "d1")).expect("good");
         assert!(!fleet.is_done(mac, "d1"));
-        fleet.report(report("seeding", "d1")).expect("good");
+        assert!(fleet.report(report("seeding", "d1")).expect("good"), "a new stage");
+        assert!(!fleet.report(report("seeding", "d1")).expect("good"), "the same stage");
+        let history = History::new(dir.path());
+        history.save(&Mutex::new(fleet));
         let fleet = Fleet::load(dir.path());
         assert!(fleet.is_done(mac, "d1"));
         assert!(!fleet.is_done(mac, "d2"));

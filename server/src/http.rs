@@ -167,11 +167,17 @@ async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) ->
         if report.ip.is_empty() {
             report.ip = ends.from.ip().to_canonical().to_string();
         }
-        // The first report of a stage is on disk before it is answered; that takes a disk flush, not a network's time.
-        tokio::task::block_in_place(|| app.room.fleet().report(report))
+        app.room.fleet().report(report)
     });
     match taken {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Ok(is_new_stage) => {
+            if is_new_stage {
+                // On disk before it is answered, so that a machine that is done is never imaged again.
+                let room = app.room.clone();
+                let _ = tokio::task::spawn_blocking(move || room.save_fleet()).await;
+            }
+            StatusCode::NO_CONTENT.into_response()
+        }
         Err(error) => {
             count(&app.room.counters.reports_bad);
             log::debug!("a report from {} makes no sense: {error}", ends.from);

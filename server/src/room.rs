@@ -15,7 +15,7 @@ use netboot::pxe::BootServer;
 use crate::armed::{Armed, Job};
 use crate::binding::Binding;
 use crate::config::Settings;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, History};
 use crate::library::{Image, Library};
 use crate::seeder::SeedStatus;
 
@@ -60,6 +60,7 @@ pub struct Room {
     pub counters: Counters,
     armed: RwLock<Arc<Armed>>,
     fleet: Mutex<Fleet>,
+    history: History,
     images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
     seeds: RwLock<Vec<SeedStatus>>,
 }
@@ -79,6 +80,7 @@ impl Room {
         Room {
             boot_dir: settings.boot_dir(),
             fleet: Mutex::new(Fleet::load(&library.state_dir())),
+            history: History::new(&library.state_dir()),
             settings,
             library,
             bindings,
@@ -103,6 +105,11 @@ impl Room {
     /// The machines; hold it for a moment only.
     pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what the machines have reported; takes as long as the disk takes to flush.
+    pub fn save_fleet(&self) {
+        self.history.save(&self.fleet);
     }
 
     /// Replaces what is known of the armed and published images.

@@ -148,7 +148,7 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
         log::warn!("a service took too long to stop");
     }
-    room.fleet().save();
+    room.save_fleet();
     let _ = std::fs::remove_file(note_path(&state_dir));
     Ok(())
 }
@@ -166,7 +166,7 @@ async fn keep_fleet(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
             () = stopped(&mut stop) => break,
         }
         let room = room.clone();
-        let _ = tokio::task::spawn_blocking(move || room.fleet().save()).await;
+        let _ = tokio::task::spawn_blocking(move || room.save_fleet()).await;
     }
 }
 
