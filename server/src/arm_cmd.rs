@@ -1,6 +1,7 @@
 //! `ezio arm` and `ezio disarm`: which machines are to get which image.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
@@ -10,7 +11,12 @@ use crate::armed::{Armed, Order, Scope, new_deployment};
 use crate::config::{After, Settings, check_line};
 use crate::library::Library;
 use crate::serve::Running;
-use crate::state;
+use crate::{state, status_cmd};
+
+/// How long the server may take to notice; it looks twice a second.
+const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+/// Pause before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Whom the command is for; everybody if nothing is named.
 #[derive(Clone, Debug, Args)]
@@ -72,7 +78,7 @@ impl ArmCommand {
         let scopes = self.whom.scopes(library.dir())?;
         let (deployment, at) = (new_deployment()?, state::unix_now());
         std::fs::create_dir_all(library.state_dir())?;
-        Armed::update(&library.state_dir(), |armed| {
+        let armed = Armed::update(&library.state_dir(), |armed| {
             for scope in &scopes {
                 armed.arm(Order {
                     scope: scope.clone(),
@@ -86,9 +92,7 @@ impl ArmCommand {
             }
         })?;
         println!("armed {} for {} (deployment {deployment})", self.image, words(&scopes));
-        if Running::find(library.dir()).is_err() {
-            println!("no `ezio serve` is running on this library yet");
-        }
+        wait_for_server(library.dir(), &armed);
         Ok(())
     }
 }
@@ -102,9 +106,38 @@ impl DisarmCommand {
         let library = self.whom.library()?;
         let scopes = self.whom.scopes(library.dir())?;
         std::fs::create_dir_all(library.state_dir())?;
-        Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
+        let armed = Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
         println!("disarmed {}", words(&scopes));
+        wait_for_server(library.dir(), &armed);
         Ok(())
+    }
+}
+
+/// Waits until the server does as it was told, so that whoever switches on a machine next can rely on it.
+fn wait_for_server(library: &Path, armed: &Armed) {
+    let Ok(server) = Running::find(library) else {
+        println!("no `ezio serve` is running on this library yet");
+        return;
+    };
+    let agent = status_cmd::agent();
+    let deadline = Instant::now() + NOTICED_WITHIN;
+    loop {
+        match status_cmd::fetch(&agent, &server.url) {
+            Ok(status) if status.armed == armed.orders() => return,
+            Ok(_) if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
+            Ok(status) => {
+                // Two commands at once: the other one's orders came later, and include ours.
+                let is_newer = Armed::load(&library.join("state")).is_ok_and(|now| now.orders() == status.armed);
+                if !is_newer {
+                    println!("the server (process {}) has not taken it over yet: its log says why", server.pid);
+                }
+                return;
+            }
+            Err(error) => {
+                println!("the server (process {}) does not say whether it has noticed: {error:#}", server.pid);
+                return;
+            }
+        }
     }
 }
 

@@ -150,12 +150,11 @@ impl StatusCommand {
                 Running::find(&settings.library_dir())?.url
             }
         };
-        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build().into();
+        let agent = agent();
         loop {
-            let json = fetch(&agent, &url);
-            let text = match (json, self.json) {
-                (Ok(json), true) => json + "\n",
-                (Ok(json), false) => table(&serde_json::from_str(&json).context("reading what the server said")?),
+            let text = match (fetch(&agent, &url), self.json) {
+                (Ok(status), true) => serde_json::to_string(&status).context("writing JSON")? + "\n",
+                (Ok(status), false) => table(&status),
                 (Err(error), _) if self.watch => format!("{error:#}\n"),
                 (Err(error), _) => return Err(error),
             };
@@ -172,15 +171,19 @@ impl StatusCommand {
     }
 }
 
-fn fetch(agent: &ureq::Agent, url: &str) -> anyhow::Result<String> {
+/// A client that does not wait for ever.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build().into()
+}
+
+/// What the server at `url` says of the room.
+///
+/// # Errors
+/// If nobody answers there, or something that is no status.
+pub fn fetch(agent: &ureq::Agent, url: &str) -> anyhow::Result<Status> {
     let asking = || format!("asking {url} for the status: does `ezio serve` run there?");
-    agent
-        .get(format!("{url}/status.json"))
-        .call()
-        .with_context(asking)?
-        .body_mut()
-        .read_to_string()
-        .with_context(asking)
+    let answer = agent.get(format!("{url}/status.json")).call().with_context(asking)?.body_mut().read_to_string();
+    serde_json::from_str(&answer.with_context(asking)?).with_context(|| format!("reading what {url} said"))
 }
 
 /// The table, 100 columns wide where names allow it.
