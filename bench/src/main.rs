@@ -62,9 +62,9 @@ struct Options {
     /// Length of the image for the unshaped runs in MiB.
     #[arg(long, default_value_t = 1024)]
     raw_mib: u64,
-    /// Length of a piece in KiB.
-    #[arg(long, default_value_t = 1024)]
-    piece_kib: u32,
+    /// Length of a piece in KiB; if not given, what `ezio capture` chooses.
+    #[arg(long)]
+    piece_kib: Option<u32>,
     /// Speed of every port in Mbit/s; if not given, 100, and 50 for more than eight receivers.
     #[arg(long)]
     mbit: Option<f64>,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use metainfo::usual_piece_len;
 
 use crate::image::Image;
 use crate::machine::Use;
@@ -69,7 +70,8 @@ pub fn run(command: &Command) -> Result<ExitCode> {
             drop(image.take());
             let dir = Path::new(SCRATCH).join("image");
             crate::sandbox::fresh_dir(&dir)?;
-            image = Some((mib, Image::make(&dir, mib << 20, options.piece_kib << 10, seed)?));
+            let piece_len = options.piece_kib.map_or_else(|| usual_piece_len(mib << 20), |kib| kib << 10);
+            image = Some((mib, Image::make(&dir, mib << 20, piece_len, seed)?));
         }
         let Some((_, image)) = &image else { continue };
         let name = format!("{}-{}-{}-{}", race.case.name(), race.receivers, race.tool.name(), race.run);

@@ -20,7 +20,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::BinaryBytes;
 use layout::Layout;
-use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash};
+use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, usual_piece_len};
 
 use self::pipeline::{Job, default_threads};
 use self::plan::Plan;
@@ -30,12 +30,6 @@ use self::source::Source;
 use crate::library::{DEFAULT_DIR, Image, Library, check_name};
 use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
 
-/// Shortest piece chosen, in bytes: shorter ones cost more messages and a longer torrent.
-const PIECE_LEN_MIN: u32 = 1 << 20;
-/// Longest piece chosen, in bytes: a client holds several in its memory.
-const PIECE_LEN_MAX: u32 = 16 << 20;
-/// Most pieces an image should have, as far as [`PIECE_LEN_MAX`] allows.
-const PIECES_MAX: u64 = 20_000;
 /// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
 /// people call the image.
 const TORRENT_NAME: &str = "root";
@@ -89,7 +83,7 @@ impl Capture {
         }
         let content_len = plan.layout.content_len();
         check_room(library.dir(), content_len)?;
-        let piece_len = self.piece_len.unwrap_or_else(|| choose_piece_len(content_len));
+        let piece_len = self.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
         let geometry = Geometry::new(content_len, piece_len).with_context(|| {
             format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones")
         })?;
@@ -280,15 +274,6 @@ fn read_at(source: &Source, buf: &mut [u8], at: u64) -> anyhow::Result<()> {
     source.file.read_exact_at(buf, at).context(context)
 }
 
-/// The shortest piece that keeps the count within bounds.
-fn choose_piece_len(content_len: u64) -> u32 {
-    let mut len = PIECE_LEN_MIN;
-    while len < PIECE_LEN_MAX && content_len.div_ceil(u64::from(len)) > PIECES_MAX {
-        len *= 2;
-    }
-    len
-}
-
 fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
     let (digits, unit) = match text.trim_end_matches(['i', 'B']).char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
@@ -305,23 +290,6 @@ fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn piece_lengths_give_2000_to_20000_pieces() {
-        for (content_len, len) in [
-            (1, 1 << 20),
-            (20_000 << 20, 1 << 20),
-            ((20_000 << 20) + 1, 2 << 20),
-            (80_000 << 20, 4 << 20),
-            (u64::MAX, 16 << 20),
-        ] {
-            assert_eq!(choose_piece_len(content_len), len, "{content_len}");
-        }
-        for mib in (2_000u64..320_000).step_by(777) {
-            let pieces = (mib << 20).div_ceil(u64::from(choose_piece_len(mib << 20)));
-            assert!((2_000..=20_000).contains(&pieces), "{mib} MiB: {pieces}");
-        }
-    }
 
     #[test]
     fn piece_lengths_are_read_as_people_write_them() {

@@ -9,6 +9,14 @@ pub const BLOCK_LEN: u32 = 16 * 1024;
 pub const MIN_PIECE_LEN: u32 = 16 * 1024;
 /// Largest piece length read, in bytes: a whole piece has to fit a client of 512 MB, several times.
 pub const MAX_PIECE_LEN: u32 = 64 * 1024 * 1024;
+/// [`usual_piece_len`] keeps to these, in bytes, where the number of pieces allows.
+const USUAL_LEN_MIN: u32 = 256 * 1024;
+const USUAL_LEN_MAX: u32 = 4 * 1024 * 1024;
+/// It never gives more, in bytes: a client holds several pieces in its memory.
+const LEN_MAX: u32 = 16 * 1024 * 1024;
+/// Least and most pieces that an image should have.
+const PIECES_WANTED: u64 = 4_000;
+const PIECES_MAX: u64 = 20_000;
 
 /// The number of a piece in its torrent, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,6 +113,20 @@ impl Geometry {
     }
 }
 
+/// The piece length that suits content of this many bytes.
+///
+/// A room loses about ten to twenty times the time of a piece before every link is busy, whatever the size of the image,
+/// so pieces are the longest that still make at least [`PIECES_WANTED`], from 256 KiB to 4 MiB: longer ones cost fewer
+/// messages and less of a processor. Beyond [`PIECES_MAX`] they grow to 16 MiB, so that the torrent stays short.
+pub fn usual_piece_len(content_len: u64) -> u32 {
+    let count = |len: u32| content_len.div_ceil(u64::from(len));
+    let mut len = USUAL_LEN_MIN;
+    while (len < USUAL_LEN_MAX && count(len * 2) >= PIECES_WANTED) || (len < LEN_MAX && count(len) > PIECES_MAX) {
+        len *= 2;
+    }
+    len
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,5 +179,27 @@ mod tests {
         assert_eq!(touched(32767..32769), [0, 1]);
         assert_eq!(touched(32768..65536), [1]);
         assert_eq!(touched(0..u64::MAX), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn usual_pieces_are_many_and_neither_tiny_nor_huge() {
+        const MIB: u64 = 1 << 20;
+        for (content_len, len) in [
+            (0, 256 << 10),
+            (1, 256 << 10),
+            (256 * MIB, 256 << 10),
+            (2_000 * MIB - 1, 256 << 10),
+            (2_000 * MIB, 512 << 10),
+            (8_000 * MIB, 2 << 20),
+            (80_000 * MIB, 4 << 20),
+            (80_000 * MIB + 1, 8 << 20),
+            (u64::MAX, 16 << 20),
+        ] {
+            assert_eq!(usual_piece_len(content_len), len, "{content_len}");
+        }
+        for mib in (1_000..320_000).step_by(777) {
+            let pieces = (mib * MIB).div_ceil(u64::from(usual_piece_len(mib * MIB)));
+            assert!((PIECES_WANTED..=PIECES_MAX).contains(&pieces), "{mib} MiB: {pieces}");
+        }
     }
 }

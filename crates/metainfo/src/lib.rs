@@ -6,5 +6,5 @@ pub mod bencode;
 mod geometry;
 mod torrent;
 
-pub use geometry::{BLOCK_LEN, Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex};
+pub use geometry::{BLOCK_LEN, Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex, usual_piece_len};
 pub use torrent::{FileEntry, ImageFacts, Infohash, Metainfo, MetainfoError, NewTorrent, PieceHash, SwapFacts};
