@@ -21,6 +21,7 @@ use crate::bits::PieceSet;
 use crate::book::Book;
 use crate::buffers::{Cache, PieceBuf, Pool, lock};
 use crate::link::LinkState;
+use crate::pace::TICK;
 use crate::picker::{Ask, Picker};
 use crate::reveal::Reveal;
 use crate::swarm::SwarmError;
@@ -28,12 +29,6 @@ use crate::upload::{Limiter, Slots};
 use crate::verify::Hashing;
 use crate::{Have, Options, Stats, Storage};
 
-/// Bytes asked for and not yet here, over all peers, and at least from each: a LAN's round trip holds about 40 KiB, and
-/// what is reserved at a busy peer cannot be had from an idle one.
-const OUTSTANDING_BYTES: u32 = 2 << 20;
-const OUTSTANDING_LEAST: u32 = 128 << 10;
-/// How often deadlines are looked at.
-const TICK: Duration = Duration::from_millis(100);
 /// Wrong pieces after which a peer is not talked to again.
 const STRIKES: u32 = 2;
 

@@ -7,6 +7,7 @@
 pub mod announce;
 pub mod bits;
 pub mod options;
+pub mod pace;
 pub mod picker;
 pub mod reveal;
 pub mod stats;

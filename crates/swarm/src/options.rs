@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crate::pace::{MEMORY_BYTES, UPLOAD_SLOTS};
+
 /// Which pieces the store already holds, as the caller has proven.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Have {
@@ -44,8 +46,8 @@ impl Default for Options {
             trackers: Vec::new(),
             peers: Vec::new(),
             have: Have::None,
-            memory_bytes: 96 << 20,
-            upload_slots: 3,
+            memory_bytes: MEMORY_BYTES,
+            upload_slots: UPLOAD_SLOTS,
             max_peers: 40,
             up_bytes_per_s: None,
             down_bytes_per_s: None,

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use crate::buffers::{SEGMENT_LEN, lock};
 use crate::engine::{Shared, count};
 use crate::link::Link;
+use crate::pace::{SLOT_STALL, UNACKNOWLEDGED};
 use crate::picker::Ask;
 use crate::upload::Turn;
 use crate::wire::{self, HANDSHAKE_LEN, Handshake, Message, Request, WireError};
@@ -31,11 +32,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that says nothing for this long is gone (BEP 3: keep-alives come every two minutes).
 const SILENCE: Duration = Duration::from_secs(150);
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// A machine whose power was cut acknowledges nothing; the kernel gives up the connection after this.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
-/// A peer that takes nothing for this long loses its place among those being served: its own link is busy with others,
-/// and ours need not wait for it. What it asked for stays, and goes out as it takes it.
-const SLOT_STALL: Duration = Duration::from_millis(100);
 /// Bytes the kernel holds that it has not sent: more would only delay what we ask for behind what we serve.
 const UNSENT_BYTES: u32 = 256 << 10;
 /// Bytes read at a time.

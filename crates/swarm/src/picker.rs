@@ -26,7 +26,7 @@ const DEADLINE_MIN: Duration = Duration::from_secs(2);
 const ABANDON_AFTER: Duration = Duration::from_secs(4);
 /// Blocks asked for this long, or twice as long as their giver usually takes, may be asked of a second peer in the end
 /// game.
-const END_GAME_AGE: Duration = Duration::from_millis(250);
+const END_GAME_AGE: Duration = Duration::from_millis(100);
 /// Blocks that an idle peer takes over at a time in the end game.
 const END_GAME_BLOCKS: usize = 16;
 

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::buffers::lock;
-
-/// A turn is one piece, but at least and at most this many bytes: shorter ones only switch, longer ones keep others waiting.
-const TURN_BYTES: (u64, u64) = (256 << 10, 4 << 20);
+use crate::pace::TURN_BYTES;
 
 type Waiting = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
@@ -23,7 +21,7 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(count: usize, piece_len: u32) -> Slots {
         let (least, most) = TURN_BYTES;
-        Slots { places: Arc::new(Semaphore::new(count.max(1))), turn_bytes: u64::from(piece_len).clamp(least, most) }
+        Slots { places: Arc::new(Semaphore::new(count.max(1))), turn_bytes: u64::from(piece_len.clamp(least, most)) }
     }
 
     /// One link's view of the places.

@@ -6,8 +6,9 @@ use std::time::Instant;
 use metainfo::{BLOCK_LEN, PieceIndex};
 
 use crate::buffers::{PieceBuf, lock};
-use crate::engine::{OUTSTANDING_BYTES, OUTSTANDING_LEAST, Shared, count};
+use crate::engine::{Shared, count};
 use crate::link::Link;
+use crate::pace::{OUTSTANDING_BYTES, OUTSTANDING_LEAST};
 use crate::picker::{Ask, Received};
 use crate::wire::{self, Message, Request};
 

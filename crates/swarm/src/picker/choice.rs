@@ -105,8 +105,13 @@ impl Picker {
     pub(super) fn end_game(&mut self, peer: PeerKey, room: usize, now: Duration, asks: &mut Vec<Ask>) {
         let Some(view) = self.peers.get(&peer) else { return };
         let peers = &self.peers;
-        // What comes at its giver's usual pace is not late: a second copy would only take the link from the first.
-        let patience = |giver| peers.get(&giver).map_or(END_GAME_AGE, |giver| END_GAME_AGE.max(giver.usual * 2));
+        // What comes at its giver's usual pace is not late: a second copy would only take the link from the first. But
+        // nobody waits for a giver that is slow beside the one that has nothing to do.
+        let fast = view.usual * 4;
+        let patience = |giver| {
+            let usual = peers.get(&giver).map_or(Duration::ZERO, |giver| giver.usual * 2);
+            END_GAME_AGE.max(usual.min(fast))
+        };
         for (&piece, started) in &mut self.started {
             if !view.has.contains(piece) || self.alone.contains(&piece) {
                 continue;

@@ -9,17 +9,12 @@ use metainfo::PieceIndex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use swarm::bits::PieceSet;
+use swarm::pace::{MEMORY_BYTES, OUTSTANDING_BYTES, OUTSTANDING_LEAST};
 use swarm::picker::{Ask, Picker, Received};
 use swarm::reveal::Reveal;
 
 use crate::room::{Room, index};
 use crate::turns::Turns;
-
-/// As in the engine: bytes asked for and not yet here, over all peers, and at least from each.
-const OUTSTANDING_BYTES: u32 = 4 << 20;
-const OUTSTANDING_LEAST: u32 = 256 << 10;
-/// Two thirds of the engine's default memory.
-const IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// What one machine has to say to another, at once.
 #[derive(Debug, Default)]
@@ -77,13 +72,14 @@ impl Node {
         let is_seeder = node == 0;
         let have = if is_seeder { PieceSet::full(room.piece_count) } else { PieceSet::new(room.piece_count) };
         let geometry = room.picked();
-        let budget = IN_FLIGHT_BYTES / u64::from(room.piece_len) * u64::from(geometry.piece_len());
+        // Two thirds of the memory, as in the engine.
+        let in_flight = u64::try_from(MEMORY_BYTES / 3 * 2).expect("fits");
+        let budget = in_flight / u64::from(room.piece_len) * u64::from(geometry.piece_len());
         let rate = if room.slow.contains(&node) { room.rate / 10.0 } else { room.rate };
-        let slots = if is_seeder { room.seeder_slots } else { room.receiver_slots };
         Node {
             picker: Picker::new(geometry, &have, budget, &mut rng),
             reveal: is_seeder.then(|| Reveal::new(room.real(), &mut rng)),
-            turns: Turns::new(slots, room),
+            turns: Turns::new(room.slots, room),
             neighbours: Vec::new(),
             is_alive: true,
             finished_at: is_seeder.then_some(Duration::ZERO),

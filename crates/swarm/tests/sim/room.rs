@@ -4,18 +4,16 @@ use std::fmt;
 use std::time::Duration;
 
 use metainfo::{BLOCK_LEN, Geometry};
+use swarm::pace::UPLOAD_SLOTS;
 
 /// When a machine dies, and whether anybody is told.
 #[derive(Clone, Copy, Debug)]
 pub enum Death {
     /// The process ends: its connections are reset at once.
     Killed(Duration),
-    /// The power is cut: nobody hears anything, connections time out after [`UNACKNOWLEDGED`].
+    /// The power is cut: nobody hears anything, connections time out after [`swarm::pace::UNACKNOWLEDGED`].
     PowerCut(Duration),
 }
-
-/// The kernel gives up a connection to a machine that acknowledges nothing after this; as in the engine.
-pub const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// One run. Machine 0 is the seeder, the others are receivers.
 #[derive(Clone, Debug)]
@@ -30,8 +28,8 @@ pub struct Room {
     pub rate: f64,
     /// Most links a machine keeps; the first two thirds are dialled, as in the engine.
     pub max_links: usize,
-    pub seeder_slots: usize,
-    pub receiver_slots: usize,
+    /// Peers a machine serves at the same moment.
+    pub slots: usize,
     /// One way, for every message.
     pub latency: Duration,
     /// Receivers with a tenth of the rate.
@@ -50,11 +48,10 @@ impl Room {
             receivers,
             piece_count,
             piece_len: 1 << 20,
-            blocks: 8,
+            blocks: 4,
             rate: 118e6,
             max_links: 40,
-            seeder_slots: 16,
-            receiver_slots: 8,
+            slots: UPLOAD_SLOTS,
             latency: Duration::from_micros(200),
             slow: Vec::new(),
             late: Vec::new(),

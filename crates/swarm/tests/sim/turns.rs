@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::room::Room;
+use swarm::pace::TURN_BYTES;
 
-/// A turn is one piece, but at least and at most this many bytes; as in the engine.
-const TURN_BYTES: (u32, u32) = (256 << 10, 4 << 20);
+use crate::room::Room;
 
 /// One machine's places and who waits for one.
 #[derive(Debug)]

@@ -14,18 +14,16 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use swarm::bits::PieceSet;
+use swarm::pace::{SLOT_STALL, TICK, UNACKNOWLEDGED};
 use swarm::picker::Ask;
 
 use crate::node::{Node, Said};
-use crate::room::{Death, Outcome, Room, UNACKNOWLEDGED, index};
+use crate::room::{Death, Outcome, Room, index};
 
 /// What a connection's buffers hold between the sender's decision and the receiver.
 const WINDOW_BYTES: u32 = 256 << 10;
 /// Hashing and writing a piece.
 const HASHING: Duration = Duration::from_millis(1);
-/// As in the engine: how often deadlines are looked at, and how long a peer that takes nothing keeps its place.
-const TICK: Duration = Duration::from_millis(100);
-const SLOT_STALL: Duration = Duration::from_millis(500);
 /// Links come up at random within this after both ends have started.
 const DIALLING: Duration = Duration::from_millis(20);
 /// Nobody may take longer than this many times the ideal.
