@@ -28,6 +28,11 @@ pub struct Image {
 
 /// An image of `len` random bytes in a few extents, named by offsets in hex as images are.
 pub fn image(len: usize, piece_len: u32, announce: Option<String>) -> Image {
+    image_with_names(len, piece_len, announce, 32)
+}
+
+/// The same with names of so many digits: EZIO's oldest had 16.
+pub fn image_with_names(len: usize, piece_len: u32, announce: Option<String>, digits: usize) -> Image {
     let mut content = vec![0; len];
     StdRng::seed_from_u64(len as u64).fill(&mut content[..]);
     let hashes = content.chunks(piece_len as usize).map(|piece| Sha1::digest(piece).into()).collect();
@@ -37,7 +42,7 @@ pub fn image(len: usize, piece_len: u32, announce: Option<String>) -> Image {
     for share in [len as u64 / 3, 4096, len as u64 / 5, u64::MAX] {
         let length = share.min(left);
         if length > 0 {
-            files.push(FileEntry { length, path: vec![format!("{offset:032x}")] });
+            files.push(FileEntry { length, path: vec![format!("{offset:0digits$x}")] });
         }
         left -= length;
         offset += length + (1 << 20);

@@ -4,7 +4,7 @@ use std::net::TcpListener as StdListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::common::{HttpTracker, Image, complete, image, options, receiver, seeder, until};
+use crate::common::{HttpTracker, Image, complete, image, image_with_names, options, receiver, seeder, until};
 use swarm::{Have, Options};
 
 /// Kills the program when the test ends, however it ends.
@@ -72,8 +72,22 @@ fn libtorrent(dir: &Path, torrent: &Path, port: u16, peer: &str) -> Running {
     start(command)
 }
 
-fn images() -> [Image; 2] {
-    [image((8 << 20) + 12_345, 256 << 10, None), image((40 << 20) + 1, 16 << 20, None)]
+/// Transmission takes no peers on loopback from a tracker, but answers us when we dial it.
+fn transmission(dir: &Path, torrent: &Path, port: u16) -> Running {
+    let mut command = Command::new("transmission-cli");
+    command.arg("--config-dir").arg(dir.join("transmission")).arg("--download-dir").arg(dir);
+    // On loopback there is no router to map a port.
+    command.args(["--no-portmap", "--no-blocklist", "--no-uplimit", "--no-downlimit", "--encryption-tolerated"]);
+    command.args(["--port", &port.to_string()]).arg(torrent).env("HOME", dir);
+    start(command)
+}
+
+fn images() -> [Image; 3] {
+    [
+        image((8 << 20) + 12_345, 256 << 10, None),
+        image_with_names((20 << 20) + 77, 4 << 20, None, 16),
+        image((40 << 20) + 1, 16 << 20, None),
+    ]
 }
 
 async fn tracker(image: &Image) -> HttpTracker {
@@ -141,6 +155,38 @@ async fn libtorrent_fetches_from_us() {
         let torrent = image.write_torrent(dir.path());
         let _theirs = libtorrent(dir.path(), &torrent, free_port(), &ours.local_addr().to_string());
         until("libtorrent has every byte", || image.is_laid_out(dir.path())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transmission_seeds_to_us() {
+    if is_missing("transmission-cli", &["--version"]) {
+        return;
+    }
+    for image in images() {
+        let dir = tempfile::tempdir().expect("a directory");
+        image.lay_out(dir.path());
+        let port = free_port();
+        let _theirs = transmission(dir.path(), &image.write_torrent(dir.path()), port);
+        let peers = vec![([127, 0, 0, 1], port).into()];
+        let (swarm, store) = receiver(&image, Options { peers, ..options(Have::None) }).await;
+        complete(&swarm).await;
+        assert!(store.is_right());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transmission_fetches_from_us() {
+    if is_missing("transmission-cli", &["--version"]) {
+        return;
+    }
+    for image in images() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let port = free_port();
+        let _theirs = transmission(dir.path(), &image.write_torrent(dir.path()), port);
+        let peers = vec![([127, 0, 0, 1], port).into()];
+        let _ours = seeder(&image, Options { peers, ..options(Have::All) }).await;
+        until("Transmission has every byte", || image.is_laid_out(dir.path())).await;
     }
 }
 
