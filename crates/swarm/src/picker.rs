@@ -24,6 +24,8 @@ use crate::bits::PieceSet;
 const DEADLINE_MIN: Duration = Duration::from_secs(2);
 /// A piece that holds memory while nothing of it arrives is given up after this, if the memory is needed.
 const ABANDON_AFTER: Duration = Duration::from_secs(4);
+/// A peer that was late is tried again after this: the others may be worse, or gone.
+const PROBE_AFTER: Duration = Duration::from_secs(2);
 /// Blocks asked for this long, or twice as long as their giver usually takes, may be asked of a second peer in the end
 /// game.
 const END_GAME_AGE: Duration = Duration::from_millis(100);
@@ -103,7 +105,16 @@ struct View {
     outstanding: usize,
     usual: Duration,
     can_ask: bool,
+    /// It was late: it is asked for one block at a time until it answers, and for new pieces from `probe_at` on.
     is_snubbed: bool,
+    probe_at: Duration,
+}
+
+impl View {
+    fn snub(&mut self, now: Duration) {
+        self.is_snubbed = true;
+        self.probe_at = now + PROBE_AFTER;
+    }
 }
 
 /// The state of the download.
@@ -177,6 +188,7 @@ impl Picker {
             usual: Duration::ZERO,
             can_ask: false,
             is_snubbed: false,
+            probe_at: Duration::ZERO,
         };
         self.peers.insert(peer, view);
     }
@@ -348,7 +360,7 @@ impl Picker {
                     overdue.cancels.push((asked, Ask { piece, block }));
                     if let Some(view) = self.peers.get_mut(&asked) {
                         view.outstanding = view.outstanding.saturating_sub(1);
-                        view.is_snubbed = true;
+                        view.snub(now);
                     }
                 }
             }

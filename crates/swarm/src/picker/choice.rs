@@ -26,7 +26,7 @@ impl Picker {
             self.give(peer, piece);
             return Some(piece);
         }
-        if view.unstarted > 0 && !view.is_snubbed && self.has_room() {
+        if view.unstarted > 0 && self.has_room() && (!view.is_snubbed || now >= view.probe_at) {
             let piece = self.rarest_missing(view, rng)?;
             self.start(piece, now);
             self.give(peer, piece);

@@ -22,7 +22,7 @@ impl Picker {
             }
             if let Some(view) = self.peers.get_mut(&peer) {
                 view.asked.pop_front();
-                view.is_snubbed = true;
+                view.snub(now);
                 view.giving = None;
             }
             self.release(peer, ask);

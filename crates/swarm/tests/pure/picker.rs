@@ -132,6 +132,23 @@ fn late_blocks_go_to_another_peer_with_a_cancel() {
 }
 
 #[test]
+fn who_was_late_is_tried_again() {
+    let mut case = case(8, 8);
+    case.peer(1, 0..8);
+    case.peer(2, 0..8);
+    let late = case.ask(1, 4, NOW);
+    let [soon, later] = [3, 5].map(Duration::from_secs);
+    assert_eq!(case.picker.tick(soon).cancels.len(), late.len());
+    assert_eq!(pieces(&case.ask(2, 4, soon)), pieces(&late), "somebody else takes over");
+    assert_eq!(case.ask(1, 4, soon), [], "no new piece for now");
+    let probe = case.ask(1, 4, later);
+    assert_eq!(probe.len(), 1, "one block, to see whether it answers");
+    assert_eq!(case.ask(1, 4, later), [], "one at a time");
+    case.get(1, &probe);
+    assert_eq!(case.ask(1, 4, later).len(), 4, "it does");
+}
+
+#[test]
 fn the_end_game_asks_twice_and_cancels_once() {
     let mut case = case(1, 1);
     case.peer(1, 0..1);
