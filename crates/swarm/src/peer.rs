@@ -162,9 +162,28 @@ async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> R
 
 /// Acts on every whole message in `bytes`; how many bytes those were.
 fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8]) -> Result<usize, LinkError> {
+    let (mut arrived, mut haves) = (Vec::new(), Vec::new());
+    let used = sort_messages(shared, link, bytes, &mut arrived, &mut haves);
+    // Also if nonsense follows them: they are in their buffers, which take no block twice.
+    if !arrived.is_empty() {
+        shared.blocks_arrived(link, &arrived);
+    }
+    if !haves.is_empty() && !shared.peer_has(link, haves.into_iter()) {
+        return Err(LinkError::Useless);
+    }
+    used
+}
+
+/// Acts on every whole message in `bytes`, but leaves it to the caller to account for the blocks that are in their
+/// buffers and the pieces that the peer says it has, many at a time. How many bytes the messages were.
+fn sort_messages(
+    shared: &Arc<Shared>,
+    link: &Link,
+    bytes: &[u8],
+    arrived: &mut Vec<Ask>,
+    haves: &mut Vec<PieceIndex>,
+) -> Result<usize, LinkError> {
     let mut used = 0;
-    let mut arrived = Vec::new();
-    let mut haves = Vec::new();
     while let Some((message, len)) = wire::decode(&bytes[used..], &shared.geometry)? {
         used += len;
         match message {
@@ -196,12 +215,6 @@ fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8]) -> Result<usiz
             Message::Choke => shared.peer_lets_us_ask(link, false),
             Message::Interested | Message::NotInterested | Message::KeepAlive | Message::Ignored(_) => {}
         }
-    }
-    if !arrived.is_empty() {
-        shared.blocks_arrived(link, &arrived);
-    }
-    if !haves.is_empty() && !shared.peer_has(link, haves.into_iter()) {
-        return Err(LinkError::Useless);
     }
     Ok(used)
 }
