@@ -155,7 +155,13 @@ impl Shared {
             let seeders = core.links.iter().filter(|(key, _)| core.picker.is_seeder(**key));
             seeders.for_each(|(_, state)| state.link.finish.notify_one());
         }
-        core.wake(true);
+        // Who waits for something that it asked of us hears of the piece together with that, in one packet: it has enough
+        // to ask for, and a packet for each piece to each peer is a good part of the load. Anything it says wakes its link.
+        for state in core.links.values() {
+            if state.is_hungry || lock(&state.link.uploads).is_empty() {
+                state.link.wake.notify_one();
+            }
+        }
     }
 
     pub(crate) fn piece_was_wrong(&self, piece: PieceIndex, givers: &[u64]) {
