@@ -54,6 +54,22 @@ enum Command {
     Restore(restore_cmd::RestoreCommand),
 }
 
+/// Lets freed pieces go back to the kernel. By itself glibc keeps them after the first one has been freed, and with
+/// pieces of 16 MiB a receiver grew to 290 MiB instead of 120. musl does this anyway.
+#[cfg(target_env = "gnu")]
+fn give_memory_back() {
+    /// Length in bytes from which memory has a mapping of its own, which ends when it is freed.
+    const OWN_MAPPING: i32 = 1 << 20;
+    // SAFETY: mallopt only sets a number in the allocator, and no other thread runs yet.
+    let is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING) };
+    if is_set != 1 {
+        log::debug!("glibc keeps its own idea of which memory to give back");
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn give_memory_back() {}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
@@ -62,6 +78,7 @@ fn main() -> ExitCode {
         _ => log::LevelFilter::Trace,
     };
     env_logger::Builder::new().filter_level(level).parse_default_env().init();
+    give_memory_back();
     let result = match cli.command {
         Command::Capture(command) => command.run(),
         Command::Image(command) => command.run(),
