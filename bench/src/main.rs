@@ -32,12 +32,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Shaped, faults and raw.
+    /// Shaped, faults, hostile and raw.
     All(Options),
     /// One seeder and N receivers, every machine on a shaped port.
     Shaped(Options),
     /// Eight receivers: one late, one slow, one that dies.
     Faults(Options),
+    /// Eight receivers, and five peers that lie, stall, flood, babble and boast.
+    Hostile(Options),
     /// Unshaped, one to one and one to three.
     Raw(Options),
     /// Makes the tables and the plot again from results that are there.

@@ -16,8 +16,42 @@ pub enum Case {
     /// Eight, of which one joins at half time, one has a tenth of the speed, and one loses its cable and dies at half
     /// time.
     Faults,
+    /// Eight, and beside them one peer for each [`Misdeed`].
+    Hostile,
     /// Unshaped: what the processors can do.
     Raw,
+}
+
+/// What a hostile peer does; `hostile.py` tells more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Misdeed {
+    /// Answers with wrong bytes.
+    Lies,
+    /// Takes requests and answers none.
+    Stalls,
+    /// Asks for everything again and again and reads nothing.
+    Floods,
+    /// Sends noise.
+    Garbage,
+    /// Says it has everything, and hangs up when it is asked.
+    Claims,
+}
+
+impl Misdeed {
+    /// All of them.
+    pub const ALL: [Misdeed; 5] = [Misdeed::Lies, Misdeed::Stalls, Misdeed::Floods, Misdeed::Garbage, Misdeed::Claims];
+
+    /// As `hostile.py` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Misdeed::Lies => "lies",
+            Misdeed::Stalls => "stalls",
+            Misdeed::Floods => "floods",
+            Misdeed::Garbage => "garbage",
+            Misdeed::Claims => "claims",
+        }
+    }
 }
 
 /// What happens to a receiver.
@@ -32,6 +66,8 @@ pub enum Fate {
     Slow,
     /// Loses its cable and dies at half time.
     Killed,
+    /// It is no receiver, but somebody who disturbs the others.
+    Hostile(Misdeed),
 }
 
 /// One run.
@@ -86,6 +122,7 @@ impl Case {
         match self {
             Case::Shaped => "shaped",
             Case::Faults => "faults",
+            Case::Hostile => "hostile",
             Case::Raw => "raw",
         }
     }
@@ -97,6 +134,10 @@ impl Case {
             let end = receivers.saturating_sub(3);
             fates.truncate(end);
             fates.extend([Fate::Late, Fate::Slow, Fate::Killed]);
+        }
+        if self == Case::Hostile {
+            fates.truncate(receivers.saturating_sub(Misdeed::ALL.len()));
+            fates.extend(Misdeed::ALL.map(Fate::Hostile));
         }
         fates
     }
@@ -178,7 +219,8 @@ impl Outcome {
 
     /// Most memory a receiver held, in bytes.
     pub fn peak_rss(&self) -> u64 {
-        self.peers.iter().map(|peer| peer.peak_rss).max().unwrap_or(0)
+        let receivers = self.peers.iter().filter(|peer| !matches!(peer.fate, Fate::Hostile(_)));
+        receivers.map(|peer| peer.peak_rss).max().unwrap_or(0)
     }
 
     fn finished(&self) -> impl Iterator<Item = &Peer> {

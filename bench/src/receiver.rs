@@ -9,7 +9,7 @@ use crate::outcome::{Fate, Peer};
 use crate::process::{Cost, Process};
 use crate::rack::{Node, Rack, Traffic};
 use crate::sandbox::fresh_dir;
-use crate::tool::{Setting, Tool};
+use crate::tool::{self, Setting, Tool};
 
 /// A machine's program, and when it did what.
 pub struct Receiver {
@@ -56,7 +56,10 @@ impl Receiver {
     /// # Errors
     /// If it does not start.
     pub fn launch(&mut self, setting: &Setting, rack: &Rack, logs: &Path) -> Result<()> {
-        let command = self.tool.receiver(setting, &rack.nodes[0], self.node(rack), self.index, &self.dir)?;
+        let command = match self.fate {
+            Fate::Hostile(misdeed) => tool::hostile(self.node(rack), misdeed, setting)?,
+            _ => self.tool.receiver(setting, &rack.nodes[0], self.node(rack), self.index, &self.dir)?,
+        };
         let log = logs.join(format!("receiver{:02}.log", self.index + 1));
         self.process = Some(Process::start(&format!("receiver {}", self.index + 1), command, &log)?);
         Ok(())
@@ -97,7 +100,8 @@ impl Receiver {
     /// # Errors
     /// If it has failed.
     pub fn look(&mut self) -> Result<()> {
-        let Some(process) = self.process.as_mut().filter(|_| self.fate != Fate::Killed) else { return Ok(()) };
+        let is_watched = self.fate != Fate::Killed;
+        let Some(process) = self.process.as_mut().filter(|_| is_watched) else { return Ok(()) };
         if self.completed.is_none() {
             self.completed = self.tool.completed(process);
         }
@@ -113,7 +117,7 @@ impl Receiver {
 
     /// Whether the run need not wait for it.
     pub fn is_done(&self) -> bool {
-        self.is_complete() || matches!(self.fate, Fate::Slow | Fate::Killed)
+        self.is_complete() || matches!(self.fate, Fate::Slow | Fate::Killed | Fate::Hostile(_))
     }
 
     /// Whether it has everything.

@@ -10,7 +10,7 @@ use metainfo::usual_piece_len;
 
 use crate::image::Image;
 use crate::machine::Use;
-use crate::outcome::{Case, Outcome};
+use crate::outcome::{Case, Misdeed, Outcome};
 use crate::race::Race;
 use crate::sandbox::SCRATCH;
 use crate::tool::{self, Tool};
@@ -26,6 +26,8 @@ const SLOW: f64 = 50.0;
 const RAW: [usize; 2] = [1, 3];
 /// Receivers of the case with faults.
 const FAULTY: usize = 8;
+/// Machines of the case with hostile peers: eight receivers, and those.
+const HOSTILE: usize = 8 + Misdeed::ALL.len();
 const RESULTS: &str = "results.json";
 
 /// Runs what the command says.
@@ -34,9 +36,10 @@ const RESULTS: &str = "results.json";
 /// If nothing can be measured here. A run that fails is an outcome, shown and remembered in the exit code.
 pub fn run(command: &Command) -> Result<ExitCode> {
     let (cases, options): (&[Case], &Options) = match command {
-        Command::All(options) => (&[Case::Shaped, Case::Faults, Case::Raw], options),
+        Command::All(options) => (&[Case::Shaped, Case::Faults, Case::Hostile, Case::Raw], options),
         Command::Shaped(options) => (&[Case::Shaped], options),
         Command::Faults(options) => (&[Case::Faults], options),
+        Command::Hostile(options) => (&[Case::Hostile], options),
         Command::Raw(options) | Command::Report(options) => (&[Case::Raw], options),
     };
     // A copy, so that a build meanwhile changes nothing.
@@ -125,18 +128,20 @@ fn plan(cases: &[Case], options: &Options, seed: u64) -> Vec<Race> {
             Case::Shaped => (&[Tool::Ezio, Tool::Aria2, Tool::Libtorrent, Tool::Udpcast], &SHAPED),
             // udpcast's receivers have to be there at the start, all of them.
             Case::Faults => (&[Tool::Ezio, Tool::Aria2, Tool::Libtorrent], &[FAULTY]),
+            Case::Hostile => (&[Tool::Ezio], &[HOSTILE]),
             Case::Raw => (&[Tool::Ezio, Tool::Libtorrent, Tool::Socat], &RAW),
         };
         let tools = if options.tools.is_empty() { tools } else { &options.tools };
-        let counts = if options.receivers.is_empty() || case == Case::Faults { counts } else { &options.receivers };
+        let is_fixed = matches!(case, Case::Faults | Case::Hostile);
+        let counts = if options.receivers.is_empty() || is_fixed { counts } else { &options.receivers };
         for run in 1..=options.runs {
             for &receivers in counts {
                 for &tool in tools {
-                    let is_impossible = case == Case::Faults && !tool.has_tracker();
+                    let is_impossible = is_fixed && !tool.has_tracker();
                     if is_impossible {
                         continue;
                     }
-                    let by_number = if receivers > FEW { SLOW } else { FAST };
+                    let by_number = if receivers > FEW && !is_fixed { SLOW } else { FAST };
                     let mbit = (case != Case::Raw).then(|| options.mbit.unwrap_or(by_number));
                     let number = races.len() as u64;
                     let seed = seed.wrapping_mul(0x9e37_79b9).wrapping_add(number);

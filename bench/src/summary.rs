@@ -50,7 +50,7 @@ fn counting<'a>(runs: &'a [&Outcome]) -> impl Iterator<Item = &'a Outcome> {
 /// Markdown tables of everything.
 pub fn tables(outcomes: &[Outcome], missing: &[(Tool, String)]) -> String {
     let mut out = String::new();
-    for case in [Case::Shaped, Case::Faults, Case::Raw] {
+    for case in [Case::Shaped, Case::Faults, Case::Hostile, Case::Raw] {
         let groups = group(outcomes).into_iter().filter(|((of, _, _), _)| *of == case);
         let rows: Vec<String> = groups.map(|((_, n, tool), runs)| row(case, n, tool, &runs)).collect();
         if rows.is_empty() {
@@ -82,6 +82,12 @@ fn heading(case: Case) -> &'static str {
         Case::Faults => {
             "### One late, one at a tenth of the speed, one unplugged at half time\n\n\
              | tool | receivers | runs | ratio of the healthy | late one's own | last ÷ median | seeder copies | \
+             waste | CPU s/GiB seeder, receiver | peak MiB | machine busy, by the tool |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|\n"
+        }
+        Case::Hostile => {
+            "### Five hostile peers beside the receivers\n\n\
+             | tool | machines | runs | ratio of the receivers | with read-back | last ÷ median | seeder copies | \
              waste | CPU s/GiB seeder, receiver | peak MiB | machine busy, by the tool |\n\
              |---|---|---|---|---|---|---|---|---|---|---|\n"
         }

@@ -10,12 +10,15 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Image, Shape};
+use crate::outcome::Misdeed;
 use crate::process::{Process, find_program};
 use crate::rack::Node;
 
 const LT_PEER: &str = include_str!("../lt_peer.py");
 /// What [`LT_PEER`] is called where it is run.
 const LT_PEER_NAME: &str = "/run/lt_peer.py";
+const HOSTILE: &str = include_str!("../hostile.py");
+const HOSTILE_NAME: &str = "/run/hostile.py";
 /// Printed by aria2's hook.
 const ARIA2_COMPLETE: &str = "every piece is there";
 /// First port of socat's seeders.
@@ -214,7 +217,20 @@ impl Tool {
 /// # Errors
 /// If it cannot be written.
 pub fn prepare() -> Result<()> {
-    std::fs::write(LT_PEER_NAME, LT_PEER).with_context(|| format!("writing {LT_PEER_NAME}"))
+    for (name, text) in [(LT_PEER_NAME, LT_PEER), (HOSTILE_NAME, HOSTILE)] {
+        std::fs::write(name, text).with_context(|| format!("writing {name}"))?;
+    }
+    Ok(())
+}
+
+/// The program of a peer that means no good.
+///
+/// # Errors
+/// If there is no Python.
+pub fn hostile(node: &Node, misdeed: Misdeed, setting: &Setting) -> Result<Command> {
+    let mut command = node.command("python3")?;
+    command.arg(HOSTILE_NAME).arg(misdeed.name()).arg(setting.torrent).arg(setting.tracker);
+    Ok(command)
 }
 
 /// A progress line of `ezio restore --json` that says that every piece was checked and written.
