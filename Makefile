@@ -33,7 +33,7 @@ demo:
 test:
 	scripts/test
 
-# Our swarm beside udpcast, aria2 and libtorrent on a rack of shaped links; half an hour. Figures in build/bench.
+# Our swarm beside udpcast, aria2 and libtorrent on a rack of shaped links; an hour. Figures in build/bench.
 bench: setup
 	$(CARGO) build --release --locked -p server -p bench && target/release/bench all
 
