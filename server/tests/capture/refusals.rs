@@ -204,7 +204,7 @@ fn damaged_images_are_listed_with_the_reason_beside_the_good_ones() {
     let output = place.ezio(&["image", "verify", "flipped"]).output().expect("ezio runs");
     let said = text(&output);
     assert!(!output.status.success());
-    assert!(said.contains("piece 2 is bad") && said.contains("1048576 bytes at 0x200000"), "{said}");
+    assert!(said.contains("piece 9 is bad") && said.contains("262144 bytes at 0x240000"), "{said}");
     for name in names {
         place.ezio_ok(&["image", "remove", name]);
     }
