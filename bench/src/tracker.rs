@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use metainfo::Infohash;
+use nix::sys::socket::{Shutdown, shutdown};
 use swarm::tracker::{AnnounceQuery, Tracker, failure};
 
 const PORT: u16 = 6969;
@@ -21,10 +22,9 @@ pub fn url(ip: Ipv4Addr) -> String {
 
 /// A running tracker; closed when dropped.
 pub struct Server {
-    addr: SocketAddr,
+    listener: TcpListener,
     infohash: Infohash,
     state: Arc<Mutex<Tracker>>,
-    is_over: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -38,19 +38,15 @@ impl Server {
         let mut tracker = Tracker::new();
         tracker.allow(infohash);
         let state = Arc::new(Mutex::new(tracker));
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (shared, over) = (Arc::clone(&state), Arc::clone(&is_over));
+        let (shared, accepting) = (Arc::clone(&state), listener.try_clone().context("sharing the tracker's port")?);
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if over.load(Ordering::Relaxed) {
-                    return;
-                }
+            while let Ok((stream, _)) = accepting.accept() {
                 let state = Arc::clone(&shared);
                 // A client that does not get its answer shows in the measurement.
                 std::thread::spawn(move || answer(stream, &state));
             }
         });
-        Ok(Server { addr, infohash, state, is_over })
+        Ok(Server { listener, infohash, state })
     }
 
     /// How many peers have announced themselves.
@@ -62,9 +58,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        // Wakes the listener.
-        let _ = TcpStream::connect(self.addr);
+        // Wakes the thread that accepts. Its address may be gone with the rack, so nobody could connect any more; and left
+        // open, the port would be taken when another rack gets the same address.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }
 
