@@ -105,7 +105,7 @@ impl Shared {
     pub(crate) fn new(meta: Arc<Metainfo>, storage: Arc<dyn Storage>, options: &Options, port: u16) -> Shared {
         let geometry = meta.geometry;
         let have = match &options.have {
-            Have::None => PieceSet::new(geometry.piece_count()),
+            Have::None | Have::Unknown => PieceSet::new(geometry.piece_count()),
             Have::All => PieceSet::full(geometry.piece_count()),
             Have::These(held) => {
                 let mut set = PieceSet::new(geometry.piece_count());
@@ -123,8 +123,13 @@ impl Shared {
         let mut peer_id = *b"-EZ0100-            ";
         rng.fill(&mut peer_id[8..]);
         let is_complete = have.is_full();
+        let budget = u64::try_from(in_flight).expect("fits");
+        let picker = match options.have {
+            Have::Unknown => Picker::of_unknown(geometry, budget, &mut rng),
+            _ => Picker::new(geometry, &have, budget, &mut rng),
+        };
         let core = Core {
-            picker: Picker::new(geometry, &have, u64::try_from(in_flight).expect("fits"), &mut rng),
+            picker,
             reveal: is_complete.then(|| Reveal::new(geometry, &mut rng)),
             rng,
             have_log: Vec::new(),

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::pace::{MEMORY_BYTES, UPLOAD_SLOTS};
 
-/// Which pieces the store already holds, as the caller has proven.
+/// Which pieces the store already holds, as the caller has proven or will prove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Have {
     /// Nothing: a fresh receiver.
@@ -14,6 +14,9 @@ pub enum Have {
     All,
     /// One entry a piece; missing entries count as not held.
     These(Vec<bool>),
+    /// Nobody knows yet. The owner looks, and says it with [`crate::Swarm::found`] and [`crate::Swarm::lacks`]; until then
+    /// a piece is neither asked for nor given.
+    Unknown,
 }
 
 /// How one swarm is to run. [`Options::default`] suits a receiver of 512 MB.

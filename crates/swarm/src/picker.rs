@@ -2,6 +2,7 @@
 //!
 //! States of a piece: *missing* (in the bucket of its availability) → *started* (blocks free, asked or got) → *hashing* →
 //! *have*, or back to *missing* if the hash was wrong. Only missing pieces are in buckets, only started ones have blocks.
+//! A piece may begin as *unknown*: its owner is still looking whether it is there.
 //!
 //! A peer is asked, in this order, for: the piece it is giving; a piece whose giver has gone; a new piece, if memory
 //! allows; a share of a piece that others are giving (this is how large pieces come from many peers); and when nothing
@@ -69,6 +70,7 @@ pub struct Overdue {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
+    Unknown,
     Missing,
     Started,
     Hashing,
@@ -124,6 +126,7 @@ pub struct Picker {
     state: Vec<State>,
     have: PieceSet,
     missing: PieceSet,
+    unknown: u32,
     availability: Vec<usize>,
     /// `buckets[a]` holds the missing pieces that `a` peers have; `place` is a missing piece's index in its bucket.
     buckets: Vec<Vec<PieceIndex>>,
@@ -147,6 +150,7 @@ impl Picker {
             state: vec![State::Have; count],
             have: have.clone(),
             missing: PieceSet::new(geometry.piece_count()),
+            unknown: 0,
             availability: vec![0; count],
             buckets: vec![Vec::new()],
             place: vec![0; count],
@@ -164,6 +168,36 @@ impl Picker {
             picker.enter_bucket(piece);
         }
         picker
+    }
+
+    /// The same, but whether the pieces are there has still to be found out, by [`Picker::found`] and [`Picker::lacks`].
+    pub fn of_unknown(geometry: Geometry, budget: u64, rng: &mut impl Rng) -> Picker {
+        let mut picker = Picker::new(geometry, &PieceSet::full(geometry.piece_count()), budget, rng);
+        picker.have = PieceSet::new(geometry.piece_count());
+        picker.state.fill(State::Unknown);
+        picker.unknown = geometry.piece_count();
+        picker
+    }
+
+    /// An unknown piece is there, and right. True if that is news.
+    pub fn found(&mut self, piece: PieceIndex) -> bool {
+        if self.state.get(piece.as_usize()) != Some(&State::Unknown) {
+            return false;
+        }
+        self.unknown -= 1;
+        self.hold(piece);
+        true
+    }
+
+    /// An unknown piece is not there, or not right: it is wanted from now on. True if that is news.
+    pub fn lacks(&mut self, piece: PieceIndex) -> bool {
+        if self.state.get(piece.as_usize()) != Some(&State::Unknown) {
+            return false;
+        }
+        self.unknown -= 1;
+        self.state[piece.as_usize()] = State::Missing;
+        self.enter_bucket(piece);
+        true
     }
 
     /// The pieces that are verified.
@@ -254,7 +288,7 @@ impl Picker {
             let Some(piece) = self.choose(peer, now, rng) else { break };
             self.ask_free_blocks(peer, piece, room, now, &mut asks);
         }
-        if asks.is_empty() && was_idle && room > 0 && self.missing.count() == 0 {
+        if asks.is_empty() && was_idle && room > 0 && self.is_all_started() {
             self.end_game(peer, room.min(END_GAME_BLOCKS), now, &mut asks);
         }
         if let Some(view) = self.peers.get_mut(&peer) {
@@ -317,13 +351,22 @@ impl Picker {
         if self.state[piece.as_usize()] != State::Hashing {
             return;
         }
-        self.state[piece.as_usize()] = State::Have;
         self.bytes_in_flight -= u64::from(self.geometry.len_of(piece));
-        self.have.insert(piece);
         self.alone.remove(&piece);
+        self.hold(piece);
+    }
+
+    fn hold(&mut self, piece: PieceIndex) {
+        self.state[piece.as_usize()] = State::Have;
+        self.have.insert(piece);
         for view in self.peers.values_mut().filter(|view| view.has.contains(piece)) {
             view.wanted -= 1;
         }
+    }
+
+    /// Whether no new piece can be started any more.
+    fn is_all_started(&self) -> bool {
+        self.missing.count() == 0 && self.unknown == 0
     }
 
     /// The piece's hash was wrong: all of it is asked for again, `alone` from a single peer.
@@ -346,7 +389,7 @@ impl Picker {
         for peer in late {
             self.release_late(peer, now, &mut overdue.cancels);
         }
-        if self.has_room() || self.missing.count() == 0 {
+        if self.has_room() || self.is_all_started() {
             return overdue;
         }
         let stuck = |started: &Started| now.saturating_sub(started.last_block_at) >= ABANDON_AFTER;

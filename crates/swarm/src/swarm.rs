@@ -88,6 +88,17 @@ impl Swarm {
         self.shared.holds(piece)
     }
 
+    /// The owner has looked, and the store holds these pieces, right: they are given to others from now on. For a swarm
+    /// that began with [`crate::Have::Unknown`]; pieces that were known already are passed over.
+    pub fn found(&self, pieces: &[PieceIndex]) {
+        self.shared.found(pieces);
+    }
+
+    /// The owner has looked, and the store does not hold these pieces: they are asked for from now on.
+    pub fn lacks(&self, pieces: &[PieceIndex]) {
+        self.shared.lacks(pieces);
+    }
+
     /// Waits until every piece is verified and written.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::time::Instant;
 use metainfo::{BLOCK_LEN, PieceIndex};
 
 use crate::buffers::{PieceBuf, lock};
-use crate::engine::{Shared, count};
+use crate::engine::{Core, Shared, count};
 use crate::link::Link;
 use crate::pace::{OUTSTANDING_BYTES, OUTSTANDING_LEAST};
 use crate::picker::{Ask, Received};
@@ -137,13 +137,37 @@ impl Shared {
         }
     }
 
-    // Hashing has news.
+    // Hashing and the owner have news.
 
     pub(crate) fn piece_verified(&self, piece: PieceIndex) {
         let core = &mut *lock(&self.core);
         core.picker.verified(piece);
-        core.bytes_have += u64::from(self.geometry.len_of(piece));
-        core.have_log.push(piece);
+        self.now_held(core, &[piece]);
+        // Who waits for something that it asked of us hears of the piece together with that, in one packet: it has enough
+        // to ask for, and a packet for each piece to each peer is a good part of the load. Anything it says wakes its link.
+        for state in core.links.values() {
+            if state.is_hungry || lock(&state.link.uploads).is_empty() {
+                state.link.wake.notify_one();
+            }
+        }
+    }
+
+    pub(crate) fn found(&self, pieces: &[PieceIndex]) {
+        let core = &mut *lock(&self.core);
+        let news: Vec<PieceIndex> = pieces.iter().copied().filter(|&piece| core.picker.found(piece)).collect();
+        self.now_held(core, &news);
+        core.wake(true);
+    }
+
+    pub(crate) fn lacks(&self, pieces: &[PieceIndex]) {
+        let core = &mut *lock(&self.core);
+        pieces.iter().for_each(|&piece| drop(core.picker.lacks(piece)));
+        core.wake(true);
+    }
+
+    fn now_held(&self, core: &mut Core, pieces: &[PieceIndex]) {
+        core.bytes_have += pieces.iter().map(|&piece| u64::from(self.geometry.len_of(piece))).sum::<u64>();
+        core.have_log.extend_from_slice(pieces);
         if core.picker.have().is_full() {
             self.outcome.send_if_modified(|outcome| {
                 let is_first = outcome.is_none();
@@ -154,13 +178,6 @@ impl Shared {
             });
             let seeders = core.links.iter().filter(|(key, _)| core.picker.is_seeder(**key));
             seeders.for_each(|(_, state)| state.link.finish.notify_one());
-        }
-        // Who waits for something that it asked of us hears of the piece together with that, in one packet: it has enough
-        // to ask for, and a packet for each piece to each peer is a good part of the load. Anything it says wakes its link.
-        for state in core.links.values() {
-            if state.is_hungry || lock(&state.link.uploads).is_empty() {
-                state.link.wake.notify_one();
-            }
         }
     }
 

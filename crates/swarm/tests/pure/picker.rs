@@ -211,6 +211,29 @@ fn what_is_held_is_not_asked_for() {
     assert!(case.picker.have().is_full() && !case.picker.wants_from(1));
 }
 
+#[test]
+fn what_is_unknown_is_neither_asked_for_nor_given() {
+    let geometry = Geometry::new(4 * 65536, 65536).expect("sane");
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut case = Case { picker: Picker::of_unknown(geometry, 1 << 20, &mut rng), rng };
+    case.peer(1, 0..4);
+    assert!(case.ask(1, 99, NOW).is_empty() && case.picker.have().count() == 0);
+    assert!(case.picker.found(PieceIndex(2)) && !case.picker.found(PieceIndex(2)) && !case.picker.lacks(PieceIndex(2)));
+    assert!(case.picker.lacks(PieceIndex(1)) && !case.picker.found(PieceIndex(1)) && !case.picker.found(PieceIndex(9)));
+    let asks = case.ask(1, 99, NOW);
+    assert_eq!(pieces(&asks), [1].into());
+    case.get(1, &asks);
+    // A peer that comes later is asked for the rest once that is known to be missing.
+    case.peer(2, 0..4);
+    assert!(case.ask(2, 99, NOW).is_empty() && case.picker.wants_from(2));
+    case.picker.lacks(PieceIndex(0));
+    case.picker.found(PieceIndex(3));
+    let asks = case.ask(2, 99, NOW);
+    assert_eq!(pieces(&asks), [0].into());
+    case.get(2, &asks);
+    assert!(case.picker.have().is_full() && !case.picker.wants_from(1) && !case.picker.wants_from(2));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Peers come, go, stall, choke, lie and answer in any order; one honest peer stays. Everything arrives.

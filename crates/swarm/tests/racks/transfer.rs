@@ -1,9 +1,10 @@
 //! Everybody behaves: every byte arrives, and the seeder sends few copies.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::common::{HttpTracker, complete, image, options, receiver, seeder, until};
-use swarm::{Have, Options};
+use crate::common::{HttpTracker, Memory, complete, image, options, receiver, seeder, until};
+use swarm::{Have, Options, Swarm};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_receiver_gets_every_byte() {
@@ -36,6 +37,34 @@ async fn eight_receivers_that_meet_at_the_tracker_take_less_than_two_copies() {
     let wasted: u64 = receivers.iter().map(|(swarm, _)| swarm.stats().wasted).sum();
     eprintln!("8 receivers: {copies:.2} copies from the seeder, {:?}, {wasted} bytes wasted", start.elapsed());
     assert!(copies < 2.0, "{copies}");
+}
+
+/// A store that is being looked through: nothing of it is asked for or given before that is known, and what was there is
+/// fetched by nobody, but given to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_found_is_not_fetched_and_given_at_once() {
+    let image = image(8 << 20, 64 << 10, None);
+    let pieces: Vec<_> = image.meta.geometry.pieces().collect();
+    let (there, lacking) = pieces.split_at(100);
+    let store = Memory::full(&image);
+    let looking = Swarm::start(Arc::clone(&image.meta), store, options(Have::Unknown)).await.expect("a free port");
+    looking.found(&there[..50]);
+    let (other, other_store) =
+        receiver(&image, Options { peers: vec![looking.local_addr()], ..options(Have::None) }).await;
+    until("what was found first has been given", || other.stats().pieces_have == 50).await;
+    looking.found(&there[50..]);
+    until("what was found later has been given", || other.stats().pieces_have == 100).await;
+    assert_eq!(looking.stats().bytes_have, 100 * 65536);
+    looking.lacks(lacking);
+    let seeder = seeder(&image, options(Have::All)).await;
+    looking.add_peer(seeder.local_addr());
+    complete(&looking).await;
+    complete(&other).await;
+    assert!(other_store.is_right());
+    assert_eq!(looking.stats().downloaded, u64::try_from(lacking.len() * 65536).unwrap());
+    // Told late, or twice, it changes nothing.
+    looking.lacks(&pieces);
+    assert_eq!(looking.stats().bytes_have, 8 << 20);
 }
 
 #[tokio::test(flavor = "multi_thread")]
