@@ -17,8 +17,22 @@ use sha2::Sha256;
 const EZIO: &str = env!("CARGO_BIN_EXE_ezio");
 /// Far more than any of this takes on a slow machine.
 const DEADLINE: Duration = Duration::from_secs(300);
-const PIECE_LEN: usize = 256 << 10;
 const MIB: usize = 1 << 20;
+
+/// How a torrent may be cut and its files named.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    piece_len: usize,
+    name_digits: usize,
+}
+
+const SMALL: Cut = Cut { piece_len: 256 << 10, name_digits: 32 };
+const CUTS: [Cut; 4] = [
+    SMALL,
+    Cut { piece_len: 256 << 10, name_digits: 16 },
+    Cut { piece_len: 4 << 20, name_digits: 16 },
+    Cut { piece_len: 16 << 20, name_digits: 32 },
+];
 
 /// A process that ends with the test.
 struct Running(Child);
@@ -41,13 +55,17 @@ struct Sites {
 impl Sites {
     /// An image of `len` random bytes in extents of odd lengths.
     fn new(len: usize) -> Sites {
+        Sites::cut(len, SMALL)
+    }
+
+    fn cut(len: usize, cut: Cut) -> Sites {
         let dir = tempfile::tempdir().expect("a directory");
         let mut content = vec![0; len];
         File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut content)).expect("random bytes");
         let (mut files, mut left, mut disk) = (Vec::new(), len, 0);
         for sectors in (1..).map(|index| (index * 37) % 911 + 1) {
             let here = left.min(sectors * 512);
-            files.push(FileEntry { length: here as u64, path: vec![format!("{disk:032x}")] });
+            files.push(FileEntry { length: here as u64, path: vec![format!("{disk:0digits$x}", digits = cut.name_digits)] });
             left -= here;
             disk += 2 * here.next_multiple_of(512);
             if left == 0 {
@@ -60,9 +78,9 @@ impl Sites {
         let torrent = NewTorrent {
             name: "root".into(),
             announce: None,
-            piece_len: PIECE_LEN as u32,
+            piece_len: cut.piece_len as u32,
             files,
-            hashes: content.chunks(PIECE_LEN).map(|piece| Sha1::digest(piece).into()).collect(),
+            hashes: content.chunks(cut.piece_len).map(|piece| Sha1::digest(piece).into()).collect(),
             facts: Some(facts),
             private: true,
         };
@@ -192,6 +210,18 @@ fn a_pulled_image_is_the_one_there() {
     sites.check("silver");
     succeed(&mut sites.image(&["pull", &sites.url("images/golden.torrent"), "--replace"]));
     sites.check("golden");
+}
+
+/// librqbit, which pulls, from our seeder.
+#[test]
+fn librqbit_takes_every_piece_length() {
+    for cut in CUTS {
+        println!("{cut:?}");
+        let sites = Sites::cut(2 * cut.piece_len + MIB + 777, cut);
+        let _serving = sites.serve(&["--publish", "true"]);
+        succeed(&mut sites.image(&["pull", &sites.url("images/golden.torrent")]));
+        sites.check("golden");
+    }
 }
 
 #[test]
@@ -332,10 +362,16 @@ async fn librqbit_seeds(dir: &Path, torrent: Vec<u8>) -> (std::sync::Arc<Session
 
 #[test]
 fn we_restore_from_librqbit() {
-    let sites = Sites::new(3 * MIB + 5);
+    for cut in CUTS {
+        println!("{cut:?}");
+        restore_from_librqbit(&Sites::cut(2 * cut.piece_len + MIB + 5, cut));
+    }
+}
+
+fn restore_from_librqbit(sites: &Sites) {
     let dir = sites.path("files/root");
     fs::create_dir_all(&dir).expect("made");
-    let (mut at, mut disk) = (0, vec![0; 1 << 24]);
+    let (mut at, mut disk) = (0, vec![0; 1 << 27]);
     for entry in &sites.meta.files {
         let bytes = &sites.content[at..at + entry.length as usize];
         fs::write(dir.join(&entry.path[0]), bytes).expect("written");
