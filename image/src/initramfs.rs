@@ -15,6 +15,8 @@ use crate::{elf, firmware};
 
 /// The largest `/init`, in bytes. It is unpacked into RAM on every machine, and a larger one has a dependency too many.
 const INIT_MAX: usize = 6_000_000;
+/// The last member: without it `/init` knows that there was not enough memory to unpack the others.
+const LAST: &str = "unpacked";
 /// Directories `/init` mounts or writes on.
 const DIRECTORIES: [&str; 6] = ["dev", "etc", "proc", "run", "sys", "tmp"];
 
@@ -79,6 +81,7 @@ pub fn collect(flavour: Flavour, init: Vec<u8>, kernel: &Kernel, packages: &[Unp
         let bytes = fs::read(path).with_context(|| format!("reading the firmware {}", path.display()))?;
         archive.file(&format!("lib/firmware/{name}"), false, bytes)?;
     }
+    archive.file(LAST, false, Vec::new())?;
     Ok(Initramfs { archive, modules, firmware: found.files.into_keys().collect(), firmware_missing: found.missing })
 }
 
@@ -86,6 +89,13 @@ pub fn collect(flavour: Flavour, init: Vec<u8>, kernel: &Kernel, packages: &[Unp
 mod tests {
     use super::*;
     use crate::elf::fixture;
+
+    #[test]
+    fn the_last_member_comes_last() {
+        for earlier in DIRECTORIES.iter().chain(&["init", "lib"]) {
+            assert!(*earlier < LAST, "members are sorted by name: {earlier}");
+        }
+    }
 
     fn check(bytes: &[u8], expected: &str) {
         let dir = tempfile::tempdir().unwrap();

@@ -118,6 +118,16 @@ impl Console {
         shared.draw();
     }
 
+    /// A dry run has nothing against it.
+    pub fn dry_run(&self, text: &str) {
+        let mut shared = self.lock();
+        shared.say(text);
+        shared.picture.big = "OK".to_owned();
+        shared.picture.detail = text.to_owned();
+        shared.picture.colour = Colour::Green;
+        shared.draw();
+    }
+
     /// It is over, well.
     pub fn done(&self, after: &str) {
         let mut shared = self.lock();

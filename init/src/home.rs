@@ -39,8 +39,12 @@ impl Home {
             rate_bytes_per_s: 0,
             downloaded: 0,
             uploaded: 0,
+            kept: 0,
+            written: 0,
             peers: 0,
             disk: String::new(),
+            dry_run: false,
+            note: String::new(),
             error: None,
             times: Vec::new(),
         };

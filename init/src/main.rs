@@ -4,6 +4,7 @@
 //! ends in one place, [`pid1::end`]: it tells the server, tells the screen, and reboots or waits.
 
 mod console;
+mod dry_run;
 mod fetch;
 mod glyphs;
 mod home;

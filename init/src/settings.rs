@@ -103,6 +103,12 @@ pub struct Settings {
     pub after: After,
     /// `VERIFY`: read everything back; `yes` unless told otherwise.
     pub verify: bool,
+    /// `KEEP`: look at what the disk holds already and fetch only the rest; `yes` unless told otherwise.
+    pub keep: bool,
+    /// `DISCARD`: tell a flash disk which space the image does not use; `yes` unless told otherwise.
+    pub discard: bool,
+    /// `DRY_RUN`: say what would be done, and write nothing.
+    pub dry_run: bool,
     /// `LINGER`: seconds without an upload after which a finished machine stops seeding.
     pub linger_seconds: u64,
     /// `TRACKER`: URLs; else the torrent's.
@@ -128,6 +134,9 @@ impl Settings {
             target: TargetRule::default(),
             after: After::Reboot,
             verify: true,
+            keep: true,
+            discard: true,
+            dry_run: false,
             linger_seconds: 15,
             trackers: Vec::new(),
             report_url: None,
@@ -161,13 +170,10 @@ impl Settings {
             "IMAGE" => self.image = Some(value.to_owned()),
             "TARGET" | "DISK" => self.target = value.parse()?,
             "AFTER" => self.after = After::parse(value)?,
-            "VERIFY" => {
-                self.verify = match value {
-                    "yes" | "1" => true,
-                    "no" | "0" => false,
-                    other => bail!("VERIFY={other} is not known: use yes or no"),
-                }
-            }
+            "VERIFY" => self.verify = yes_or_no(key, value)?,
+            "KEEP" => self.keep = yes_or_no(key, value)?,
+            "DISCARD" => self.discard = yes_or_no(key, value)?,
+            "DRY_RUN" => self.dry_run = yes_or_no(key, value)?,
             "LINGER" => {
                 self.linger_seconds =
                     value.parse().with_context(|| format!("LINGER={value} is not a number of seconds"))?;
@@ -181,6 +187,14 @@ impl Settings {
             _ => self.unknown.push(key.to_owned()),
         }
         Ok(())
+    }
+}
+
+fn yes_or_no(key: &str, value: &str) -> Result<bool> {
+    match value {
+        "yes" | "1" => Ok(true),
+        "no" | "0" => Ok(false),
+        other => bail!("{key}={other} is not known: use yes or no"),
     }
 }
 
@@ -219,6 +233,14 @@ mod tests {
         let settings = Settings::parse("TORRENT=x\nAFTER=poweroff\nCOLOUR=red", &overrides).expect("good");
         assert_eq!(settings.after, After::Halt);
         assert_eq!(settings.unknown, ["COLOUR"]);
+    }
+
+    #[test]
+    fn switches_are_yes_or_no() {
+        let settings = Settings::parse("TORRENT=x\nKEEP=no\nDISCARD=0\nDRY_RUN=yes\nVERIFY=1", &[]).expect("good");
+        assert_eq!((settings.keep, settings.discard, settings.dry_run, settings.verify), (false, false, true, true));
+        let settings = Settings::parse("TORRENT=x", &[]).expect("good");
+        assert_eq!((settings.keep, settings.discard, settings.dry_run, settings.verify), (true, true, false, true));
     }
 
     #[test]

@@ -11,10 +11,11 @@ use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use report::Stage;
-use restore::Progress;
+use restore::{Progress, Wishes};
 use swarm::{Options, Swarm};
 
 use crate::console::Console;
+use crate::dry_run;
 use crate::fetch;
 use crate::home::Home;
 use crate::lease::{Network, wait_for_lease};
@@ -32,6 +33,8 @@ const DISKS_QUIET: Duration = Duration::from_secs(2);
 const DISKS_LIMIT: Duration = Duration::from_secs(90);
 /// While there is no disk at all, drivers are looked for again this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// The swarm gets at least this much memory.
+const SWARM_LEAST: usize = 16 << 20;
 /// A linger shorter than the swarm's own rhythm would leave before the slowest peer has asked.
 const SEEDING_LOOK: Duration = Duration::from_millis(500);
 
@@ -45,6 +48,7 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     let kernel = nix::sys::utsname::uname().context("asking for the kernel's version")?;
     let modules = Path::new("/lib/modules").join(kernel.release());
 
+    check_unpacked()?;
     console.stage(Stage::Network);
     let coldplug = tokio::task::spawn_blocking(move || Coldplug::start(Index::read(&modules)));
     let coldplug = coldplug.await.context("loading drivers")?;
@@ -74,23 +78,44 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
 
     home.enter(Stage::Disk);
     console.stage(Stage::Disk);
-    let device = choose_disk(&settings, &layout, &coldplug, console, home).await?;
-
+    let (device, words) = choose_disk(&settings, &layout, &coldplug, console, home).await?;
     give_back_driver_memory();
+    check_memory(&meta)?;
+    if settings.dry_run {
+        let sample = restore::survey(&meta, &layout, &device).with_context(|| words.clone())?;
+        let url = settings.report_url.as_deref().and_then(dry_run::boot_url);
+        let interface = network.dev.name.clone();
+        let say = move || dry_run::words(&meta, &layout, &words, sample, &interface, url.as_deref());
+        let note = tokio::task::spawn_blocking(say).await.context("measuring")?;
+        console.dry_run(&note);
+        home.update(|report| report.note = note);
+        return Ok(settings.after);
+    }
+
     let options = Options { trackers: trackers(&settings, &meta), memory_bytes: swarm_memory(), ..Options::default() };
-    let verify = settings.verify;
-    let restored =
-        restore::restore(meta, layout, device, options, verify, |progress| tell(progress, console, home)).await?;
+    let wishes = Wishes { verify: settings.verify, keep: settings.keep, discard: settings.discard };
+    let restored = restore::restore(meta, layout, device, options, wishes, |progress| tell(progress, console, home));
+    let restored = restored.await.with_context(|| words)?;
     if let Some(cause) = restored.table_warning {
         console.line(&format!("the kernel does not read the new partition table yet: {cause}"));
     }
     home.enter(Stage::Seeding);
+    let cost = format!(
+        "{} kept, {} fetched, {} written",
+        inventory::size_text(restored.kept),
+        inventory::size_text(restored.swarm.stats().downloaded),
+        inventory::size_text(restored.written)
+    );
+    home.update(|report| {
+        report.kept = restored.kept;
+        report.note.clone_from(&cost);
+    });
     let done = home.report();
     console.verified(&format!(
-        "{} on {}{}",
+        "{} on {}: {cost}{}",
         inventory::size_text(done.bytes_total),
         done.disk,
-        if verify { "" } else { ", partition table only: VERIFY=no" }
+        if settings.verify { "" } else { "; not read back, only the partition table: VERIFY=no" }
     ));
     console.stage(Stage::Seeding);
     linger(&restored.swarm, Duration::from_secs(settings.linger_seconds), home).await;
@@ -125,6 +150,7 @@ async fn fetch_orders(
                     home.update(|report| {
                         report.deployment.clone_from(&settings.deployment);
                         report.image = settings.image.clone().unwrap_or_default();
+                        report.dry_run = settings.dry_run;
                     });
                     home.set_url(url.clone());
                 }
@@ -152,14 +178,49 @@ fn trackers(settings: &Settings, meta: &Metainfo) -> Vec<String> {
     if settings.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { settings.trackers.clone() }
 }
 
+/// What `/proc/meminfo` has under this name, in bytes.
+fn meminfo(name: &str) -> usize {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) * 1024
+}
+
 /// A quarter of what is free, within what is useful: the rest is for page cache and the proof.
 fn swarm_memory() -> usize {
-    const LEAST: usize = 16 << 20;
     const MOST: usize = 96 << 20;
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: usize = available.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-    (kib * 1024 / 4).clamp(LEAST, MOST)
+    (meminfo("MemAvailable") / 4).clamp(SWARM_LEAST, MOST)
+}
+
+/// The kernel unpacks the RAM system into memory, and goes on with what there was room for.
+fn check_unpacked() -> Result<()> {
+    if Path::new("/unpacked").exists() {
+        return Ok(());
+    }
+    bail!(
+        "this machine has {} MB of memory, not enough to unpack the RAM system: add memory, or use a smaller boot image \
+         (FLAVOUR=cloud for virtual machines)",
+        meminfo("MemTotal") >> 20
+    )
+}
+
+/// Before the first write: pieces on their way, and what comes and goes beside them, fit into memory.
+fn check_memory(meta: &Metainfo) -> Result<()> {
+    const BESIDE: usize = 12 << 20;
+    let piece_len = usize::try_from(meta.geometry.piece_len()).unwrap_or(usize::MAX);
+    // Two thirds of the swarm's share are for pieces; each of two that are hashed or written has left it.
+    let needed = SWARM_LEAST.max(piece_len.saturating_mul(4)).saturating_add(BESIDE);
+    let free = meminfo("MemAvailable");
+    if free >= needed {
+        return Ok(());
+    }
+    bail!(
+        "this machine has {} MB of memory, {} MB of them free: pieces of {} kB need {} MB; nothing was written; add memory, \
+         or capture the image again with smaller pieces (--piece-len)",
+        meminfo("MemTotal") >> 20,
+        free >> 20,
+        piece_len >> 10,
+        needed >> 20
+    )
 }
 
 /// The RAM system lives in memory, and drivers that were not needed are most of it (119 MB of the generic image).
@@ -179,7 +240,7 @@ async fn choose_disk(
     coldplug: &Coldplug,
     console: &Console,
     home: &Home,
-) -> Result<Arc<Device>> {
+) -> Result<(Arc<Device>, String)> {
     let started = Instant::now();
     let mut looked = started;
     let sysfs = Path::new("/sys");
@@ -208,7 +269,7 @@ async fn choose_disk(
         if let Err(cause) = layout.check_device(device.len(), device.sector_size()) {
             bail!("{words}: {cause}; nothing was touched");
         }
-        return Ok(Arc::new(device));
+        return Ok((Arc::new(device), words));
     }
 }
 
@@ -221,6 +282,7 @@ fn tell(progress: Progress, console: &Console, home: &Home) {
         report.rate_bytes_per_s = progress.rate_bytes_per_s;
         report.downloaded = progress.downloaded;
         report.uploaded = progress.uploaded;
+        report.written = progress.written;
         report.peers = progress.peers;
     });
     if before != progress.stage {

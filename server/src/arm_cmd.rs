@@ -1,5 +1,6 @@
 //! `ezio arm` and `ezio disarm`: which machines are to get which image.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,18 @@ pub struct ArmCommand {
     /// Seconds a machine goes on seeding after it is done; else the config decides.
     #[arg(long, value_name = "SECONDS")]
     linger: Option<u32>,
+    /// Write nothing: machines choose their disk, check everything, measure, and say what they would do.
+    #[arg(long)]
+    dry_run: bool,
+    /// Fetch and write everything, even what a disk holds already.
+    #[arg(long)]
+    no_keep: bool,
+    /// Do not tell flash disks which space the image does not use.
+    #[arg(long)]
+    no_discard: bool,
+    /// Do not read the content back: faster where the disk is slower than the network, and unproven.
+    #[arg(long)]
+    no_verify: bool,
 }
 
 /// Lets machines boot from their own disks again. Machines that are being written go on to the end.
@@ -76,6 +89,7 @@ impl ArmCommand {
             bail!("nothing was armed: {error:#}; images in {}: {there_are}", library.dir().display());
         }
         let scopes = self.whom.scopes(library.dir())?;
+        let conf = self.conf();
         let (deployment, at) = (new_deployment()?, state::unix_now());
         std::fs::create_dir_all(library.state_dir())?;
         let armed = Armed::update(&library.state_dir(), |armed| {
@@ -87,13 +101,29 @@ impl ArmCommand {
                     target: self.target.clone(),
                     after: self.after,
                     linger: self.linger,
+                    conf: conf.clone(),
                     at,
                 });
             }
         })?;
-        println!("armed {} for {} (deployment {deployment})", self.image, words(&scopes));
+        let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
+        println!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
         wait_for_server(library.dir(), &armed);
         Ok(())
+    }
+}
+
+impl ArmCommand {
+    /// What is said in `ezio.conf` and is not the default.
+    fn conf(&self) -> BTreeMap<String, String> {
+        let switches = [
+            (self.dry_run, "DRY_RUN", "yes"),
+            (self.no_keep, "KEEP", "no"),
+            (self.no_discard, "DISCARD", "no"),
+            (self.no_verify, "VERIFY", "no"),
+        ];
+        let given = switches.into_iter().filter(|(is_given, _, _)| *is_given);
+        given.map(|(_, key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 }
 

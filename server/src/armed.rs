@@ -1,6 +1,7 @@
 //! What is armed: which machines are to get which image. Kept in `LIBRARY/state/armed.json`, which `ezio arm` and
 //! `ezio disarm` write and the running server watches.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ pub struct Order {
     /// Overrides the config.
     #[serde(default)]
     pub linger: Option<u32>,
+    /// More lines for `ezio.conf`: `DRY_RUN`, `KEEP` and the like.
+    #[serde(default)]
+    pub conf: BTreeMap<String, String>,
     /// When, in seconds since 1970.
     #[serde(default)]
     pub at: u64,
@@ -69,6 +73,8 @@ pub struct Job {
     pub after: After,
     /// How long it goes on seeding, in seconds.
     pub linger: u32,
+    /// More lines for `ezio.conf`.
+    pub conf: BTreeMap<String, String>,
     /// More for the kernel command line.
     pub kernel_args: String,
 }
@@ -129,7 +135,8 @@ impl Armed {
         if !self.orders.is_empty() {
             let (image, deployment, at) = (None, String::new(), state::unix_now());
             let (target, after, linger) = (None, None, None);
-            self.orders.push(Order { scope: scope.clone(), image, deployment, target, after, linger, at });
+            let conf = BTreeMap::new();
+            self.orders.push(Order { scope: scope.clone(), image, deployment, target, after, linger, conf, at });
         }
         if !self.is_anything_armed() {
             self.orders.clear();
@@ -187,6 +194,7 @@ fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> 
         target: target.unwrap_or_else(|| "auto".into()),
         after: order.after.or(own.after).or(settings.after).unwrap_or_default(),
         linger: order.linger.or(own.linger).or(settings.linger).unwrap_or(DEFAULT_LINGER_S),
+        conf: order.conf.clone(),
         kernel_args: own.kernel_args.or(settings.kernel_args.clone()).unwrap_or_default(),
     })
 }
@@ -217,7 +225,8 @@ mod tests {
 
     fn order(scope: Scope, image: &str) -> Order {
         let (target, after, linger) = (None, None, None);
-        Order { scope, image: Some(image.into()), deployment: image.into(), target, after, linger, at: 0 }
+        let conf = BTreeMap::new();
+        Order { scope, image: Some(image.into()), deployment: image.into(), target, after, linger, conf, at: 0 }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use blockdev::inventory::{self, size_text};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
-use restore::{Progress, restore};
+use restore::{Progress, Restored, Wishes, restore};
 use swarm::{Options, Swarm};
 
 use crate::seed_cmd::read_torrent;
@@ -45,6 +45,12 @@ pub struct RestoreCommand {
     /// Do not read the content back; the table sectors still are.
     #[arg(long)]
     no_verify: bool,
+    /// Fetch and write everything, even what the target holds already.
+    #[arg(long)]
+    no_keep: bool,
+    /// Do not tell a flash disk which space the image does not use.
+    #[arg(long)]
+    no_discard: bool,
     /// Send at most this many bytes a second.
     #[arg(long, value_name = "BYTES")]
     up: Option<u64>,
@@ -58,7 +64,10 @@ impl RestoreCommand {
     pub fn run(self) -> Result<()> {
         let meta = Arc::new(read_torrent(&self.torrent)?);
         let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
+        let is_new = !self.target.exists();
         let device = self.open_target(&layout)?;
+        let verify = !self.no_verify;
+        let wishes = Wishes { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard };
         let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
         if trackers.is_empty() && self.peers.is_empty() {
             bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
@@ -76,16 +85,15 @@ impl RestoreCommand {
         runtime.block_on(async {
             let layout = Arc::new(layout);
             let content_len = meta.geometry.content_len();
-            let verify = !self.no_verify;
             let restored =
-                restore(meta, layout, Arc::clone(&device), options, verify, |progress| screen.show(progress)).await?;
+                restore(meta, layout, Arc::clone(&device), options, wishes, |progress| screen.show(progress)).await?;
             if let Some(cause) = &restored.table_warning {
                 log::warn!(
                     "the kernel does not read the new partition table of {} yet: {cause}",
                     device.path().display()
                 );
             }
-            screen.verified(device.path(), content_len, started.elapsed(), verify);
+            screen.verified(device.path(), content_len, &restored, started.elapsed(), verify);
             if self.linger > 0 {
                 linger(&restored.swarm, Duration::from_secs(self.linger)).await;
             }
@@ -185,19 +193,26 @@ impl Screen {
                     "rate_bytes_per_s": progress.rate_bytes_per_s,
                     "downloaded": progress.downloaded,
                     "uploaded": progress.uploaded,
+                    "written": progress.written,
                     "peers": progress.peers,
                 })
             ),
         }
     }
 
-    fn verified(&self, target: &Path, len: u64, took: Duration, verify: bool) {
+    fn verified(&self, target: &Path, len: u64, restored: &Restored, took: Duration, verify: bool) {
         if let Screen::Bar(bar) = self {
             bar.finish_and_clear();
         }
         let seconds = took.as_secs_f64();
         let how = if verify { "read back from the medium" } else { "partition table only: --no-verify" };
-        println!("verified {} on {} in {seconds:.1} s ({how})", size_text(len), target.display());
+        let (kept, written) = (size_text(restored.kept), size_text(restored.written));
+        let fetched = size_text(restored.swarm.stats().downloaded);
+        println!(
+            "verified {} on {} in {seconds:.1} s: {kept} kept, {fetched} fetched, {written} written ({how})",
+            size_text(len),
+            target.display()
+        );
     }
 }
 

@@ -182,6 +182,7 @@ impl Room {
             line("REPORT", &report);
         }
         line("DEPLOYMENT", &job.deployment);
+        job.conf.iter().for_each(|(key, value)| line(key, value));
         conf
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use netboot::MacAddr;
-use report::Report;
+use report::{Report, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::armed::Order;
@@ -245,7 +245,7 @@ fn machine_lines(out: &mut String, machine: &MachineStatus) {
         cut(&report.ip, 15),
         cut(&report.serial, 12),
         cut(&report.image, 14),
-        report.stage,
+        if report.dry_run && report.stage == Stage::Done { "dry run".into() } else { report.stage.to_string() },
         if is_moving { report.percent().to_string() } else { String::new() },
         if is_moving { format!("{rate:.1}") } else { String::new() },
         if is_moving { report.eta_seconds().map(duration).unwrap_or_default() } else { String::new() },
@@ -253,6 +253,9 @@ fn machine_lines(out: &mut String, machine: &MachineStatus) {
     line(out, row.trim_end());
     if let Some(error) = &report.error {
         wrap(out, "    ", error);
+    }
+    if !report.note.is_empty() {
+        wrap(out, "    ", &report.note);
     }
     if machine.silent {
         let text = format!("silent for {}: is it switched off, or its cable out?", duration(machine.age_s));
@@ -274,11 +277,13 @@ fn boot_words(machine: &MachineStatus) -> String {
 fn totals(machines: &[MachineStatus]) -> String {
     let count =
         |test: fn(&Report) -> bool| machines.iter().filter_map(|m| m.report.as_ref()).filter(|r| test(r)).count();
-    let done = count(|report| report.stage.is_verified());
-    let failed = count(|report| report.stage == report::Stage::Failed);
+    let done = count(|report| report.stage.is_verified() && !report.dry_run);
+    let dry = count(|report| report.stage.is_verified() && report.dry_run);
+    let failed = count(|report| report.stage == Stage::Failed);
     let busy = count(|report| !report.stage.is_verified() && !report.stage.is_final());
     let silent = machines.iter().filter(|machine| machine.silent).count();
-    format!("{} machines: {done} done, {busy} busy ({silent} silent), {failed} failed", machines.len())
+    let dry = if dry > 0 { format!("{dry} ready (dry run), ") } else { String::new() };
+    format!("{} machines: {done} done, {dry}{busy} busy ({silent} silent), {failed} failed", machines.len())
 }
 
 fn line(out: &mut String, text: &str) {

@@ -65,7 +65,10 @@ impl Sites {
         let (mut files, mut left, mut disk) = (Vec::new(), len, 0);
         for sectors in (1..).map(|index| (index * 37) % 911 + 1) {
             let here = left.min(sectors * 512);
-            files.push(FileEntry { length: here as u64, path: vec![format!("{disk:0digits$x}", digits = cut.name_digits)] });
+            files.push(FileEntry {
+                length: here as u64,
+                path: vec![format!("{disk:0digits$x}", digits = cut.name_digits)],
+            });
             left -= here;
             disk += 2 * here.next_multiple_of(512);
             if left == 0 {

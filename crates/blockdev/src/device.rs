@@ -153,6 +153,26 @@ impl Device {
             .map_err(|cause| io::Error::new(cause.kind(), format!("flushing {} failed: {cause}", self.path.display())))
     }
 
+    /// Tells a block device that it need not keep these bytes, so that a flash disk can use the space. False if it is a
+    /// regular file, or a device that cannot. What the range reads as afterwards is undefined.
+    ///
+    /// # Errors
+    /// The kernel's; also if the range leaves the device.
+    pub fn discard(&self, at: DiskOffset, len: u64) -> io::Result<bool> {
+        self.check_bounds(at, usize::try_from(len).unwrap_or(usize::MAX))?;
+        match self.kind {
+            Kind::Regular => Ok(false),
+            Kind::Block { .. } => match ffi::discard(&self.file, at.0, len) {
+                Ok(()) => Ok(true),
+                Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+                Err(cause) => Err(io::Error::new(
+                    cause.kind(),
+                    format!("discarding {len} bytes at offset {at} of {} failed: {cause}", self.path.display()),
+                )),
+            },
+        }
+    }
+
     /// Makes the kernel read the partition table again, so that the new partitions appear. Nothing for a regular file, a
     /// partition, or a loop device without partitions.
     ///

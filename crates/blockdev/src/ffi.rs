@@ -11,6 +11,7 @@ mod raw {
     nix::ioctl_read_bad!(blksszget, 0x1268, libc::c_int);
     nix::ioctl_none_bad!(blkrrpart, 0x125f);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
+    nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
 }
 
 /// Length of the block device in bytes.
@@ -41,5 +42,13 @@ pub(crate) fn reread_partition_table(file: &File) -> io::Result<()> {
 pub(crate) fn drop_cache(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is owned by `file` and open; the request takes no argument.
     unsafe { raw::blkflsbuf(file.as_raw_fd())? };
+    Ok(())
+}
+
+/// Tells the device that it need not keep `len` bytes at `start`, both in bytes and whole sectors.
+pub(crate) fn discard(file: &File, start: u64, len: u64) -> io::Result<()> {
+    let range = [start, len];
+    // SAFETY: the descriptor is owned by `file` and open; the kernel reads two u64 from `range`, which outlives the call.
+    unsafe { raw::blkdiscard(file.as_raw_fd(), &range)? };
     Ok(())
 }

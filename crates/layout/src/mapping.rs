@@ -219,15 +219,24 @@ impl Layout {
         }))
     }
 
-    /// The half-open ranges of the disk that are written last, ascending: the first MiB, and for GPT the last MiB of
-    /// the disk the image came from. Without them no firmware finds anything to boot.
-    pub fn deferred(&self) -> Vec<Range<u64>> {
-        let head = 0..DEFERRED_LEN;
-        let tail_start = self.disk_size().saturating_sub(DEFERRED_LEN).max(head.end);
-        match self.table {
-            TableKind::Gpt if tail_start < self.disk_size() => vec![head, tail_start..self.disk_size()],
-            _ => vec![head],
+    /// The half-open ranges of a device of this length that are written last, ascending and disjoint: the first MiB, and
+    /// for a disk with a partition table the last MiB of the device and of the disk that the image came from. Without them
+    /// no firmware finds anything to boot.
+    pub fn deferred(&self, device_len: u64) -> Vec<Range<u64>> {
+        let mut ends = vec![DEFERRED_LEN.min(device_len)];
+        if self.is_whole_disk() {
+            ends.extend([self.disk_size().min(device_len), device_len]);
         }
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for end in ends {
+            let start = end.saturating_sub(DEFERRED_LEN);
+            match ranges.last_mut() {
+                Some(last) if start <= last.end => last.end = last.end.max(end),
+                _ => ranges.push(start..end),
+            }
+        }
+        ranges.retain(|range| !range.is_empty());
+        ranges
     }
 }
 
@@ -292,6 +301,21 @@ mod tests {
         assert_eq!(split(20..20), []);
         assert_eq!(split(19..20), [(19, 209, 1)]);
         assert!(matches!(layout.on_disk(0..21).err(), Some(LayoutError::PastEnd { .. })));
+    }
+
+    #[test]
+    fn both_ends_of_a_disk_are_written_last() {
+        const MIB: u64 = 1 << 20;
+        let mut layout = layout(&[(0, 512)]).expect("sane");
+        assert_eq!(layout.deferred(50 * MIB), [0..MIB], "a partition's image");
+        assert_eq!(layout.deferred(512), [0..512]);
+        (layout.table, layout.disk_size) = (TableKind::Mbr, Some(10 * MIB));
+        assert_eq!(layout.deferred(10 * MIB), [0..MIB, 9 * MIB..10 * MIB]);
+        assert_eq!(layout.deferred(50 * MIB), [0..MIB, 9 * MIB..10 * MIB, 49 * MIB..50 * MIB]);
+        assert_eq!(layout.deferred(10 * MIB + 512), [0..MIB, 9 * MIB..10 * MIB + 512]);
+        assert_eq!(layout.deferred(5 * MIB), [0..MIB, 4 * MIB..5 * MIB]);
+        assert_eq!(layout.deferred(MIB + 512), [0..MIB + 512]);
+        assert_eq!(layout.deferred(0), []);
     }
 
     #[test]

@@ -99,12 +99,24 @@ pub struct Report {
     /// Payload bytes given to the swarm.
     #[serde(default)]
     pub uploaded: u64,
+    /// Bytes of content that were on the disk already.
+    #[serde(default)]
+    pub kept: u64,
+    /// Bytes of content written to the disk.
+    #[serde(default)]
+    pub written: u64,
     /// Connected peers.
     #[serde(default)]
     pub peers: u32,
     /// The chosen disk in words: name, model, serial, size.
     #[serde(default)]
     pub disk: String,
+    /// Whether this machine only says what it would do.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// What it has to say besides, in words: what was kept, what a dry run found, what could not be done.
+    #[serde(default)]
+    pub note: String,
     /// Why it failed, in words with the cause chain; `None` unless failed.
     #[serde(default)]
     pub error: Option<String>,

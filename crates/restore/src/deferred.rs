@@ -1,11 +1,11 @@
-//! The bytes that are kept in memory until the rest is proven: partition tables and boot code.
+//! The bytes that are kept in memory, and on the disk only when the rest is proven: partition tables and boot code.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use layout::{DiskOffset, OnDisk};
 
-/// Holds back the bytes of some ranges of the disk. At most 2 MiB in all, whatever the image.
+/// Holds back the bytes of some ranges of the disk. At most 3 MiB in all, whatever the image.
 #[derive(Debug)]
 pub(crate) struct Deferred {
     ranges: Vec<Held>,
@@ -30,6 +30,11 @@ impl Deferred {
             Held { range, bytes: Mutex::new(vec![0; len]) }
         };
         Deferred { ranges: ranges.into_iter().map(held).collect() }
+    }
+
+    /// The ranges of the disk that are held back.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.ranges.iter().map(|held| held.range.clone())
     }
 
     /// Cuts a stretch where held ranges begin and end; in order, covering it exactly.

@@ -1,68 +1,123 @@
-//! The proof: everything read back from the medium and hashed again.
+//! The proof: everything read back from the medium and hashed again, at a distance behind the writes.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use metainfo::{Metainfo, PieceIndex};
-use sha1::{Digest, Sha1};
 
-use crate::deferred::Part;
-use crate::store::DiskStore;
+use crate::ledger::Ledger;
+use crate::store::{DiskStore, WrongPiece};
 
-/// What the proof found.
+/// Threads that read back at most: SHA-1 on one does hundreds of megabytes a second.
+const MAX_THREADS: usize = 8;
+
+/// Why a disk is not what it has to be.
 #[derive(Debug)]
-pub(crate) enum Proof {
-    /// Every piece hashes right.
-    Right,
-    /// This piece does not; where it starts on the disk, in bytes.
-    Wrong { piece: PieceIndex, disk_offset: u64 },
+pub(crate) enum Unproven {
+    /// The device did not take what was written to it.
+    Flush(io::Error),
+    /// The device cannot be read.
+    Read(io::Error),
+    /// It reads back as something else.
+    Wrong(WrongPiece),
 }
 
-/// Reads every piece back, past the page cache, on as many threads as there are cores, and hashes it. The deferred
-/// ranges come from memory as long as they are not on the disk. `bytes_done` counts up to the content's length.
-///
-/// Blocks. The device has to be flushed before.
-pub(crate) fn prove(meta: &Metainfo, store: &DiskStore, bytes_done: &AtomicU64) -> io::Result<Proof> {
-    let next = AtomicU32::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let results: Vec<io::Result<Proof>> = std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..threads).map(|_| scope.spawn(|| prove_some(meta, store, &next, bytes_done))).collect();
-        let join = |worker: std::thread::ScopedJoinHandle<'_, io::Result<Proof>>| {
-            worker.join().unwrap_or_else(|_| Err(io::Error::other("a proof thread died")))
-        };
-        workers.into_iter().map(join).collect()
-    });
-    results.into_iter().try_fold(Proof::Right, |so_far, result| match (so_far, result?) {
-        (Proof::Right, found) => Ok(found),
-        (wrong, _) => Ok(wrong),
-    })
+/// What follows the writes.
+pub(crate) struct Proof {
+    meta: Arc<Metainfo>,
+    store: Arc<DiskStore>,
+    /// Only flush.
+    is_trusting: bool,
+    bytes_proven: AtomicU64,
 }
 
-fn prove_some(meta: &Metainfo, store: &DiskStore, next: &AtomicU32, bytes_done: &AtomicU64) -> io::Result<Proof> {
-    let mut uncached = store.device().uncached()?;
-    while let Some(piece) = store.geometry().piece(next.fetch_add(1, Ordering::Relaxed)) {
-        let mut hash = Sha1::new();
-        let mut disk_offset = None;
-        for part in store.parts(piece)? {
-            match part {
-                Part::Held(part) => {
-                    let mut bytes = vec![0; usize::try_from(part.len).expect("a MiB")];
-                    store.recall(part, &mut bytes);
-                    hash.update(&bytes);
-                }
-                Part::Disk(part) => {
-                    disk_offset.get_or_insert(part.disk.0);
-                    uncached.read(part.disk, part.len, |bytes| hash.update(bytes))?;
+impl Proof {
+    /// With `verify` false the device is flushed at the end, and nothing read back.
+    pub(crate) fn new(meta: Arc<Metainfo>, store: Arc<DiskStore>, verify: bool) -> Proof {
+        Proof { meta, store, is_trusting: !verify, bytes_proven: AtomicU64::new(0) }
+    }
+
+    /// Bytes of content that were found right on the medium.
+    pub(crate) fn bytes_proven(&self) -> u64 {
+        self.bytes_proven.load(Ordering::Relaxed)
+    }
+
+    /// A piece was found right on the medium by somebody else.
+    pub(crate) fn found(&self, piece: PieceIndex) {
+        self.bytes_proven.fetch_add(u64::from(self.store.geometry().len_of(piece)), Ordering::Relaxed);
+    }
+
+    /// Flushes and reads back what has been written, again and again, giving way to writes, until [`Ledger::complete`];
+    /// then what is left at full speed. Blocks.
+    pub(crate) fn follow(&self) -> Result<(), Unproven> {
+        let ledger: &Ledger = self.store.ledger();
+        while let Some(batch) = ledger.next_batch() {
+            if self.is_trusting && !batch.is_last {
+                continue;
+            }
+            let mut pieces = batch.pieces;
+            pieces.sort_unstable();
+            if let Err(cause) = self.store.device().flush() {
+                return Err(Unproven::Flush(self.say_what_is_lost(&pieces, cause)));
+            }
+            if !self.is_trusting {
+                self.prove(&pieces)?;
+            }
+            if batch.is_last {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads pieces back on as many threads as there are cores, in the order of the disk.
+    fn prove(&self, pieces: &[PieceIndex]) -> Result<(), Unproven> {
+        let next = AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(pieces.len());
+        let results: Vec<Result<(), Unproven>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.prove_some(pieces, &next))).collect();
+            let died = || Err(Unproven::Read(io::Error::other("a proof thread died")));
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| died())).collect()
+        });
+        results.into_iter().collect()
+    }
+
+    fn prove_some(&self, pieces: &[PieceIndex], next: &AtomicUsize) -> Result<(), Unproven> {
+        let ledger = self.store.ledger();
+        let mut uncached = self.store.device().uncached().map_err(Unproven::Read)?;
+        while let Some(&piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if ledger.is_cancelled() {
+                return Ok(());
+            }
+            let found = self.store.check(&self.meta, piece, &mut uncached, || ledger.yield_to_writers());
+            match found {
+                Ok(None) => self.found(piece),
+                bad => {
+                    // The others need not go on: one wrong piece is enough.
+                    next.store(pieces.len(), Ordering::Relaxed);
+                    return Err(bad.map_or_else(Unproven::Read, |wrong| {
+                        Unproven::Wrong(wrong.expect("right pieces are dealt with above"))
+                    }));
                 }
             }
         }
-        if <[u8; 20]>::from(hash.finalize()) != *meta.piece_hash(piece) {
-            // The others need not go on: one wrong piece is enough.
-            next.store(u32::MAX / 2, Ordering::Relaxed);
-            return Ok(Proof::Wrong { piece, disk_offset: disk_offset.unwrap_or(0) });
-        }
-        bytes_done.fetch_add(u64::from(store.geometry().len_of(piece)), Ordering::Relaxed);
+        Ok(())
     }
-    Ok(Proof::Right)
+
+    /// A failed flush does not say which write it was that failed: the first piece that is not on the medium does.
+    fn say_what_is_lost(&self, pieces: &[PieceIndex], cause: io::Error) -> io::Error {
+        let Ok(mut uncached) = self.store.device().uncached() else { return cause };
+        let lost = pieces.iter().find_map(|&piece| match self.store.check(&self.meta, piece, &mut uncached, || ()) {
+            Ok(None) => None,
+            Ok(Some(WrongPiece { disk_offset, .. })) => {
+                Some(format!("{cause}; piece {piece}, from disk offset {disk_offset}, is not on it"))
+            }
+            Err(unreadable) => Some(format!("{cause}; then {unreadable}")),
+        });
+        match lost {
+            Some(text) => io::Error::new(cause.kind(), text),
+            None => cause,
+        }
+    }
 }

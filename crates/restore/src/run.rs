@@ -3,18 +3,22 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blockdev::Device;
-use layout::{DiskOffset, Layout, LayoutError};
+use layout::{Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
 use report::Stage;
-use swarm::{Options, Swarm, SwarmError};
+use swarm::{Have, Options, Swarm, SwarmError};
+use tokio::sync::mpsc;
 
-use crate::proof::{Proof, prove};
-use crate::store::DiskStore;
-use crate::swap::{check_swap, make_swap};
+use crate::discard::discard_unused;
+use crate::finish::finish;
+use crate::look::{Sample, load_deferred, look, sample};
+use crate::proof::{Proof, Unproven};
+use crate::store::{DiskStore, WrongPiece};
+use crate::swap::check_swap;
 
 /// How often the caller hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -34,6 +38,8 @@ pub struct Progress {
     pub downloaded: u64,
     /// Payload bytes given to the swarm.
     pub uploaded: u64,
+    /// Bytes of content written to the disk.
+    pub written: u64,
     /// Connected peers.
     pub peers: u32,
 }
@@ -49,6 +55,14 @@ pub enum RestoreError {
         path: PathBuf,
         /// In which way.
         source: LayoutError,
+    },
+    /// The image's recipe for a swap area makes no sense on this disk; nothing was written.
+    #[error("the image's recipe of a swap area does not fit {path}, nothing was written: capture the image again")]
+    SwapRecipe {
+        /// The device.
+        path: PathBuf,
+        /// In which way.
+        source: io::Error,
     },
     /// Reading or writing the disk failed.
     #[error("{doing} {path}")]
@@ -89,145 +103,206 @@ pub enum RestoreError {
     },
 }
 
+/// How a restore is to go.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Read everything back from the medium and hash it again.
+    pub verify: bool,
+    /// Look at what the disk holds already, and fetch only the rest.
+    pub keep: bool,
+    /// Tell a flash disk which space the image does not use.
+    pub discard: bool,
+}
+
+impl Default for Wishes {
+    fn default() -> Wishes {
+        Wishes { verify: true, keep: true, discard: true }
+    }
+}
+
 /// A proven disk, still seeding.
 pub struct Restored {
     /// The running swarm; shut it down to stop seeding.
     pub swarm: Swarm,
+    /// Bytes of content that were on the disk already.
+    pub kept: u64,
+    /// Bytes of content that were written.
+    pub written: u64,
     /// What the kernel said when it was asked to read the new partition table, if it refused.
     pub table_warning: Option<io::Error>,
 }
 
 /// Restores the image to `device` from the swarm and proves it.
 ///
-/// `options.have` is set here. `each` hears of progress twice a second. With `verify` false the content is not read
-/// back: only the table sectors are.
+/// `options.have` is set here. `each` hears of progress twice a second. Nothing is written if the disk holds the whole
+/// image already.
 ///
 /// # Errors
-/// [`RestoreError`]; except for [`RestoreError::DoesNotFit`] the disk is then unbootable.
+/// [`RestoreError`]; except for [`RestoreError::DoesNotFit`] and [`RestoreError::SwapRecipe`], the disk is unbootable if
+/// anything was written to it.
 pub async fn restore(
     meta: Arc<Metainfo>,
     layout: Arc<Layout>,
     device: Arc<Device>,
     options: Options,
-    verify: bool,
+    wishes: Wishes,
     mut each: impl FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
     let path = device.path().to_owned();
-    layout
-        .check_device(device.len(), device.sector_size())
-        .map_err(|source| RestoreError::DoesNotFit { path: path.clone(), source })?;
+    check(&meta, &layout, &device)?;
     let disk_error = |doing| {
         let path = path.clone();
         move |source| RestoreError::Disk { doing, path, source }
     };
-    let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device)));
+    let unproven = |trouble| match trouble {
+        Unproven::Flush(source) => disk_error("flushing")(source),
+        Unproven::Read(source) => disk_error("reading back")(source),
+        Unproven::Wrong(WrongPiece { piece, disk_offset }) => {
+            RestoreError::ReadBack { path: path.clone(), piece, disk_offset }
+        }
+    };
 
-    for swap in meta.facts.iter().flat_map(|facts| &facts.swap) {
-        check_swap(swap, &layout, device.len()).map_err(disk_error("reading the image's recipe of a swap area for"))?;
-    }
-    make_unbootable(&layout, &device).map_err(disk_error("taking away the old partition table of"))?;
+    let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device)));
+    let proof = Arc::new(Proof::new(Arc::clone(&meta), Arc::clone(&store), wishes.verify));
     let storage: Arc<dyn swarm::Storage> = Arc::clone(&store) as _;
     let swarm_error = |source| RestoreError::Swarm { path: path.clone(), source };
+    let have = if wishes.keep { Have::Unknown } else { Have::None };
+    let options = Options { have, ..options };
     let swarm = Swarm::start(Arc::clone(&meta), storage, options).await.map_err(swarm_error)?;
+    let background = Background { store: Arc::clone(&store), is_over: Arc::default() };
+
+    let (seen, mut news) = mpsc::unbounded_channel();
+    let looking = async {
+        if !wishes.keep {
+            return Ok(0);
+        }
+        let (meta, store, is_over) = (Arc::clone(&meta), Arc::clone(&store), Arc::clone(&background.is_over));
+        let look = move || {
+            load_deferred(&store);
+            look(&meta, &store, &is_over, &|right: &[PieceIndex], wrong: &[PieceIndex]| {
+                // Whoever listened has ended with an error: then nobody needs to know.
+                let _ = seen.send((right.to_vec(), wrong.to_vec()));
+            })
+        };
+        blocking(path.clone(), look).await?.map_err(disk_error("looking at what is there already on"))
+    };
+    let following = blocking(path.clone(), {
+        let proof = Arc::clone(&proof);
+        move || proof.follow()
+    });
+    tokio::pin!(looking, following);
+
     let mut meter = Meter::new(meta.geometry.content_len());
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    let (mut kept, mut is_looking) = (0, true);
+    let mut discarding = None;
     {
         let completed = swarm.completed();
         tokio::pin!(completed);
         loop {
             tokio::select! {
                 result = &mut completed => break result.map_err(swarm_error)?,
-                () = tokio::time::sleep(PROGRESS_EVERY) => {
-                    each(meter.progress(Stage::Restore, swarm.stats().bytes_have, &swarm));
+                Some((right, wrong)) = news.recv() => {
+                    right.iter().for_each(|&piece| proof.found(piece));
+                    swarm.found(&right);
+                    swarm.lacks(&wrong);
+                }
+                result = &mut looking, if is_looking => {
+                    kept = result?;
+                    is_looking = false;
+                }
+                result = &mut following => {
+                    result?.map_err(unproven)?;
+                    return Err(RestoreError::Interrupted { path: path.clone() });
+                }
+                _ = ticks.tick() => {
+                    each(meter.progress(Stage::Restore, swarm.stats().bytes_have, &swarm, &store));
+                    if wishes.discard && discarding.is_none() && layout.is_whole_disk() && store.is_unbootable() {
+                        let (layout, store) = (Arc::clone(&layout), Arc::clone(&store));
+                        let is_over = Arc::clone(&background.is_over);
+                        discarding = Some(blocking(path.clone(), move || discard_unused(&layout, &store, &is_over)));
+                    }
                 }
             }
         }
     }
-    each(meter.progress(Stage::Restore, meta.geometry.content_len(), &swarm));
+    if is_looking {
+        kept = looking.await?;
+    }
+    each(meter.progress(Stage::Restore, meta.geometry.content_len(), &swarm, &store));
 
-    blocking(path.clone(), {
-        let device = Arc::clone(&device);
-        move || device.flush()
-    })
-    .await?
-    .map_err(disk_error("flushing"))?;
-    if verify {
-        let bytes_done = Arc::new(AtomicU64::new(0));
-        let task = blocking(path.clone(), {
-            let (meta, store, bytes_done) = (Arc::clone(&meta), Arc::clone(&store), Arc::clone(&bytes_done));
-            move || prove(&meta, &store, &bytes_done)
-        });
-        tokio::pin!(task);
-        meter.restart();
-        let proof = loop {
-            tokio::select! {
-                result = &mut task => break result?.map_err(disk_error("reading back"))?,
-                () = tokio::time::sleep(PROGRESS_EVERY) => {
-                    each(meter.progress(Stage::Verify, bytes_done.load(Ordering::Relaxed), &swarm));
-                }
+    store.ledger().complete();
+    meter.restart(proof.bytes_proven());
+    loop {
+        tokio::select! {
+            result = &mut following => break result?.map_err(unproven)?,
+            _ = ticks.tick() => if wishes.verify {
+                each(meter.progress(Stage::Verify, proof.bytes_proven(), &swarm, &store));
             }
-        };
-        if let Proof::Wrong { piece, disk_offset } = proof {
-            return Err(RestoreError::ReadBack { path, piece, disk_offset });
         }
-        each(meter.progress(Stage::Verify, meta.geometry.content_len(), &swarm));
+    }
+    if wishes.verify {
+        each(meter.progress(Stage::Verify, meta.geometry.content_len(), &swarm, &store));
+    }
+    if let Some(discarding) = discarding {
+        discarding.await?;
     }
 
-    each(meter.progress(Stage::Finish, 0, &swarm));
+    each(meter.progress(Stage::Finish, 0, &swarm, &store));
     let finished = blocking(path.clone(), {
-        let (meta, layout, device) = (Arc::clone(&meta), Arc::clone(&layout), Arc::clone(&device));
-        move || finish(&meta, &layout, &store, &device)
+        let (meta, store) = (Arc::clone(&meta), Arc::clone(&store));
+        move || {
+            let result = finish(&meta, &store);
+            if !matches!(result, Ok(None)) {
+                // A disk that cannot keep its table must not look as if it could.
+                let _ = store.wipe();
+            }
+            result
+        }
     })
     .await?;
-    match finished.map_err(disk_error("writing the partition table of"))? {
-        None => {}
-        Some(disk_offset) => {
-            let piece = PieceIndex(0);
-            // A disk that cannot keep its first MiB must not look as if it could.
-            let _ = make_unbootable(&layout, &device);
-            return Err(RestoreError::ReadBack { path, piece, disk_offset });
-        }
+    if let Some(disk_offset) = finished.map_err(disk_error("writing the partition table of"))? {
+        return Err(RestoreError::ReadBack { path: path.clone(), piece: PieceIndex(0), disk_offset });
     }
+    let written = store.ledger().bytes_written();
     let table_warning = blocking(path.clone(), move || device.reread_partition_table()).await?.err();
-    Ok(Restored { swarm, table_warning })
+    Ok(Restored { swarm, kept, written, table_warning })
 }
 
-/// Zeroes what firmware looks for, at both ends of the device, so that a half-written disk does not boot.
-fn make_unbootable(layout: &Layout, device: &Device) -> io::Result<()> {
-    const END_LEN: u64 = 1 << 20;
-    let mut ranges = layout.deferred();
-    if layout.is_whole_disk() {
-        ranges.push(device.len().saturating_sub(END_LEN)..device.len());
-    }
-    for range in ranges {
-        let end = range.end.min(device.len());
-        if range.start >= end {
-            continue;
-        }
-        let zeros = vec![0; usize::try_from(end - range.start).expect("a MiB")];
-        device.write_all_at(&zeros, DiskOffset(range.start))?;
-    }
-    device.flush()
+/// Checks what [`restore`] checks before the first write, and looks at a sample of what is on the disk. Writes nothing. Blocks.
+///
+/// # Errors
+/// [`RestoreError::DoesNotFit`] and [`RestoreError::Disk`].
+pub fn survey(meta: &Metainfo, layout: &Arc<Layout>, device: &Arc<Device>) -> Result<Sample, RestoreError> {
+    check(meta, layout, device)?;
+    let store = DiskStore::restoring(meta.geometry, Arc::clone(layout), Arc::clone(device));
+    load_deferred(&store);
+    let doing = "looking at what is there already on";
+    sample(meta, &store).map_err(|source| RestoreError::Disk { doing, path: device.path().to_owned(), source })
 }
 
-/// Swap areas, table sectors, flush, and the table sectors read back. `Some` is the disk offset of what reads back wrong.
-fn finish(meta: &Metainfo, layout: &Layout, store: &DiskStore, device: &Device) -> io::Result<Option<u64>> {
-    for swap in meta.facts.iter().flat_map(|facts| &facts.swap) {
-        make_swap(device, swap)?;
+/// Everything that can be checked before the first write.
+fn check(meta: &Metainfo, layout: &Layout, device: &Device) -> Result<(), RestoreError> {
+    let path = device.path().to_owned();
+    layout
+        .check_device(device.len(), device.sector_size())
+        .map_err(|source| RestoreError::DoesNotFit { path: path.clone(), source })?;
+    let recipe_error = |source| RestoreError::SwapRecipe { path: path.clone(), source };
+    let mut recipes = meta.facts.iter().flat_map(|facts| &facts.swap);
+    recipes.try_for_each(|swap| check_swap(swap, layout, device.len()).map_err(recipe_error))
+}
+
+/// What runs on threads of its own ends when this is dropped, whichever way the restore ended.
+struct Background {
+    store: Arc<DiskStore>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.store.ledger().cancel();
+        self.is_over.store(true, Ordering::Relaxed);
     }
-    device.flush()?;
-    store.write_deferred()?;
-    device.flush()?;
-    let mut uncached = device.uncached()?;
-    for held in layout.deferred().iter().flat_map(|range| store.held_in(range)) {
-        let mut wanted = vec![0; usize::try_from(held.len).expect("a MiB")];
-        store.recall(held, &mut wanted);
-        let mut found = Vec::with_capacity(wanted.len());
-        uncached.read(held.disk, held.len, |bytes| found.extend_from_slice(bytes))?;
-        if found != wanted {
-            return Ok(Some(held.disk.0));
-        }
-    }
-    Ok(None)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -250,11 +325,11 @@ impl Meter {
         Meter { total, samples: [(Instant::now(), 0)].into() }
     }
 
-    fn restart(&mut self) {
-        self.samples = [(Instant::now(), 0)].into();
+    fn restart(&mut self, bytes_done: u64) {
+        self.samples = [(Instant::now(), bytes_done)].into();
     }
 
-    fn progress(&mut self, stage: Stage, bytes_done: u64, swarm: &Swarm) -> Progress {
+    fn progress(&mut self, stage: Stage, bytes_done: u64, swarm: &Swarm, store: &DiskStore) -> Progress {
         let now = Instant::now();
         self.samples.push_back((now, bytes_done));
         while self.samples.len() > 2 && now.duration_since(self.samples[1].0) > Meter::WINDOW {
@@ -270,6 +345,7 @@ impl Meter {
             rate_bytes_per_s: bytes_done.saturating_sub(before).saturating_mul(1000) / millis,
             downloaded: stats.downloaded,
             uploaded: stats.uploaded,
+            written: store.ledger().bytes_written(),
             peers: u32::try_from(stats.peers).unwrap_or(u32::MAX),
         }
     }

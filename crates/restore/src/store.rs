@@ -2,38 +2,57 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use blockdev::Device;
-use layout::{Layout, OnDisk};
-use metainfo::{Geometry, PieceIndex};
+use blockdev::{Device, Uncached};
+use layout::{DiskOffset, Layout, OnDisk};
+use metainfo::{Geometry, Metainfo, PieceIndex};
+use sha1::{Digest, Sha1};
 use swarm::Storage;
 
 use crate::deferred::{Deferred, Part};
+use crate::ledger::Ledger;
 
 /// An image's content on a disk, each byte at its disk offset.
+///
+/// What falls into the layout's deferred ranges is in memory, before and after those bytes are on the disk, since the table
+/// on the disk may have been fitted to it.
 #[derive(Debug)]
 pub struct DiskStore {
     geometry: Geometry,
     layout: Arc<Layout>,
     device: Arc<Device>,
     deferred: Deferred,
-    /// From when the deferred ranges are on the disk they are read from there.
-    is_finished: AtomicBool,
+    ledger: Arc<Ledger>,
+    /// Whether what could boot has been taken away, which the first write does.
+    is_unbootable: Mutex<bool>,
+}
+
+/// Where a piece is not what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WrongPiece {
+    pub(crate) piece: PieceIndex,
+    /// Where the piece starts on the disk, in bytes.
+    pub(crate) disk_offset: u64,
 }
 
 impl DiskStore {
     /// A disk that already holds the whole image, to seed from.
     pub fn complete(geometry: Geometry, layout: Arc<Layout>, device: Arc<Device>) -> DiskStore {
-        DiskStore { geometry, layout, device, deferred: Deferred::new(Vec::new()), is_finished: AtomicBool::new(true) }
+        DiskStore {
+            geometry,
+            layout,
+            device,
+            deferred: Deferred::new(Vec::new()),
+            ledger: Arc::default(),
+            is_unbootable: Mutex::new(false),
+        }
     }
 
-    /// A disk about to be restored: what falls into the layout's deferred ranges stays in memory until
-    /// [`DiskStore::write_deferred`].
+    /// A disk about to be restored: what falls into the layout's deferred ranges stays in memory.
     pub(crate) fn restoring(geometry: Geometry, layout: Arc<Layout>, device: Arc<Device>) -> DiskStore {
-        let deferred = Deferred::new(layout.deferred());
-        DiskStore { geometry, layout, device, deferred, is_finished: AtomicBool::new(false) }
+        let deferred = Deferred::new(layout.deferred(device.len()));
+        DiskStore { deferred, ..DiskStore::complete(geometry, layout, device) }
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
@@ -44,48 +63,84 @@ impl DiskStore {
         &self.device
     }
 
-    /// The piece's stretches in content order, each told apart: in memory or on the disk.
-    pub(crate) fn parts(&self, piece: PieceIndex) -> io::Result<Vec<Part>> {
-        self.parts_of(self.geometry.piece_range(piece))
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
-    /// Reads back what is held in memory.
-    pub(crate) fn recall(&self, part: OnDisk, buf: &mut [u8]) {
-        self.deferred.recall(part.disk, buf);
+    pub(crate) fn deferred(&self) -> &Deferred {
+        &self.deferred
     }
 
-    /// Writes the deferred ranges of the image to the disk: from here on it can boot.
-    pub(crate) fn write_deferred(&self) -> io::Result<()> {
-        for range in self.layout.deferred() {
-            for held in self.held_in(&range) {
-                let mut bytes = vec![0; usize::try_from(held.len).expect("a MiB")];
-                self.recall(held, &mut bytes);
-                self.device.write_all_at(&bytes, held.disk)?;
-            }
+    /// Whether anything has been written, or is about to be.
+    pub(crate) fn is_unbootable(&self) -> bool {
+        *self.is_unbootable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Zeroes what firmware looks for, at both ends of the device, so that a half-written disk does not boot. Done once;
+    /// again only after an error.
+    pub(crate) fn make_unbootable(&self) -> io::Result<()> {
+        let mut is_done = self.is_unbootable.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_done {
+            return Ok(());
         }
-        self.is_finished.store(true, Ordering::Release);
+        self.wipe()?;
+        *is_done = true;
         Ok(())
     }
 
-    /// What the image has inside `range` of the disk.
-    pub(crate) fn held_in(&self, range: &Range<u64>) -> Vec<OnDisk> {
-        let everything = self.layout.on_disk(0..self.layout.content_len()).into_iter().flatten();
-        let inside = everything.skip_while(|part| part.disk.0 + part.len <= range.start);
-        let inside = inside.take_while(|part| part.disk.0 < range.end);
-        inside
-            .flat_map(|part| self.deferred.split(part))
-            .filter_map(|part| match part {
-                Part::Held(part) if range.contains(&part.disk.0) => Some(part),
-                Part::Held(_) | Part::Disk(_) => None,
-            })
-            .collect()
+    /// The same, whatever was done before: for a disk that turned out to be bad.
+    pub(crate) fn wipe(&self) -> io::Result<()> {
+        for range in self.deferred.ranges() {
+            let zeros = vec![0; usize::try_from(range.end - range.start).expect("a few MiB")];
+            self.device.write_all_at(&zeros, DiskOffset(range.start))?;
+        }
+        self.device.flush()
+    }
+
+    /// Hashes a piece as it is on the medium (and in memory, where it is deferred). `Some` if it is not right.
+    ///
+    /// `pause` is called before every read.
+    pub(crate) fn check(
+        &self,
+        meta: &Metainfo,
+        piece: PieceIndex,
+        uncached: &mut Uncached,
+        mut pause: impl FnMut(),
+    ) -> io::Result<Option<WrongPiece>> {
+        let mut hash = Sha1::new();
+        let mut disk_offset = None;
+        for part in self.parts_of(self.geometry.piece_range(piece))? {
+            match part {
+                Part::Held(part) => {
+                    let mut bytes = vec![0; usize::try_from(part.len).expect("a few MiB")];
+                    self.deferred.recall(part.disk, &mut bytes);
+                    hash.update(&bytes);
+                }
+                Part::Disk(part) => {
+                    disk_offset.get_or_insert(part.disk.0);
+                    pause();
+                    uncached.read(part.disk, part.len, |bytes| hash.update(bytes))?;
+                }
+            }
+        }
+        let is_right = <[u8; 20]>::from(hash.finalize()) == *meta.piece_hash(piece);
+        Ok((!is_right).then(|| WrongPiece { piece, disk_offset: disk_offset.unwrap_or(0) }))
+    }
+
+    /// The stretches of the disk, ascending, that the image has inside the deferred ranges.
+    pub(crate) fn held(&self) -> Vec<Range<u64>> {
+        let extents = self.layout.extents();
+        let mut held = Vec::new();
+        for range in self.deferred.ranges() {
+            let first = extents.partition_point(|extent| extent.end() <= range.start);
+            let inside = extents[first..].iter().take_while(|extent| extent.disk.0 < range.end);
+            held.extend(inside.map(|extent| extent.disk.0.max(range.start)..extent.end().min(range.end)));
+        }
+        held
     }
 
     fn parts_of(&self, content: Range<u64>) -> io::Result<Vec<Part>> {
         let on_disk = self.layout.on_disk(content).map_err(io::Error::other)?;
-        if self.is_finished.load(Ordering::Acquire) {
-            return Ok(on_disk.map(Part::Disk).collect());
-        }
         Ok(on_disk.flat_map(|part| self.deferred.split(part)).collect())
     }
 }
@@ -93,15 +148,20 @@ impl DiskStore {
 impl Storage for DiskStore {
     fn write_piece(&self, piece: PieceIndex, data: &[u8]) -> io::Result<()> {
         let content = self.geometry.piece_range(piece);
-        if u64::try_from(data.len()) != Ok(content.end - content.start) {
+        let len = content.end - content.start;
+        if u64::try_from(data.len()) != Ok(len) {
             return Err(io::Error::other(format!("piece {piece} came with {} bytes", data.len())));
         }
+        let writing = self.ledger.writing();
+        self.make_unbootable()?;
         for part in self.parts_of(content.clone())? {
             match part {
                 Part::Held(part) => self.deferred.keep(part.disk, &data[span(part, content.start)]),
                 Part::Disk(part) => self.device.write_all_at(&data[span(part, content.start)], part.disk)?,
             }
         }
+        drop(writing);
+        self.ledger.written(piece, len);
         Ok(())
     }
 

@@ -2,18 +2,17 @@
 
 use std::io;
 
-use blockdev::Device;
-use layout::{DiskOffset, Layout};
+use layout::Layout;
 use metainfo::SwapFacts;
 
-/// Writes the header page of a swap area, version 1 (`include/linux/swap.h`, `union swap_header`): at byte 1024 the
-/// version, the last page and the count of bad pages, then UUID and label; the magic `SWAPSPACE2` ends the page.
+/// Where the header page of a swap area belongs on the disk, and its bytes: version 1 (`include/linux/swap.h`, `union
+/// swap_header`): at byte 1024 the version, the last page and the count of bad pages, then UUID and label; the magic
+/// `SWAPSPACE2` ends the page.
 ///
 /// # Errors
-/// A recipe that makes no sense, or the device's error.
-pub(crate) fn make_swap(device: &Device, swap: &SwapFacts) -> io::Result<()> {
-    let page = header_page(swap).map_err(io::Error::other)?;
-    device.write_all_at(&page, DiskOffset(swap.offset))
+/// A recipe that makes no sense.
+pub(crate) fn swap_page(swap: &SwapFacts) -> Result<(u64, Vec<u8>), String> {
+    Ok((swap.offset, header_page(swap)?))
 }
 
 /// Checks a recipe before anything is written: it makes sense, lies on the device, and overwrites nothing of the image.

@@ -10,7 +10,7 @@ use blockdev::Device;
 use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts};
 use report::Stage;
-use restore::{DiskStore, Progress, RestoreError, restore};
+use restore::{DiskStore, Progress, RestoreError, Wishes, restore};
 use sha1::{Digest as _, Sha1};
 use swarm::{Have, Options, Storage, Swarm};
 
@@ -50,6 +50,14 @@ const EXTENTS: [(u64, u64); 5] = [
     (DISK_LEN - 33 * 512, 33 * 512),
 ];
 
+/// What a restore took, in bytes.
+#[derive(Debug, PartialEq)]
+struct Cost {
+    kept: u64,
+    fetched: u64,
+    written: u64,
+}
+
 struct Room {
     dir: tempfile::TempDir,
     meta: Arc<Metainfo>,
@@ -59,9 +67,15 @@ struct Room {
 
 impl Room {
     async fn new(facts: ImageFacts) -> Room {
+        Room::changed(facts, |_| ()).await
+    }
+
+    /// A room with the same image after a change.
+    async fn changed(facts: ImageFacts, change: impl FnOnce(&mut Vec<u8>)) -> Room {
         let len = EXTENTS.iter().map(|(_, len)| len).sum::<u64>();
         // Anything but zeros and repetition: a byte in the wrong place has to show.
-        let content: Vec<u8> = (0..len).flat_map(|i| Sha1::digest(i.to_le_bytes())[..1].to_vec()).collect();
+        let mut content: Vec<u8> = (0..len).flat_map(|i| Sha1::digest(i.to_le_bytes())[..1].to_vec()).collect();
+        change(&mut content);
         let files = EXTENTS.iter().map(|(at, len)| FileEntry { length: *len, path: vec![format!("{at:032x}")] });
         let torrent = NewTorrent {
             name: "root".to_owned(),
@@ -86,13 +100,30 @@ impl Room {
         path
     }
 
-    async fn restore(&self, path: &Path, each: impl FnMut(Progress)) -> Result<(), RestoreError> {
+    async fn restore(&self, path: &Path, each: impl FnMut(Progress)) -> Result<Cost, RestoreError> {
+        self.restore_as(path, Wishes::default(), each).await
+    }
+
+    async fn restore_as(&self, path: &Path, wishes: Wishes, each: impl FnMut(Progress)) -> Result<Cost, RestoreError> {
         let device = Arc::new(Device::open_exclusive(path).expect("a file"));
         let layout = Arc::new(Layout::new(&self.meta).expect("sane"));
         let options = Options { peers: vec![self.seeder.local_addr()], ..loopback() };
-        let restored = restore(Arc::clone(&self.meta), layout, device, options, true, each).await?;
+        let restored = restore(Arc::clone(&self.meta), layout, device, options, wishes, each).await?;
+        let (kept, written) = (restored.kept, restored.written);
+        let fetched = restored.swarm.stats().downloaded;
         restored.swarm.shutdown().await;
-        Ok(())
+        Ok(Cost { kept, fetched, written })
+    }
+
+    /// Fails unless the disk has every byte of the image at its place.
+    fn expect_restored(&self, path: &Path) {
+        let disk = std::fs::read(path).expect("the disk");
+        let mut content = self.content.as_slice();
+        for (at, len) in EXTENTS {
+            let (wanted, rest) = content.split_at(usize_of(len));
+            assert!(disk[usize_of(at)..usize_of(at + len)] == *wanted, "extent at {at}");
+            content = rest;
+        }
     }
 }
 
@@ -119,7 +150,7 @@ async fn a_disk_gets_every_byte_and_boots_only_at_the_end() {
     let mut stages = Vec::new();
     room.restore(&path, |progress| {
         stages.push(progress.stage);
-        if progress.stage <= Stage::Verify {
+        if progress.written > 0 && progress.stage <= Stage::Verify {
             let mut head = [1; 4096];
             watched.read_exact_at(&mut head, 0).expect("the disk");
             assert_eq!(head, [0; 4096], "nothing to boot before the proof, in stage {}", progress.stage);
@@ -130,13 +161,8 @@ async fn a_disk_gets_every_byte_and_boots_only_at_the_end() {
     stages.dedup();
     assert_eq!(stages, [Stage::Restore, Stage::Verify, Stage::Finish]);
 
+    room.expect_restored(&path);
     let disk = std::fs::read(&path).expect("the disk");
-    let mut content = room.content.as_slice();
-    for (at, len) in EXTENTS {
-        let (wanted, rest) = content.split_at(usize_of(len));
-        assert!(disk[usize_of(at)..usize_of(at + len)] == *wanted, "extent at {at}");
-        content = rest;
-    }
     assert_eq!(disk[usize_of(3 * MIB + 1024)..usize_of(5 * MIB)], vec![UNTOUCHED; usize_of(2 * MIB - 1024)]);
     assert_eq!(&disk[usize_of(9 * MIB) + 4086..usize_of(9 * MIB) + 4096], b"SWAPSPACE2");
     let end = usize_of(DISK_LEN + 2 * MIB);
@@ -158,7 +184,7 @@ async fn a_swap_recipe_on_top_of_content_is_refused_before_the_first_write() {
     let room = Room::new(ImageFacts { swap: vec![swap], ..gpt_facts() }).await;
     let path = room.disk(DISK_LEN);
     let error = room.restore(&path, |_| ()).await.expect_err("hostile");
-    assert!(matches!(error, RestoreError::Disk { .. }), "{error}");
+    assert!(matches!(error, RestoreError::SwapRecipe { .. }), "{error}");
     assert!(std::fs::read(&path).expect("the disk").iter().all(|&byte| byte == UNTOUCHED));
 }
 
@@ -196,4 +222,75 @@ async fn a_restored_disk_can_seed() {
         store.read(piece, 0, &mut data).expect("on the disk");
         assert!(room.meta.piece_is_right(piece, &data), "piece {piece}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unchanged_disk_is_proven_and_left_alone() {
+    let swap = SwapFacts { offset: 9 * MIB, length: MIB, page_size: 4096, label: String::new(), uuid: String::new() };
+    let room = Room::new(ImageFacts { swap: vec![swap], ..gpt_facts() }).await;
+    let path = room.disk(DISK_LEN);
+    let len = room.meta.geometry.content_len();
+    let first = room.restore(&path, |_| ()).await.expect("a sound disk");
+    assert_eq!(first, Cost { kept: 0, fetched: len, written: len });
+    // The time of its last change proves that nothing is written, not even the same bytes again.
+    let before = std::fs::metadata(&path).expect("the disk").modified().expect("a time");
+    let mut last = None;
+    let again = room.restore(&path, |progress| last = Some(progress)).await.expect("a sound disk");
+    assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 });
+    assert_eq!(last.map(|last| last.stage), Some(Stage::Finish));
+    assert_eq!(std::fs::metadata(&path).expect("the disk").modified().expect("a time"), before, "written to");
+    let wishes = Wishes { keep: false, ..Wishes::default() };
+    let anew = room.restore_as(&path, wishes, |_| ()).await.expect("a sound disk");
+    assert_eq!(anew, Cost { kept: 0, fetched: len, written: len }, "when told to");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_image_costs_what_has_changed() {
+    let room = Room::new(gpt_facts()).await;
+    let path = room.disk(DISK_LEN);
+    room.restore(&path, |_| ()).await.expect("a sound disk");
+    let pieces = [3, 9];
+    let changed = Room::changed(gpt_facts(), |content| {
+        pieces.iter().for_each(|piece| content[piece * usize_of(PIECE_LEN.into()) + 5] ^= 1);
+    })
+    .await;
+    let cost = changed.restore(&path, |_| ()).await.expect("a sound disk");
+    let two = 2 * u64::from(PIECE_LEN);
+    let kept = room.meta.geometry.content_len() - two;
+    assert_eq!(cost, Cost { kept, fetched: two, written: two });
+    changed.expect_restored(&path);
+    // Other pieces are another image altogether.
+    let other = Room::changed(gpt_facts(), |content| content.iter_mut().for_each(|byte| *byte ^= 1)).await;
+    assert_eq!(other.restore(&path, |_| ()).await.expect("a sound disk").kept, 0);
+    other.expect_restored(&path);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_there_at_the_power_cut_is_kept() {
+    let room = Room::new(gpt_facts()).await;
+    let path = room.disk(DISK_LEN);
+    room.restore(&path, |_| ()).await.expect("a sound disk");
+    // As a power cut leaves it: no table, and some pieces that never arrived.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
+    for (at, len) in [(0, MIB), (5 * MIB + 9, MIB), (DISK_LEN - MIB, MIB)] {
+        file.write_all_at(&vec![0; usize_of(len)], at).expect("the disk");
+    }
+    let cost = room.restore(&path, |_| ()).await.expect("a sound disk");
+    room.expect_restored(&path);
+    let len = room.meta.geometry.content_len();
+    assert_eq!((cost.kept + cost.fetched, cost.written), (len, cost.fetched));
+    // The first piece, the last, and those that the middle one touched.
+    assert!(cost.fetched <= 7 * u64::from(PIECE_LEN), "{cost:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_verify_nothing_is_read_back_but_the_table() {
+    let room = Room::new(gpt_facts()).await;
+    let path = room.disk(DISK_LEN);
+    let mut stages = Vec::new();
+    let wishes = Wishes { verify: false, ..Wishes::default() };
+    room.restore_as(&path, wishes, |progress| stages.push(progress.stage)).await.expect("a sound disk");
+    stages.dedup();
+    assert_eq!(stages, [Stage::Restore, Stage::Finish]);
+    room.expect_restored(&path);
 }

@@ -161,7 +161,9 @@ impl Shared {
 
     pub(crate) fn lacks(&self, pieces: &[PieceIndex]) {
         let core = &mut *lock(&self.core);
-        pieces.iter().for_each(|&piece| drop(core.picker.lacks(piece)));
+        for &piece in pieces {
+            core.picker.lacks(piece);
+        }
         core.wake(true);
     }
 

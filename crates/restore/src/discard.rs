@@ -1,0 +1,74 @@
+//! What the image does not use is given back to a flash disk.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use layout::{DiskOffset, Layout};
+
+use crate::store::DiskStore;
+
+/// Discards begin and end on a multiple of this, which every flash disk's own unit divides, and are at least as long.
+const ALIGN: u64 = 1 << 20;
+/// One discard is at most so long: some disks take seconds for more, and nothing else gets through meanwhile.
+const MOST: u64 = 1 << 30;
+
+/// Discards every gap between the image's extents. Advice: a disk that cannot, or fails, is no worse for it. Blocks.
+pub(crate) fn discard_unused(layout: &Layout, store: &DiskStore, is_over: &AtomicBool) -> u64 {
+    let mut discarded = 0;
+    let deferred: Vec<Range<u64>> = store.deferred().ranges().collect();
+    for gap in gaps(layout, &deferred, store.device().len()) {
+        let mut start = gap.start;
+        while start < gap.end && !is_over.load(Ordering::Relaxed) {
+            let len = (gap.end - start).min(MOST);
+            match store.device().discard(DiskOffset(start), len) {
+                Ok(true) => discarded += len,
+                Ok(false) => return discarded,
+                Err(cause) => {
+                    log::warn!("{cause}; unused space is not given back to the disk, which is otherwise well");
+                    return discarded;
+                }
+            }
+            start += len;
+        }
+    }
+    discarded
+}
+
+/// What lies between extents and deferred ranges, cut to whole units.
+fn gaps(layout: &Layout, deferred: &[Range<u64>], device_len: u64) -> Vec<Range<u64>> {
+    let mut used: Vec<Range<u64>> = layout.extents().iter().map(|extent| extent.disk.0..extent.end()).collect();
+    used.extend(deferred.iter().cloned());
+    used.push(device_len..u64::MAX);
+    used.sort_unstable_by_key(|range| range.start);
+    let mut gaps = Vec::new();
+    let mut at: u64 = 0;
+    for range in used {
+        let gap = at.next_multiple_of(ALIGN)..range.start.min(device_len) / ALIGN * ALIGN;
+        if gap.start < gap.end {
+            gaps.push(gap);
+        }
+        at = range.end.max(at);
+        if at >= device_len {
+            break;
+        }
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layout::Extent;
+
+    #[test]
+    fn gaps_are_whole_units_outside_of_everything() {
+        const MIB: u64 = 1 << 20;
+        let extents = [(0, 17 * 1024), (3 * MIB + 1, 10), (5 * MIB, MIB)];
+        let extents = extents.map(|(disk, len)| Extent { disk: DiskOffset(disk), len });
+        let layout = Layout::of_extents(extents.to_vec()).expect("sane");
+        let deferred = [0..MIB, 9 * MIB..10 * MIB];
+        assert_eq!(gaps(&layout, &deferred, 10 * MIB), [MIB..3 * MIB, 4 * MIB..5 * MIB, 6 * MIB..9 * MIB]);
+        assert_eq!(gaps(&layout, &[], 6 * MIB + 512), [MIB..3 * MIB, 4 * MIB..5 * MIB]);
+        assert_eq!(gaps(&layout, &deferred[..1], 50 * MIB)[2], 6 * MIB..50 * MIB);
+    }
+}
