@@ -24,6 +24,8 @@ pub enum Bus {
     Scsi,
     /// `/dev/sda` behind AHCI, which the cloud kernel does not know.
     Ahci,
+    /// `/dev/sda` on a USB port, which the cloud kernel does not know either.
+    Usb,
 }
 
 impl std::fmt::Display for Bus {
@@ -33,6 +35,7 @@ impl std::fmt::Display for Bus {
             Bus::Nvme => "nvme",
             Bus::Scsi => "scsi",
             Bus::Ahci => "ahci",
+            Bus::Usb => "usb",
         })
     }
 }

@@ -14,6 +14,7 @@ pub mod golden;
 mod golden_initrd;
 pub mod log;
 pub mod machine;
+pub mod nbd;
 pub mod network;
 pub mod paths;
 pub mod pcap;

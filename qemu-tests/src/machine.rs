@@ -5,10 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::disk::{Bus, Disk};
 use crate::log::Log;
+use crate::nbd::NbdDisk;
 use crate::network::Network;
 use crate::process::{Process, ending};
 
@@ -41,13 +42,39 @@ impl std::fmt::Display for Firmware {
     }
 }
 
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Writes that touch the sector at this byte fail with EIO.
+    Write(u64),
+    /// Reads that touch the sector at this byte fail with EIO.
+    Read(u64),
+    /// From the third on, flushes fail with EIO.
+    Flush,
+    /// It takes every write and keeps none; it reads as zeros.
+    Hole,
+}
+
+/// How QEMU gets at the bytes of a disk.
+#[derive(Clone)]
+enum Access {
+    /// The file itself, and no flushes: the host's page cache outlives the machine, also one that is killed.
+    File,
+    /// The same with flushes and a fault.
+    Faulty(Fault),
+    /// By NBD from this socket.
+    Nbd(PathBuf),
+}
+
 #[derive(Clone)]
 struct Attached {
     disk: Disk,
     bus: Bus,
     serial: String,
     sector_size: u32,
+    access: Access,
     write_bytes_per_s: Option<u64>,
+    bytes_per_s: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -110,24 +137,53 @@ impl MachineSpec {
     pub fn disk(mut self, disk: &Disk, bus: Bus) -> MachineSpec {
         let serial = format!("DISK{}-{}", self.disks.len(), &self.mac[15..]);
         let disk = disk.clone();
-        self.disks.push(Attached { disk, bus, serial, sector_size: 512, write_bytes_per_s: None });
+        self.disks.push(Attached {
+            disk,
+            bus,
+            serial,
+            sector_size: 512,
+            access: Access::File,
+            write_bytes_per_s: None,
+            bytes_per_s: None,
+        });
         self
+    }
+
+    fn last_disk(mut self, change: impl FnOnce(&mut Attached)) -> MachineSpec {
+        if let Some(disk) = self.disks.last_mut() {
+            change(disk);
+        }
+        self
+    }
+
+    /// Gives the disk added last another serial number.
+    pub fn serial(self, serial: &str) -> MachineSpec {
+        self.last_disk(|disk| disk.serial = serial.into())
+    }
+
+    /// Makes the disk added last a bad one.
+    pub fn faulty(self, fault: Fault) -> MachineSpec {
+        self.last_disk(|disk| disk.access = Access::Faulty(fault))
+    }
+
+    /// Reaches the disk added last through an [`crate::nbd::NbdDisk`].
+    pub fn behind(self, nbd: &NbdDisk) -> MachineSpec {
+        self.last_disk(|disk| disk.access = Access::Nbd(nbd.socket().to_owned()))
+    }
+
+    /// Slows the disk added last, reads and writes together.
+    pub fn slow_disk(self, bytes_per_s: u64) -> MachineSpec {
+        self.last_disk(|disk| disk.bytes_per_s = Some(bytes_per_s))
     }
 
     /// Gives the disk added last another sector size in bytes.
-    pub fn sector_size(mut self, bytes: u32) -> MachineSpec {
-        if let Some(disk) = self.disks.last_mut() {
-            disk.sector_size = bytes;
-        }
-        self
+    pub fn sector_size(self, bytes: u32) -> MachineSpec {
+        self.last_disk(|disk| disk.sector_size = bytes)
     }
 
     /// Slows writes to the disk added last, so that there is time to do something in the middle.
-    pub fn slow_writes(mut self, bytes_per_s: u64) -> MachineSpec {
-        if let Some(disk) = self.disks.last_mut() {
-            disk.write_bytes_per_s = Some(bytes_per_s);
-        }
-        self
+    pub fn slow_writes(self, bytes_per_s: u64) -> MachineSpec {
+        self.last_disk(|disk| disk.write_bytes_per_s = Some(bytes_per_s))
     }
 
     /// Skips the firmware's network boot: QEMU loads kernel and initramfs of a boot directory itself.
@@ -144,7 +200,9 @@ impl MachineSpec {
         self.snapshot = true;
         self.direct = None;
         self.may_reboot = false;
-        self.disks.iter_mut().for_each(|disk| disk.write_bytes_per_s = None);
+        for disk in &mut self.disks {
+            (disk.access, disk.write_bytes_per_s, disk.bytes_per_s) = (Access::File, None, None);
+        }
         self
     }
 
@@ -192,7 +250,7 @@ impl MachineSpec {
             command.arg("-smbios").arg(format!("type=1,serial={serial}"));
         }
         self.add_firmware(&mut command)?;
-        self.add_disks(&mut command);
+        self.add_disks(&mut command)?;
         if !self.snapshot {
             self.add_nic(&mut command, &network.tap()?);
         }
@@ -244,18 +302,13 @@ impl MachineSpec {
         command.args(["-device", &device]);
     }
 
-    fn add_disks(&self, command: &mut Command) {
+    fn add_disks(&self, command: &mut Command) -> Result<()> {
         if self.snapshot {
             command.arg("-snapshot");
         }
         for (n, attached) in self.disks.iter().enumerate() {
-            let Attached { disk, bus, serial, sector_size, write_bytes_per_s } = attached;
-            // The host's page cache outlives the machine, also one that is killed, so its flushes are not needed.
-            let mut drive = format!("if=none,id=d{n},format=raw,cache=unsafe,file={}", disk.path().display());
-            if let Some(rate) = write_bytes_per_s {
-                drive += &format!(",throttling.bps-write={rate}");
-            }
-            command.args(["-drive", &drive]);
+            let Attached { bus, serial, sector_size, .. } = attached;
+            command.args(attached.drive(&format!("d{n}"))?);
             let facts = format!("drive=d{n},serial={serial},bootindex={}", n + 1);
             let sectors = format!("logical_block_size={sector_size},physical_block_size={sector_size}");
             let devices = match bus {
@@ -265,11 +318,59 @@ impl MachineSpec {
                     vec![format!("virtio-scsi-pci,id=s{n}"), format!("scsi-hd,bus=s{n}.0,{facts},{sectors}")]
                 }
                 Bus::Ahci => vec![format!("ich9-ahci,id=s{n}"), format!("ide-hd,bus=s{n}.0,{facts}")],
+                Bus::Usb => vec![format!("qemu-xhci,id=s{n}"), format!("usb-storage,bus=s{n}.0,{facts}")],
             };
             for device in devices {
                 command.args(["-device", &device]);
             }
         }
+        Ok(())
+    }
+}
+
+impl Attached {
+    /// The words for QEMU that make this disk's bytes the node `id`.
+    fn drive(&self, id: &str) -> Result<[String; 2]> {
+        let path = self.disk.path().display();
+        let mut drive = match &self.access {
+            Access::Faulty(fault) => {
+                let node = fault.node(id, &self.disk)?;
+                return Ok(["-blockdev".into(), node.to_string()]);
+            }
+            Access::File => format!("if=none,id={id},format=raw,cache=unsafe,file={path}"),
+            Access::Nbd(socket) => {
+                let server = format!("file.driver=nbd,file.server.type=unix,file.server.path={}", socket.display());
+                format!("if=none,id={id},format=raw,cache=writeback,{server}")
+            }
+        };
+        let limits = [("bps-write", self.write_bytes_per_s), ("bps-total", self.bytes_per_s)];
+        for (name, rate) in limits.into_iter().filter_map(|(name, rate)| Some((name, rate?))) {
+            drive += &format!(",throttling.{name}={rate}");
+        }
+        Ok(["-drive".into(), drive])
+    }
+}
+
+impl Fault {
+    /// QEMU's block node for it. Events come from the layer above `blkdebug`, so there has to be one.
+    fn node(self, id: &str, disk: &Disk) -> Result<Value> {
+        let always = |kind: &str, at: u64| json!([{ "event": "none", "iotype": kind, "sector": at / 512, "errno": 5 }]);
+        let (inject, states) = match self {
+            Fault::Hole => {
+                let len = disk.len()?;
+                return Ok(json!({ "driver": "null-co", "node-name": id, "size": len, "read-zeroes": true }));
+            }
+            Fault::Write(at) => (always("write", at), json!([])),
+            Fault::Read(at) => (always("read", at), json!([])),
+            Fault::Flush => {
+                let next = |state: u32| json!({ "event": "flush_to_disk", "state": state, "new_state": state + 1 });
+                let fail = json!([{ "event": "flush_to_disk", "state": 3, "iotype": "flush", "errno": 5 }]);
+                (fail, json!([next(1), next(2)]))
+            }
+        };
+        let file = json!({ "driver": "file", "filename": disk.path() });
+        let bad = json!({ "driver": "blkdebug", "image": file, "inject-error": inject, "set-state": states });
+        Ok(json!({ "driver": "raw", "node-name": id, "file": bad }))
     }
 }
 
