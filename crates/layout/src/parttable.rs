@@ -5,6 +5,7 @@
 //! the formats leave room: a GPT counts only behind a protective MBR, and a file system's own boot sector is no MBR.
 //! What it reads is hostile until checked: nothing is allocated or computed from a number before that is bounded.
 
+pub mod adapt;
 mod gpt;
 mod mbr;
 mod names;

@@ -8,9 +8,9 @@ use gptman::{GPTHeader, GPTPartitionEntry};
 use super::{Disk, GAP_HEAD_LEN, Partition, Table, TableError, TableKind, check_disjoint, names};
 
 /// Most entries a table may have. The usual number is 128, and the kernel names at most 256 partitions of a disk.
-const ENTRIES_MAX: u32 = 1024;
+pub(super) const ENTRIES_MAX: u32 = 1024;
 /// Length of an entry in bytes. Others are allowed by the standard and made by nobody.
-const ENTRY_LEN: u32 = 128;
+pub(super) const ENTRY_LEN: u32 = 128;
 
 /// Whether a GPT header is where the first one belongs.
 pub(super) fn has_primary(disk: &mut Disk<'_, impl Read + Seek>) -> Result<bool, TableError> {

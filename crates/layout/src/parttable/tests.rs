@@ -7,15 +7,15 @@ use proptest::prelude::*;
 
 use super::{Table, TableError, TableKind, guess_sector_size};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
-type Bytes = Cursor<Vec<u8>>;
+pub(super) type Bytes = Cursor<Vec<u8>>;
 
-fn blank(len: u64) -> Bytes {
+pub(super) fn blank(len: u64) -> Bytes {
     Cursor::new(vec![0; usize::try_from(len).expect("small")])
 }
 
-fn gpt_disk(len: u64, sector_size: u32, partitions: &[(u64, u64)]) -> Bytes {
+pub(super) fn gpt_disk(len: u64, sector_size: u32, partitions: &[(u64, u64)]) -> Bytes {
     let mut disk = blank(len);
     let mut gpt = GPT::new_from(&mut disk, u64::from(sector_size), [7; 16]).expect("large enough");
     GPT::write_protective_mbr_into(&mut disk, u64::from(sector_size)).expect("in memory");
@@ -39,7 +39,7 @@ fn gpt_disk(len: u64, sector_size: u32, partitions: &[(u64, u64)]) -> Bytes {
 }
 
 /// An MBR or EBR sector with entries of `(type, start, count)`.
-fn boot_record(disk: &mut Bytes, lba: u64, entries: &[(u8, u32, u32)]) {
+pub(super) fn boot_record(disk: &mut Bytes, lba: u64, entries: &[(u8, u32, u32)]) {
     let at = usize::try_from(lba * 512).expect("small");
     let sector = &mut disk.get_mut()[at..at + 512];
     for (entry, &(sys, start, count)) in sector[446..510].chunks_mut(16).zip(entries) {
@@ -51,7 +51,7 @@ fn boot_record(disk: &mut Bytes, lba: u64, entries: &[(u8, u32, u32)]) {
 }
 
 /// Primary 2048+100, extended 4096..8192 with logical partitions at 4160+1000 and 5263+500.
-fn mbr_disk() -> Bytes {
+pub(super) fn mbr_disk() -> Bytes {
     let mut disk = blank(8 * MIB);
     boot_record(&mut disk, 0, &[(0x83, 2048, 100), (0x05, 4096, 4096)]);
     boot_record(&mut disk, 4096, &[(0x83, 64, 1000), (0x05, 1104, 600)]);
