@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail};
+use restore::Grow;
 
 use crate::target::TargetRule;
 
@@ -107,6 +108,10 @@ pub struct Settings {
     pub keep: bool,
     /// `DISCARD`: tell a flash disk which space the image does not use; `yes` unless told otherwise.
     pub discard: bool,
+    /// `GROW`: the partition that is to use the space of a larger disk; none unless told otherwise.
+    pub grow: Grow,
+    /// `NEW_IDS`: give the disk an identity of its own.
+    pub new_ids: bool,
     /// `DRY_RUN`: say what would be done, and write nothing.
     pub dry_run: bool,
     /// `LINGER`: seconds without an upload after which a finished machine stops seeding.
@@ -136,6 +141,8 @@ impl Settings {
             verify: true,
             keep: true,
             discard: true,
+            grow: Grow::No,
+            new_ids: false,
             dry_run: false,
             linger_seconds: 15,
             trackers: Vec::new(),
@@ -173,6 +180,8 @@ impl Settings {
             "VERIFY" => self.verify = yes_or_no(key, value)?,
             "KEEP" => self.keep = yes_or_no(key, value)?,
             "DISCARD" => self.discard = yes_or_no(key, value)?,
+            "GROW" => self.grow = value.parse().with_context(|| format!("GROW={value}"))?,
+            "NEW_IDS" => self.new_ids = yes_or_no(key, value)?,
             "DRY_RUN" => self.dry_run = yes_or_no(key, value)?,
             "LINGER" => {
                 self.linger_seconds =
@@ -239,7 +248,10 @@ mod tests {
     fn switches_are_yes_or_no() {
         let settings = Settings::parse("TORRENT=x\nKEEP=no\nDISCARD=0\nDRY_RUN=yes\nVERIFY=1", &[]).expect("good");
         assert_eq!((settings.keep, settings.discard, settings.dry_run, settings.verify), (false, false, true, true));
+        let settings = Settings::parse("TORRENT=x\nGROW=3\nNEW_IDS=1", &[]).expect("good");
+        assert_eq!((settings.grow, settings.new_ids), (Grow::Number(3), true));
         let settings = Settings::parse("TORRENT=x", &[]).expect("good");
+        assert_eq!((settings.grow, settings.new_ids), (Grow::No, false));
         assert_eq!((settings.keep, settings.discard, settings.dry_run, settings.verify), (true, true, false, true));
     }
 
@@ -250,6 +262,7 @@ mod tests {
         assert!(error("TORRENT=x\n\nhello").starts_with("line 3 of ezio.conf is not KEY=value"));
         assert!(error("LINGER=-1").contains("not a number of seconds"));
         assert!(error("VERIFY=maybe").contains("use yes or no"));
+        assert!(error("GROW=most").contains("the number of a partition"));
         assert!(error("").contains("names no TORRENT"));
         assert!(error("TARGET=size").contains("TARGET"));
     }

@@ -11,7 +11,7 @@ use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use report::Stage;
-use restore::{Progress, Wishes};
+use restore::{Progress, Wish, Wishes};
 use swarm::{Options, Swarm};
 
 use crate::console::Console;
@@ -93,19 +93,19 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     }
 
     let options = Options { trackers: trackers(&settings, &meta), memory_bytes: swarm_memory(), ..Options::default() };
-    let wishes = Wishes { verify: settings.verify, keep: settings.keep, discard: settings.discard };
+    let table = Wish { grow: settings.grow, new_disk_id: settings.new_ids.then(new_guid) };
+    let wishes = Wishes { verify: settings.verify, keep: settings.keep, discard: settings.discard, table };
     let restored = restore::restore(meta, layout, device, options, wishes, |progress| tell(progress, console, home));
     let restored = restored.await.with_context(|| words)?;
-    if let Some(cause) = restored.table_warning {
-        console.line(&format!("the kernel does not read the new partition table yet: {cause}"));
-    }
+    restored.warnings.iter().for_each(|warning| console.line(warning));
     home.enter(Stage::Seeding);
-    let cost = format!(
+    let mut cost = format!(
         "{} kept, {} fetched, {} written",
         inventory::size_text(restored.kept),
         inventory::size_text(restored.swarm.stats().downloaded),
         inventory::size_text(restored.written)
     );
+    restored.warnings.iter().for_each(|warning| cost += &format!("; {warning}"));
     home.update(|report| {
         report.kept = restored.kept;
         report.note.clone_from(&cost);
@@ -176,6 +176,14 @@ async fn fetch_orders(
 
 fn trackers(settings: &Settings, meta: &Metainfo) -> Vec<String> {
     if settings.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { settings.trackers.clone() }
+}
+
+/// A random GUID (RFC 9562, version 4) in the byte order of a GPT, which turns its first three groups around.
+fn new_guid() -> [u8; 16] {
+    let mut guid: [u8; 16] = rand::random();
+    guid[7] = guid[7] & 0x0f | 0x40;
+    guid[8] = guid[8] & 0x3f | 0x80;
+    guid
 }
 
 /// What `/proc/meminfo` has under this name, in bytes.

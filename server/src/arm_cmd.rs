@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Args;
 use netboot::MacAddr;
+use restore::Grow;
 
 use crate::armed::{Armed, Order, Scope, new_deployment};
 use crate::config::{After, Settings, check_line};
@@ -52,6 +53,12 @@ pub struct ArmCommand {
     /// Seconds a machine goes on seeding after it is done; else the config decides.
     #[arg(long, value_name = "SECONDS")]
     linger: Option<u32>,
+    /// On larger disks: the partition that is to use the space, `last` or a number. ext4, XFS and btrfs grow with it.
+    #[arg(long, value_name = "WHICH", default_value_t = Grow::No)]
+    grow: Grow,
+    /// Give every disk a GUID (or MBR signature) of its own. Systems that boot by the old one will not.
+    #[arg(long)]
+    new_ids: bool,
     /// Write nothing: machines choose their disk, check everything, measure, and say what they would do.
     #[arg(long)]
     dry_run: bool,
@@ -118,12 +125,17 @@ impl ArmCommand {
     fn conf(&self) -> BTreeMap<String, String> {
         let switches = [
             (self.dry_run, "DRY_RUN", "yes"),
+            (self.new_ids, "NEW_IDS", "yes"),
             (self.no_keep, "KEEP", "no"),
             (self.no_discard, "DISCARD", "no"),
             (self.no_verify, "VERIFY", "no"),
         ];
         let given = switches.into_iter().filter(|(is_given, _, _)| *is_given);
-        given.map(|(_, key, value)| (key.to_owned(), value.to_owned())).collect()
+        let mut conf: BTreeMap<_, _> = given.map(|(_, key, value)| (key.to_owned(), value.to_owned())).collect();
+        if self.grow != Grow::No {
+            conf.insert("GROW".to_owned(), self.grow.to_string());
+        }
+        conf
     }
 }
 

@@ -12,7 +12,7 @@ use blockdev::inventory::{self, size_text};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
-use restore::{Progress, Restored, Wishes, restore};
+use restore::{Grow, Progress, Restored, Wish, Wishes, restore};
 use swarm::{Options, Swarm};
 
 use crate::seed_cmd::read_torrent;
@@ -51,6 +51,9 @@ pub struct RestoreCommand {
     /// Do not tell a flash disk which space the image does not use.
     #[arg(long)]
     no_discard: bool,
+    /// On a larger disk: the partition that is to use the space, `last` or a number. The file system in it is not grown.
+    #[arg(long, value_name = "WHICH", default_value_t = Grow::No)]
+    grow: Grow,
     /// Send at most this many bytes a second.
     #[arg(long, value_name = "BYTES")]
     up: Option<u64>,
@@ -67,7 +70,8 @@ impl RestoreCommand {
         let is_new = !self.target.exists();
         let device = self.open_target(&layout)?;
         let verify = !self.no_verify;
-        let wishes = Wishes { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard };
+        let table = Wish { grow: self.grow, new_disk_id: None };
+        let wishes = Wishes { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard, table };
         let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
         if trackers.is_empty() && self.peers.is_empty() {
             bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
@@ -87,12 +91,7 @@ impl RestoreCommand {
             let content_len = meta.geometry.content_len();
             let restored =
                 restore(meta, layout, Arc::clone(&device), options, wishes, |progress| screen.show(progress)).await?;
-            if let Some(cause) = &restored.table_warning {
-                log::warn!(
-                    "the kernel does not read the new partition table of {} yet: {cause}",
-                    device.path().display()
-                );
-            }
+            restored.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", device.path().display()));
             screen.verified(device.path(), content_len, &restored, started.elapsed(), verify);
             if self.linger > 0 {
                 linger(&restored.swarm, Duration::from_secs(self.linger)).await;

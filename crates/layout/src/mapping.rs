@@ -6,6 +6,7 @@ use std::ops::Range;
 use metainfo::{FileEntry, Metainfo};
 
 use crate::extent::{DiskOffset, Extent};
+use crate::parttable::TableKind;
 
 /// Bytes at the start of the device, and for GPT also at its end, that are written last: until then nothing boots.
 /// One MiB holds every partition table and the boot code that lives in the gap before the first partition.
@@ -105,13 +106,6 @@ pub struct Layout {
     disk_size: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TableKind {
-    Gpt,
-    Mbr,
-    None,
-}
-
 impl Layout {
     /// Reads the extents out of a torrent's file names.
     ///
@@ -173,6 +167,16 @@ impl Layout {
     /// Size of the disk the image was captured from in bytes, if the torrent says; else [`Layout::needed_len`].
     pub fn disk_size(&self) -> u64 {
         self.disk_size.unwrap_or(0).max(self.needed_len())
+    }
+
+    /// Which partition table the image has, as far as the torrent says.
+    pub fn table(&self) -> TableKind {
+        self.table
+    }
+
+    /// The sector size that the image's partition table counts in, in bytes, if there is one.
+    pub fn sector_size(&self) -> Option<u32> {
+        self.sector_size
     }
 
     /// Whether the image is known to be of a disk with a partition table, not of one partition.
@@ -307,15 +311,19 @@ mod tests {
     fn both_ends_of_a_disk_are_written_last() {
         const MIB: u64 = 1 << 20;
         let mut layout = layout(&[(0, 512)]).expect("sane");
-        assert_eq!(layout.deferred(50 * MIB), [0..MIB], "a partition's image");
-        assert_eq!(layout.deferred(512), [0..512]);
+        let deferred = |layout: &Layout, len: u64| -> Vec<(u64, u64)> {
+            layout.deferred(len).into_iter().map(|range| (range.start, range.end)).collect()
+        };
+        assert_eq!(deferred(&layout, 50 * MIB), [(0, MIB)], "a partition's image");
+        assert_eq!(deferred(&layout, 512), [(0, 512)]);
         (layout.table, layout.disk_size) = (TableKind::Mbr, Some(10 * MIB));
-        assert_eq!(layout.deferred(10 * MIB), [0..MIB, 9 * MIB..10 * MIB]);
-        assert_eq!(layout.deferred(50 * MIB), [0..MIB, 9 * MIB..10 * MIB, 49 * MIB..50 * MIB]);
-        assert_eq!(layout.deferred(10 * MIB + 512), [0..MIB, 9 * MIB..10 * MIB + 512]);
-        assert_eq!(layout.deferred(5 * MIB), [0..MIB, 4 * MIB..5 * MIB]);
-        assert_eq!(layout.deferred(MIB + 512), [0..MIB + 512]);
-        assert_eq!(layout.deferred(0), []);
+        let tail = |end: u64| (end - MIB, end);
+        assert_eq!(deferred(&layout, 10 * MIB), [(0, MIB), tail(10 * MIB)]);
+        assert_eq!(deferred(&layout, 50 * MIB), [(0, MIB), tail(10 * MIB), tail(50 * MIB)]);
+        assert_eq!(deferred(&layout, 10 * MIB + 512), [(0, MIB), (9 * MIB, 10 * MIB + 512)]);
+        assert_eq!(deferred(&layout, 5 * MIB), [(0, MIB), tail(5 * MIB)]);
+        assert_eq!(deferred(&layout, MIB + 512), [(0, MIB + 512)]);
+        assert_eq!(deferred(&layout, 0), []);
     }
 
     #[test]

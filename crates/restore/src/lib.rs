@@ -18,6 +18,7 @@ mod run;
 mod store;
 mod swap;
 
+pub use layout::parttable::adapt::{Grow, Grown, Wish};
 pub use look::Sample;
 pub use run::{Progress, RestoreError, Restored, Wishes, restore, survey};
 pub use store::DiskStore;

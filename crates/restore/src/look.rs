@@ -4,7 +4,6 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use layout::DiskOffset;
 use metainfo::{Geometry, Metainfo, PieceIndex};
 
 use crate::store::DiskStore;
@@ -117,18 +116,6 @@ fn look_at(
         let died = || Err(io::Error::other("a thread that looked at the disk died"));
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| died()))
     })
-}
-
-/// Loads what the disk has in the deferred ranges, for [`look`] to recognise. What cannot be read stays zero.
-pub(crate) fn load_deferred(store: &DiskStore) {
-    for range in store.deferred().ranges() {
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("a few MiB")];
-        if let Err(cause) = store.device().read_exact_at(&mut bytes, DiskOffset(range.start)) {
-            log::warn!("looking at what is there already: {cause}");
-            continue;
-        }
-        store.deferred().keep(DiskOffset(range.start), &bytes);
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blockdev::Device;
+use layout::parttable::adapt::{Grown, Wish};
 use layout::{Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
 use report::Stage;
@@ -14,8 +15,8 @@ use swarm::{Have, Options, Swarm, SwarmError};
 use tokio::sync::mpsc;
 
 use crate::discard::discard_unused;
-use crate::finish::finish;
-use crate::look::{Sample, load_deferred, look, sample};
+use crate::finish::{Finished, finish, load_deferred};
+use crate::look::{Sample, look, sample};
 use crate::proof::{Proof, Unproven};
 use crate::store::{DiskStore, WrongPiece};
 use crate::swap::check_swap;
@@ -112,11 +113,13 @@ pub struct Wishes {
     pub keep: bool,
     /// Tell a flash disk which space the image does not use.
     pub discard: bool,
+    /// What is to be different in the partition table.
+    pub table: Wish,
 }
 
 impl Default for Wishes {
     fn default() -> Wishes {
-        Wishes { verify: true, keep: true, discard: true }
+        Wishes { verify: true, keep: true, discard: true, table: Wish::default() }
     }
 }
 
@@ -128,8 +131,10 @@ pub struct Restored {
     pub kept: u64,
     /// Bytes of content that were written.
     pub written: u64,
-    /// What the kernel said when it was asked to read the new partition table, if it refused.
-    pub table_warning: Option<io::Error>,
+    /// The partition that uses the space of a larger disk; the file system in it has still to be grown.
+    pub grown: Option<Grown>,
+    /// What could not be done, in words; the disk is as the image has it all the same.
+    pub warnings: Vec<String>,
 }
 
 /// Restores the image to `device` from the swarm and proves it.
@@ -176,9 +181,10 @@ pub async fn restore(
         if !wishes.keep {
             return Ok(0);
         }
-        let (meta, store, is_over) = (Arc::clone(&meta), Arc::clone(&store), Arc::clone(&background.is_over));
+        let (meta, layout, store) = (Arc::clone(&meta), Arc::clone(&layout), Arc::clone(&store));
+        let is_over = Arc::clone(&background.is_over);
         let look = move || {
-            load_deferred(&store);
+            load_deferred(&layout, &store);
             look(&meta, &store, &is_over, &|right: &[PieceIndex], wrong: &[PieceIndex]| {
                 // Whoever listened has ended with an error: then nobody needs to know.
                 let _ = seen.send((right.to_vec(), wrong.to_vec()));
@@ -250,10 +256,10 @@ pub async fn restore(
 
     each(meter.progress(Stage::Finish, 0, &swarm, &store));
     let finished = blocking(path.clone(), {
-        let (meta, store) = (Arc::clone(&meta), Arc::clone(&store));
+        let (meta, layout, store) = (Arc::clone(&meta), Arc::clone(&layout), Arc::clone(&store));
         move || {
-            let result = finish(&meta, &store);
-            if !matches!(result, Ok(None)) {
+            let result = finish(&meta, &layout, &store, &wishes.table);
+            if !matches!(result, Ok(Finished { wrong_at: None, .. })) {
                 // A disk that cannot keep its table must not look as if it could.
                 let _ = store.wipe();
             }
@@ -261,12 +267,15 @@ pub async fn restore(
         }
     })
     .await?;
-    if let Some(disk_offset) = finished.map_err(disk_error("writing the partition table of"))? {
+    let Finished { wrong_at, grown, mut warnings } = finished.map_err(disk_error("writing the partition table of"))?;
+    if let Some(disk_offset) = wrong_at {
         return Err(RestoreError::ReadBack { path: path.clone(), piece: PieceIndex(0), disk_offset });
     }
     let written = store.ledger().bytes_written();
-    let table_warning = blocking(path.clone(), move || device.reread_partition_table()).await?.err();
-    Ok(Restored { swarm, kept, written, table_warning })
+    if let Err(cause) = blocking(path.clone(), move || device.reread_partition_table()).await? {
+        warnings.push(format!("the kernel does not read the new partition table yet: {cause}"));
+    }
+    Ok(Restored { swarm, kept, written, grown, warnings })
 }
 
 /// Checks what [`restore`] checks before the first write, and looks at a sample of what is on the disk. Writes nothing. Blocks.
@@ -276,7 +285,7 @@ pub async fn restore(
 pub fn survey(meta: &Metainfo, layout: &Arc<Layout>, device: &Arc<Device>) -> Result<Sample, RestoreError> {
     check(meta, layout, device)?;
     let store = DiskStore::restoring(meta.geometry, Arc::clone(layout), Arc::clone(device));
-    load_deferred(&store);
+    load_deferred(layout, &store);
     let doing = "looking at what is there already on";
     sample(meta, &store).map_err(|source| RestoreError::Disk { doing, path: device.path().to_owned(), source })
 }

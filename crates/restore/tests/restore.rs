@@ -10,7 +10,7 @@ use blockdev::Device;
 use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts};
 use report::Stage;
-use restore::{DiskStore, Progress, RestoreError, Wishes, restore};
+use restore::{DiskStore, Grow, Progress, RestoreError, Wish, Wishes, restore};
 use sha1::{Digest as _, Sha1};
 use swarm::{Have, Options, Storage, Swarm};
 
@@ -293,4 +293,65 @@ async fn without_verify_nothing_is_read_back_but_the_table() {
     stages.dedup();
     assert_eq!(stages, [Stage::Restore, Stage::Finish]);
     room.expect_restored(&path);
+}
+
+/// A room with the image of a disk that sgdisk has partitioned.
+async fn room_with_a_table() -> Room {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("golden");
+    std::fs::File::create(&path).and_then(|file| file.set_len(DISK_LEN)).expect("a temporary file");
+    sgdisk(&["-a", "1", "-n", "1:4096:8191", "-n", "2:8192:20479", "-c", "2:root"], &path);
+    let golden = std::fs::read(&path).expect("the golden disk");
+    let (first, last) = (EXTENTS[0], EXTENTS[EXTENTS.len() - 1]);
+    Room::changed(gpt_facts(), |content| {
+        content[..usize_of(first.1)].copy_from_slice(&golden[..usize_of(first.1)]);
+        let tail = content.len() - usize_of(last.1);
+        content[tail..].copy_from_slice(&golden[usize_of(last.0)..]);
+    })
+    .await
+}
+
+fn sgdisk(arguments: &[&str], disk: &Path) -> String {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let output = std::process::Command::new("sgdisk").env("PATH", path).args(arguments).arg(disk).output();
+    let output = output.expect("sgdisk, which `make setup` installs");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "sgdisk {arguments:?}: {text}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_larger_disk_has_its_backup_table_at_its_own_end() {
+    let room = room_with_a_table().await;
+    let len = room.meta.geometry.content_len();
+    let path = room.disk(DISK_LEN + 30 * MIB);
+    let first = room.restore(&path, |_| ()).await.expect("a sound disk");
+    assert_eq!((first.kept, first.written), (0, len));
+    let text = sgdisk(&["-v"], &path);
+    assert!(text.contains("No problems found"), "{text}");
+    let disk = std::fs::read(&path).expect("the disk");
+    assert_eq!(
+        disk[usize_of(5 * MIB)..usize_of(8 * MIB)],
+        room.content[usize_of(MIB) + 17 * 1024 + 3 * 512..][..3 << 20]
+    );
+    let stale = &disk[usize_of(DISK_LEN - 33 * 512)..usize_of(DISK_LEN)];
+    assert!(stale.iter().all(|&byte| byte == 0), "the image's own backup table means nothing here");
+
+    let again = room.restore(&path, |_| ()).await.expect("a sound disk");
+    assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 }, "the fitted table is recognised");
+    assert!(std::fs::read(&path).expect("the disk") == disk, "nothing was written");
+
+    let wishes = Wishes { table: Wish { grow: Grow::Last, new_disk_id: Some([7; 16]) }, ..Wishes::default() };
+    room.restore_as(&path, wishes, |_| ()).await.expect("a sound disk");
+    let text = sgdisk(&["-v", "-p"], &path);
+    assert!(text.contains("No problems found") && text.contains("07070707-0707-0707-0707-070707070707"), "{text}");
+    let row = text.lines().find(|line| line.trim_start().starts_with("2 ")).expect("partition 2");
+    let columns: Vec<u64> = row.split_whitespace().take(3).map(|word| word.parse().expect("a number")).collect();
+    assert_eq!(columns, [2, 8192, (41 << 11) - 1], "up to the last whole MiB in front of the backup table");
+
+    // The table that has grown is not the image's any more; the rest is.
+    let anew = room.restore(&path, |_| ()).await.expect("a sound disk");
+    assert!(anew.written > 0 && anew.written <= 2 * u64::from(PIECE_LEN), "{anew:?}");
+    let text = sgdisk(&["-v"], &path);
+    assert!(text.contains("No problems found"), "{text}");
 }
