@@ -13,7 +13,7 @@ pub enum Flavour {
 
 /// Where the drivers of wired NICs and of disks are, with the buses they hang on. A `/` at the end takes a whole directory.
 ///
-/// Modules which these need come along by themselves. File systems are not here: the RAM system mounts none from a disk.
+/// Modules which these need come along by themselves. Of the file systems only ext4 is here, which the kernel grows by itself.
 const WANTED: &[&str] = &[
     // Network. Wireless, tunnels and software devices are left out.
     "kernel/drivers/net/ethernet/",
@@ -27,6 +27,8 @@ const WANTED: &[&str] = &[
     "kernel/drivers/net/vmxnet3/",
     "kernel/drivers/net/xen-netfront.ko",
     "kernel/net/packet/af_packet.ko",
+    // File systems.
+    "kernel/fs/ext4/ext4.ko",
     // Disks.
     "kernel/drivers/ata/",
     "kernel/drivers/block/mtip32xx/",
@@ -129,7 +131,7 @@ mod tests {
             "kernel/drivers/scsi/scsi_debug.ko",
             "kernel/drivers/nvme/target/nvmet.ko",
             "kernel/drivers/net/virtio_net.ko.xz",
-            "kernel/fs/ext4/ext4.ko",
+            "kernel/fs/xfs/xfs.ko",
         ] {
             assert!(!Flavour::Generic.wants(module), "{module}");
         }

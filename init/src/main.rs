@@ -7,6 +7,7 @@ mod console;
 mod dry_run;
 mod fetch;
 mod glyphs;
+mod grow;
 mod home;
 mod lease;
 mod modules;

@@ -243,7 +243,8 @@ impl Coldplug {
         modules.iter().for_each(|module| self.load(module));
     }
 
-    fn load(&self, module: &str) {
+    /// Loads a module and what it needs; nothing if it is built in or left out of the image.
+    pub fn load(&self, module: &str) {
         // Locked throughout: what the other thread is still loading would pass for loaded, and ours would miss its symbols.
         let mut shared = self.lock();
         let order = shared.index.load_order(module);

@@ -11,12 +11,13 @@ use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use report::Stage;
-use restore::{Progress, Wish, Wishes};
+use restore::{Grow, Progress, Wish, Wishes};
 use swarm::{Options, Swarm};
 
 use crate::console::Console;
 use crate::dry_run;
 use crate::fetch;
+use crate::grow;
 use crate::home::Home;
 use crate::lease::{Network, wait_for_lease};
 use crate::modules::{Coldplug, Index};
@@ -79,6 +80,11 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     home.enter(Stage::Disk);
     console.stage(Stage::Disk);
     let (device, words) = choose_disk(&settings, &layout, &coldplug, console, home).await?;
+    if settings.grow != Grow::No {
+        // Before the drivers go.
+        let coldplug = coldplug.clone();
+        tokio::task::spawn_blocking(move || coldplug.load("ext4")).await.context("loading drivers")?;
+    }
     give_back_driver_memory();
     check_memory(&meta)?;
     if settings.dry_run {
@@ -95,6 +101,7 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     let options = Options { trackers: trackers(&settings, &meta), memory_bytes: swarm_memory(), ..Options::default() };
     let table = Wish { grow: settings.grow, new_disk_id: settings.new_ids.then(new_guid) };
     let wishes = Wishes { verify: settings.verify, keep: settings.keep, discard: settings.discard, table };
+    let path = device.path().to_owned();
     let restored = restore::restore(meta, layout, device, options, wishes, |progress| tell(progress, console, home));
     let restored = restored.await.with_context(|| words)?;
     restored.warnings.iter().for_each(|warning| console.line(warning));
@@ -120,6 +127,15 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     console.stage(Stage::Seeding);
     linger(&restored.swarm, Duration::from_secs(settings.linger_seconds), home).await;
     restored.swarm.shutdown().await;
+    if let Some(grown) = restored.grown {
+        let grow = move || grow::file_system(&path, &grown);
+        let said = match tokio::task::spawn_blocking(grow).await.context("growing the file system")? {
+            Ok(words) => words,
+            Err(error) => format!("a partition was grown, the file system in it was not: {error:#}"),
+        };
+        console.line(&said);
+        home.update(|report| report.note += &format!("; {said}"));
+    }
     Ok(settings.after)
 }
 

@@ -53,7 +53,7 @@ pub struct ArmCommand {
     /// Seconds a machine goes on seeding after it is done; else the config decides.
     #[arg(long, value_name = "SECONDS")]
     linger: Option<u32>,
-    /// On larger disks: the partition that is to use the space, `last` or a number. ext4, XFS and btrfs grow with it.
+    /// On larger disks: the partition that is to use the space, `last` or a number. An ext4 in it grows too.
     #[arg(long, value_name = "WHICH", default_value_t = Grow::No)]
     grow: Grow,
     /// Give every disk a GUID (or MBR signature) of its own. Systems that boot by the old one will not.

@@ -12,6 +12,8 @@ mod raw {
     nix::ioctl_none_bad!(blkrrpart, 0x125f);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
     nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
+    // EXT4_IOC_RESIZE_FS of fs/ext4/ext4.h.
+    nix::ioctl_write_ptr!(ext4_resize_fs, b'f', 16, u64);
 }
 
 /// Length of the block device in bytes.
@@ -50,5 +52,12 @@ pub(crate) fn discard(file: &File, start: u64, len: u64) -> io::Result<()> {
     let range = [start, len];
     // SAFETY: the descriptor is owned by `file` and open; the kernel reads two u64 from `range`, which outlives the call.
     unsafe { raw::blkdiscard(file.as_raw_fd(), &range)? };
+    Ok(())
+}
+
+/// Grows the mounted ext4 whose root directory this is to so many blocks.
+pub(crate) fn ext4_resize(dir: &File, blocks: u64) -> io::Result<()> {
+    // SAFETY: the descriptor is owned by `dir` and open; the kernel reads one u64 from `blocks`, which outlives the call.
+    unsafe { raw::ext4_resize_fs(dir.as_raw_fd(), &blocks)? };
     Ok(())
 }

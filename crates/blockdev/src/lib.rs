@@ -7,4 +7,15 @@ mod device;
 mod ffi;
 pub mod inventory;
 
+use std::fs::File;
+use std::io;
+
 pub use device::{Device, DeviceError, Uncached};
+
+/// Grows a mounted ext4, whose root directory this is, to so many of its blocks (`EXT4_IOC_RESIZE_FS`).
+///
+/// # Errors
+/// The kernel's: the partition is smaller, or the file system cannot grow so far.
+pub fn grow_ext4(root: &File, blocks: u64) -> io::Result<()> {
+    ffi::ext4_resize(root, blocks)
+}
