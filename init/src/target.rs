@@ -157,8 +157,8 @@ fn reason_against(rule: &TargetRule, disk: &Disk, layout: &Layout) -> Option<Str
     if disk.is_read_only {
         return Some("it is read-only".to_owned());
     }
-    if let Some(holder) = disk.holders.first() {
-        return Some(format!("it is in use by {holder}"));
+    if let Some(usage) = disk.uses.first() {
+        return Some(format!("it is in use: {usage}"));
     }
     if !is_named && (disk.bus == "usb" || disk.is_removable) {
         return Some("it is removable, and only taken if TARGET names it".to_owned());
@@ -190,11 +190,7 @@ mod tests {
             bus: "ata".to_owned(),
             model: "Fast SSD".to_owned(),
             serial: format!("S-{name}"),
-            wwn: String::new(),
-            is_removable: false,
-            is_read_only: false,
-            is_rotational: false,
-            holders: Vec::new(),
+            ..Disk::default()
         }
     }
 
@@ -230,7 +226,7 @@ mod tests {
         let refusal = |rule: &str, disk: Disk| chosen(rule, &[disk]).expect_err("refused");
         assert!(refusal("auto", Disk { is_read_only: true, ..disk("sda") }).contains("it is read-only"));
         assert!(refusal("auto", Disk { is_removable: true, ..disk("sda") }).contains("it is removable"));
-        assert!(refusal("auto", Disk { holders: vec!["dm-0".into()], ..disk("sda") }).contains("in use by dm-0"));
+        assert!(refusal("auto", Disk { uses: vec!["dm-0 holds sda1".into()], ..disk("sda") }).contains("in use: dm-0 holds sda1"));
         let small = refusal("auto", Disk { len: 4_999_999_999, ..disk("sda") });
         assert!(small.contains("needs a disk of at least 5000000000 bytes, this one has 4999999999"), "{small}");
         assert!(refusal("serial=X", disk("sda")).contains("its serial number is S-sda, not X"));

@@ -1,10 +1,18 @@
-//! Which disks this machine has, as sysfs tells it.
+//! Which disks this machine has, as sysfs tells it, and what is on them.
 
-use std::fs;
+mod names;
+mod usage;
+mod ways;
+
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+pub use usage::mark_mounted;
 
 /// One whole disk. Text fields are empty where the kernel does not know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     /// Kernel name (`sda`, `nvme0n1`); changes between boots, so it is never stored.
     pub name: String,
@@ -28,22 +36,65 @@ pub struct Disk {
     pub is_read_only: bool,
     /// Platters, not flash.
     pub is_rotational: bool,
-    /// What holds it (device mapper, RAID), by kernel name.
-    pub holders: Vec<String>,
+    /// What uses it or one of its partitions (device mapper, RAID, a mount), in words: `dm-0 holds sda1`.
+    pub uses: Vec<String>,
+    /// Names below `/dev/disk/by-id`, as udev would give them.
+    pub by_id: Vec<String>,
+    /// Names below `/dev/disk/by-path`, as udev would give them: the usual one first.
+    pub by_path: Vec<String>,
+    /// What is on it, in words; empty until [`look_at`] has looked.
+    pub contents: String,
 }
 
 impl Disk {
     /// Name, size, bus, model and serial in one line, for a person who has to find it in the machine.
     pub fn describe(&self) -> String {
-        let mut line = format!("{} ({}", self.path.display(), size_text(self.len));
+        format!("{} ({})", self.path.display(), self.facts())
+    }
+
+    /// The same, with sector size and what is on it.
+    pub fn describe_fully(&self) -> String {
+        let contents = if self.contents.is_empty() { String::new() } else { format!("; {}", self.contents) };
+        format!("{} ({}, {}-byte sectors{contents})", self.path.display(), self.facts(), self.sector_size)
+    }
+
+    fn facts(&self) -> String {
+        let mut line = size_text(self.len);
         for (label, value) in [("", &self.bus), ("", &self.model), ("serial ", &self.serial)] {
             if !value.is_empty() {
                 line.push_str(&format!(", {label}{value}"));
             }
         }
-        line.push(')');
         line
     }
+
+    /// Whether this is, for all that can be told, the same disk as `other`, reached another way: the same WWN, or where
+    /// one has none, the same serial number, model and size.
+    pub fn is_twin_of(&self, other: &Disk) -> bool {
+        if self.name == other.name {
+            return false;
+        }
+        if !self.wwn.is_empty() && !other.wwn.is_empty() {
+            return is_same_wwn(&self.wwn, &other.wwn);
+        }
+        !self.serial.is_empty() && (&self.serial, &self.model, self.len) == (&other.serial, &other.model, other.len)
+    }
+}
+
+/// Whether two world-wide names are the same however they are written: `0x5000…`, `naa.5000…`, `EUI.0025…`.
+pub fn is_same_wwn(a: &str, b: &str) -> bool {
+    bare_wwn(a) == bare_wwn(b)
+}
+
+fn bare_wwn(text: &str) -> String {
+    let mut rest = text.trim().to_ascii_lowercase();
+    for prefix in ["wwn-", "nvme-", "naa.", "eui.", "uuid.", "0x"] {
+        if let Some(short) = rest.strip_prefix(prefix) {
+            rest = short.to_owned();
+        }
+    }
+    let is_number = rest.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '-'));
+    if is_number { rest.replace([':', '-'], "") } else { rest }
 }
 
 /// A size for people: decimal units, as printed on the drive.
@@ -59,7 +110,7 @@ pub fn size_text(len: u64) -> String {
 }
 
 /// The whole disks below `sysfs` (normally `/sys`), by name. Memory disks, loops, optical drives and mapped devices are
-/// not disks of the machine and are left out, as is anything of zero size (an empty card reader).
+/// not disks of the machine and are left out, as is anything of zero size (an empty card reader). Only sysfs is read.
 pub fn disks(sysfs: &Path) -> Vec<Disk> {
     let Ok(entries) = fs::read_dir(sysfs.join("block")) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -68,64 +119,112 @@ pub fn disks(sysfs: &Path) -> Vec<Disk> {
     disks
 }
 
+/// Reads what is on these disks, all of them at once. One that has not answered within `limit` is left behind: a dying
+/// disk can keep a read for minutes.
+pub fn look_at(disks: &mut [Disk], limit: Duration) {
+    let until = Instant::now() + limit;
+    let look = |disk: &Disk| {
+        let (path, len, sector_size) = (disk.path.clone(), disk.len, disk.sector_size);
+        let (tell, told) = sync_channel(1);
+        let look = move || {
+            let words = match File::open(path) {
+                Ok(mut file) => layout::contents::describe(&mut file, len, sector_size),
+                Err(cause) => format!("unreadable: {cause}"),
+            };
+            // Whoever asked may have stopped waiting.
+            let _ = tell.send(words);
+        };
+        // Without a thread nothing is ever told, which is answered below.
+        let _ = std::thread::Builder::new().name(format!("look at {}", disk.name)).spawn(look);
+        told
+    };
+    let answers: Vec<_> = disks.iter().map(look).collect();
+    for (disk, answer) in disks.iter_mut().zip(answers) {
+        let words = answer.recv_timeout(until.saturating_duration_since(Instant::now()));
+        disk.contents = words.unwrap_or_else(|_| "unreadable: it does not answer".to_owned());
+    }
+}
+
 fn disk(sysfs: &Path, name: &str) -> Option<Disk> {
     const NOT_DISKS: [&str; 9] = ["loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd", "mtdblock"];
     // A multipath member of an NVMe subsystem (nvme0c0n1) is the same disk as nvme0n1.
     let is_hidden = read(&sysfs.join("block").join(name), "hidden") == "1";
-    if NOT_DISKS.iter().any(|prefix| name.starts_with(prefix)) || is_hidden {
+    // The boot areas of an eMMC (mmcblk0boot0) are part of the disk beside them.
+    let is_boot_area = name.starts_with("mmcblk") && name.contains("boot");
+    if NOT_DISKS.iter().any(|prefix| name.starts_with(prefix)) || is_hidden || is_boot_area {
         return None;
     }
-    let dir = sysfs.join("block").join(name);
-    let sectors: u64 = read(&dir, "size").parse().ok()?;
+    let place = Place::of(sysfs, name);
+    let dir = &place.dir;
+    let sectors: u64 = read(dir, "size").parse().ok()?;
     // The kernel counts size in 512-byte units whatever the sector size.
     let len = sectors.checked_mul(512).filter(|&len| len > 0)?;
-    let real = fs::canonicalize(&dir).unwrap_or_else(|_| dir.clone());
+    let bus = place.bus();
+    let identity = names::Identity::read(&place);
+    let by_id = names::by_id(&place, bus, &identity);
+    let wwn = first_of(dir, &["wwid", "device/wwid"]);
+    // Zeroes are how a maker says that there is none.
+    let is_wwn = bare_wwn(&wwn).chars().any(|c| c != '0');
     Some(Disk {
         name: name.to_owned(),
-        path: Path::new("/dev").join(name),
+        // The kernel writes a slash in a name as an exclamation mark.
+        path: Path::new("/dev").join(name.replace('!', "/")),
         len,
-        sector_size: read(&dir, "queue/logical_block_size").parse().unwrap_or(512),
-        bus: bus(&real).to_owned(),
-        model: first_of(&dir, &["device/model", "device/name"]),
-        serial: serial(&dir),
-        wwn: first_of(&dir, &["wwid", "device/wwid"]),
-        is_removable: read(&dir, "removable") == "1",
-        is_read_only: read(&dir, "ro") == "1",
-        is_rotational: read(&dir, "queue/rotational") == "1",
-        holders: list(&dir.join("holders")),
+        sector_size: read(dir, "queue/logical_block_size").parse().unwrap_or(512),
+        bus: bus.to_owned(),
+        model: identity.model,
+        serial: identity.serial,
+        wwn: if is_wwn { wwn } else { String::new() },
+        is_removable: read(dir, "removable") == "1",
+        is_read_only: read(dir, "ro") == "1",
+        is_rotational: read(dir, "queue/rotational") == "1",
+        uses: usage::holders(dir, name),
+        by_id,
+        by_path: ways::by_path(&place, bus),
+        contents: String::new(),
     })
 }
 
-fn bus(real: &Path) -> &'static str {
-    // The path through sysfs names every bridge on the way; the one nearest to the disk decides.
-    let parts: Vec<_> = real.iter().filter_map(|part| part.to_str()).collect();
-    let has = |prefix: &str| parts.iter().any(|part| part.starts_with(prefix));
-    match () {
-        () if has("usb") => "usb",
-        () if has("nvme") => "nvme",
-        () if has("mmc") => "mmc",
-        () if has("ata") => "ata",
-        () if parts.iter().any(|part| part.starts_with("host") || part.starts_with("target")) => "scsi",
-        () if has("virtio") => "virtio",
-        () => "",
-    }
+/// Where a disk is in sysfs.
+struct Place {
+    /// `/sys/block/NAME`.
+    dir: PathBuf,
+    /// The real directory, with every bridge and port on the way.
+    real: PathBuf,
+    /// How many components of `real` are sysfs itself.
+    depth: usize,
 }
 
-fn serial(dir: &Path) -> String {
-    let plain = first_of(dir, &["serial", "device/serial"]);
-    if !plain.is_empty() {
-        return plain;
+impl Place {
+    fn of(sysfs: &Path, name: &str) -> Place {
+        let dir = sysfs.join("block").join(name);
+        let real = fs::canonicalize(&dir).unwrap_or_else(|_| dir.clone());
+        let root = fs::canonicalize(sysfs).unwrap_or_else(|_| sysfs.to_owned());
+        let depth = if real.starts_with(&root) { root.iter().count() } else { 0 };
+        Place { dir, real, depth }
     }
-    // SCSI: the unit serial number page (SPC-4, 7.8.15) is four bytes of header, then text.
-    let page = fs::read(dir.join("device/vpd_pg80")).unwrap_or_default();
-    if let Some(text) = page.get(4..).filter(|text| !text.is_empty()) {
-        return String::from_utf8_lossy(text).trim_matches(['\0', ' ']).to_owned();
+
+    /// The directories on the way to the disk, outermost first, with their names.
+    fn way(&self) -> Vec<(&Path, &str)> {
+        let mut way: Vec<_> = self.real.ancestors().filter_map(|dir| Some((dir, dir.file_name()?.to_str()?))).collect();
+        way.reverse();
+        // The root has no name, so it is not among them.
+        way.split_off(self.depth.saturating_sub(1).min(way.len()))
     }
-    // SATA through libata: "t10.ATA     MODEL                  SERIAL".
-    let wwid = read(dir, "device/wwid");
-    match wwid.strip_prefix("t10.ATA") {
-        Some(rest) => rest.split_whitespace().last().unwrap_or_default().to_owned(),
-        None => String::new(),
+
+    fn bus(&self) -> &'static str {
+        // The path through sysfs names every bridge on the way; the one nearest to the disk decides.
+        let way = self.way();
+        let has = |prefix: &str| way.iter().any(|(_, name)| name.starts_with(prefix));
+        match () {
+            () if has("usb") => "usb",
+            () if has("nvme") => "nvme",
+            () if has("mmc") => "mmc",
+            () if has("ata") => "ata",
+            () if has("host") || has("target") => "scsi",
+            () if has("virtio") => "virtio",
+            () => "",
+        }
     }
 }
 
@@ -133,91 +232,22 @@ fn first_of(dir: &Path, names: &[&str]) -> String {
     names.iter().map(|name| read(dir, name)).find(|text| !text.is_empty()).unwrap_or_default()
 }
 
+/// A file's text, trimmed, without anything that would garble a terminal: devices choose their own names.
 fn read(dir: &Path, name: &str) -> String {
-    fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned()
+    clean(&String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap_or_default()))
+}
+
+fn clean(text: &str) -> String {
+    let is_blank = |c: char| c.is_whitespace() || c == '\0';
+    text.trim_matches(is_blank).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn list(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    let mut names: Vec<_> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-
-    /// Kernel name, place below `devices`, and the files there with their text.
-    type FakeDisk<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
-
-    fn sysfs(disks: &[FakeDisk<'_>]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("temporary directory");
-        fs::create_dir(root.path().join("block")).expect("new");
-        for (name, real, files) in disks {
-            let dir = root.path().join("devices").join(real).join("block").join(name);
-            for (file, text) in *files {
-                let path = dir.join(file);
-                fs::create_dir_all(path.parent().expect("below dir")).expect("new");
-                fs::write(path, text).expect("new");
-            }
-            symlink(&dir, root.path().join("block").join(name)).expect("new");
-        }
-        root
-    }
-
-    #[test]
-    fn disks_are_told_from_what_is_none() {
-        let root = sysfs(&[
-            ("vda", "pci0000:00/virtio1", &[("size", "2048\n"), ("serial", "GOLD-1"), ("ro", "0")]),
-            (
-                "nvme0n1",
-                "pci0000:00/nvme/nvme0",
-                &[
-                    ("size", "4096\n"),
-                    ("device/serial", "S-22               \n"),
-                    ("device/model", "QEMU NVMe Ctrl      "),
-                    ("queue/logical_block_size", "4096\n"),
-                ],
-            ),
-            (
-                "sda",
-                "pci0000:00/ata1/host0/target0:0:0",
-                &[("size", "1\n"), ("device/wwid", "t10.ATA     QEMU HARDDISK                           QM00001\n")],
-            ),
-            (
-                "sdb",
-                "pci0000:00/usb1/host1",
-                &[("size", "9\n"), ("removable", "1\n"), ("device/vpd_pg80", "\0\u{1}\0\u{4}AB12")],
-            ),
-            ("sdc", "pci0000:00/usb1/host2", &[("size", "0\n")]),
-            ("loop0", "virtual", &[("size", "9\n")]),
-            ("sr0", "pci0000:00/ata2", &[("size", "9\n")]),
-        ]);
-        let disks = disks(root.path());
-        let names: Vec<_> = disks.iter().map(|d| (d.name.as_str(), d.bus.as_str(), d.serial.as_str())).collect();
-        let expected = [
-            ("nvme0n1", "nvme", "S-22"),
-            ("sda", "ata", "QM00001"),
-            ("sdb", "usb", "AB12"),
-            ("vda", "virtio", "GOLD-1"),
-        ];
-        assert_eq!(names, expected);
-        assert_eq!(disks[0].sector_size, 4096);
-        assert_eq!(disks[0].len, 4096 * 512);
-        assert!(disks[2].is_removable);
-        assert_eq!(disks[3].describe(), "/dev/vda (1.0 MB, virtio, serial GOLD-1)");
-    }
-
-    #[test]
-    fn sizes_are_what_the_label_says() {
-        for (len, text) in [
-            (0, "0 bytes"),
-            (999, "999 bytes"),
-            (1_500, "1.5 kB"),
-            (500_107_862_016, "500.1 GB"),
-            (u64::MAX, "18446744.0 TB"),
-        ] {
-            assert_eq!(size_text(len), text);
-        }
-    }
-}
+mod tests;
