@@ -10,6 +10,10 @@ use report::{Report, Stage};
 
 use crate::glyphs;
 
+/// A monitor's text mode, and the least that a terminal has.
+const ROWS: usize = 25;
+/// Characters of a row that are used; two on either side are left.
+const WIDTH: usize = 76;
 /// Progress lines on a serial console come this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -68,7 +72,7 @@ impl Console {
     /// Something worth a line.
     pub fn line(&self, text: &str) {
         let mut shared = self.lock();
-        shared.say(text);
+        shared.say("", text);
         shared.picture.remember(text);
         shared.draw();
     }
@@ -76,7 +80,7 @@ impl Console {
     /// A new stage.
     pub fn stage(&self, stage: Stage) {
         let mut shared = self.lock();
-        shared.say(&format!("stage {stage}"));
+        shared.say("", &format!("stage {stage}"));
         shared.last_progress = None;
         shared.picture.title = title(stage).to_owned();
         shared.picture.colour = Colour::Blue;
@@ -93,7 +97,7 @@ impl Console {
         shared.picture.detail.clone_from(&detail);
         if shared.last_progress.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
             shared.last_progress = Some(Instant::now());
-            shared.say(&format!("{} {}% {detail}", report.stage, report.percent()));
+            shared.say("", &format!("{} {}% {detail}", report.stage, report.percent()));
         }
         shared.draw();
     }
@@ -101,9 +105,11 @@ impl Console {
     /// Something is wrong, and the machine goes on trying.
     pub fn trouble(&self, why: &str) {
         let mut shared = self.lock();
-        shared.say(&format!("failed: {why}; trying again"));
+        // One line, because how it ends tells this from giving up.
+        let text = format!("{}; trying again", why.lines().collect::<Vec<_>>().join(" "));
+        shared.say("failed: ", &text);
         shared.picture.big = "WAIT".to_owned();
-        shared.picture.detail = format!("{why}; trying again");
+        shared.picture.detail = text;
         shared.picture.colour = Colour::Red;
         shared.draw();
     }
@@ -111,7 +117,7 @@ impl Console {
     /// The proof is done.
     pub fn verified(&self, text: &str) {
         let mut shared = self.lock();
-        shared.say(&format!("verified {text}"));
+        shared.say("verified ", text);
         shared.picture.big = "OK".to_owned();
         shared.picture.detail = text.to_owned();
         shared.picture.colour = Colour::Green;
@@ -131,17 +137,19 @@ impl Console {
     /// It is over, well.
     pub fn done(&self, after: &str) {
         let mut shared = self.lock();
-        shared.say(&format!("done, {after}"));
+        shared.say("", &format!("done, {after}"));
         shared.picture.big = "DONE".to_owned();
         shared.picture.title = format!("done, {after}");
         shared.picture.colour = Colour::Green;
         shared.draw();
     }
 
-    /// It is over, not well.
+    /// It is over, not well. Every line of the reason starts the same on a serial console, so that all of it is found
+    /// together, and one more line says that nothing follows.
     pub fn failed(&self, why: &str) {
         let mut shared = self.lock();
-        shared.say(&format!("failed: {why}"));
+        shared.say("failed: ", why);
+        shared.say("", "stopped, until it is switched off and on");
         shared.picture.big = "FAIL".to_owned();
         shared.picture.title = "failed".to_owned();
         shared.picture.detail = why.to_owned();
@@ -155,10 +163,11 @@ impl Console {
 }
 
 impl Shared {
-    fn say(&mut self, text: &str) {
-        let line = format!("[{:>7.1}] EZIO: {text}\r\n", self.started.elapsed().as_secs_f64());
+    fn say(&mut self, what: &str, text: &str) {
+        let at = self.started.elapsed().as_secs_f64();
+        let lines: String = text.lines().map(|line| format!("[{at:>7.1}] EZIO: {what}{line}\r\n")).collect();
         // A console that does not take it is no reason to stop imaging.
-        self.serial.iter_mut().for_each(|console| drop(console.write_all(line.as_bytes())));
+        self.serial.iter_mut().for_each(|console| drop(console.write_all(lines.as_bytes())));
     }
 
     fn draw(&mut self) {
@@ -183,34 +192,53 @@ impl Picture {
             Colour::Green => "\x1b[1;37;42m",
             Colour::Red => "\x1b[1;37;41m",
         };
-        let mut screen = format!("{ground}\x1b[H\x1b[2J\x1b[?25l\r\n  EZIO   {}\r\n\r\n", self.title);
-        for row in glyphs::large(&self.big) {
-            screen.push_str(&format!("    {row}\r\n"));
+        let mut top = vec![String::new(), format!("EZIO   {}", self.title), String::new()];
+        top.extend(glyphs::large(&self.big).into_iter().map(|row| format!("  {row}")));
+        top.push(String::new());
+        // Below the last row is the cursor's; one more, and the large word would scroll away.
+        let room = ROWS.saturating_sub(top.len() + 2);
+        let mut detail = wrap(&self.detail, WIDTH);
+        if detail.len() > room {
+            detail.truncate(room.saturating_sub(1));
+            detail.push("... all of it: `ezio status` on the server, or the serial console".to_owned());
         }
-        screen.push_str("\r\n");
-        for line in wrap(&self.detail, 76) {
-            screen.push_str(&format!("  {line}\r\n"));
-        }
-        screen.push_str("\r\n");
-        for line in self.log.iter().flat_map(|line| wrap(line, 76)) {
-            screen.push_str(&format!("  {line}\r\n"));
+        let log: Vec<_> = self.log.iter().flat_map(|line| wrap(line, WIDTH)).collect();
+        let log_from = log.len().saturating_sub(room - detail.len());
+        let mut screen = format!("{ground}\x1b[H\x1b[2J\x1b[?25l");
+        for row in top.iter().chain(&detail).chain([&String::new()]).chain(&log[log_from..]) {
+            screen.push_str(&format!("  {row}\r\n"));
         }
         screen
     }
 }
 
+/// Breaks a text at blanks. What a line after the first goes on with is set in, so that a list stays one.
 fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
+    let mut rows = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let indent = if number == 0 { "" } else { "  " };
+        for (row, words) in wrap_line(line, width - indent.len()).into_iter().enumerate() {
+            rows.push(if row == 0 { words } else { format!("{indent}{words}") });
         }
     }
-    lines
+    rows
+}
+
+fn wrap_line(text: &str, width: usize) -> Vec<String> {
+    let mut rows: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        for part in letters.chunks(width) {
+            match rows.last_mut() {
+                Some(row) if row.chars().count() + 1 + part.len() <= width => {
+                    row.push(' ');
+                    row.extend(part);
+                }
+                _ => rows.push(part.iter().collect()),
+            }
+        }
+    }
+    rows
 }
 
 fn title(stage: Stage) -> &'static str {
@@ -243,6 +271,8 @@ fn progress_line(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -260,9 +290,56 @@ mod tests {
     }
 
     #[test]
-    fn long_words_do_not_stop_wrapping() {
+    fn a_long_list_does_not_push_the_first_line_off_the_screen() {
+        let list =
+            "\n/dev/sda (500.1 GB, ata, Some Model of Disk, serial S3Z, 512-byte sectors; GPT: 1 NTFS): it matches";
+        let picture = |disks: usize| Picture {
+            big: "FAIL".to_owned(),
+            detail: format!("2 disks match, nothing was touched:{}", list.repeat(disks)),
+            log: (0..8).map(|n| format!("line {n}")).collect(),
+            ..Picture::default()
+        };
+        for disks in 0..20 {
+            let screen = picture(disks).render();
+            assert!(screen.matches("\r\n").count() < ROWS, "{screen}");
+            assert!(screen.contains("2 disks match, nothing was touched"));
+            assert_eq!(screen.contains("`ezio status`"), disks > 6, "{disks}: {screen}");
+            assert!(!screen.replace("\r\n", "").contains('\n'));
+        }
+        // The newest lines are kept where there is room for some.
+        let screen = picture(5).render();
+        assert!(screen.contains("line 7") && !screen.contains("line 0"), "{screen}");
+    }
+
+    #[test]
+    fn texts_are_wrapped_line_by_line() {
         assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
-        assert_eq!(wrap("aaaaaaaaaa b", 5), ["aaaaaaaaaa", "b"]);
+        assert_eq!(wrap("aaaaaaa b", 5), ["aaaaa", "aa b"]);
+        assert_eq!(wrap("aa bb:\ncc dd ee\nff", 6), ["aa bb:", "cc", "  dd", "  ee", "ff"]);
         assert_eq!(wrap("", 5), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_reason_of_several_lines_starts_alike_on_every_line() {
+        let (mut console, serial) = std::io::pipe().expect("a pipe");
+        let shared = Shared {
+            serial: vec![File::from(std::os::fd::OwnedFd::from(serial))],
+            monitor: None,
+            picture: Picture::default(),
+            started: Instant::now(),
+            last_progress: None,
+        };
+        Console { shared: Arc::new(Mutex::new(shared)) }.failed("2 disks match:\n/dev/sda: no\n/dev/sdb: no");
+        let mut text = String::new();
+        console.read_to_string(&mut text).expect("text");
+        let said: Vec<_> =
+            text.split("\r\n").filter_map(|line| line.split_once("EZIO: ")).map(|(_, said)| said).collect();
+        let expected = [
+            "failed: 2 disks match:",
+            "failed: /dev/sda: no",
+            "failed: /dev/sdb: no",
+            "stopped, until it is switched off and on",
+        ];
+        assert_eq!(said, expected);
     }
 }

@@ -419,7 +419,10 @@ impl Machine {
     /// If they do not come, the machine ends, or `/init` says that it failed.
     pub fn wait_for(&mut self, words: &str) -> Result<String> {
         let line = self.wait_until(words, |line| line.contains(words) || is_the_end(line))?;
-        ensure!(line.contains(words), "{}: waiting for {words:?}, it said: {line}", self.log.path().display());
+        if !line.contains(words) {
+            let said = self.whole_failure(line);
+            bail!("{}: waiting for {words:?}, it said: {said}", self.log.path().display());
+        }
         Ok(line)
     }
 
@@ -431,14 +434,24 @@ impl Machine {
         self.wait_until(words, |line| line.contains(words))
     }
 
-    /// Waits until `/init` says that it failed for good, and gives the line.
+    /// Waits until `/init` says that it failed for good, and gives all lines of the reason.
     ///
     /// # Errors
     /// If it does not, or ends some other way.
     pub fn wait_for_failure(&mut self) -> Result<String> {
         let line = self.wait_until(FAILED, |line| line.contains("EZIO: verified") || is_the_end(line))?;
         ensure!(line.contains(FAILED), "{}: expected a refusal, it said: {line}", self.log.path().display());
-        Ok(line)
+        Ok(self.whole_failure(line))
+    }
+
+    /// All lines of a failure of which `line` is the first; another line as it is.
+    fn whole_failure(&mut self, line: String) -> String {
+        // A machine that dies in the middle of it has said what it has said.
+        if !line.contains(FAILED) || self.wait_until(STOPPED, |line| line.contains(STOPPED)).is_err() {
+            return line;
+        }
+        let text = self.log.text();
+        text.lines().filter(|line| is_the_end(line)).map(str::trim).collect::<Vec<_>>().join("\n")
     }
 
     /// Waits until it has switched itself off, successfully as QEMU sees it.
@@ -479,5 +492,7 @@ fn is_the_end(line: &str) -> bool {
     line.contains("Kernel panic") || (line.contains(FAILED) && !line.trim_end().ends_with("trying again"))
 }
 
-/// How `/init` starts the line that says why it gave up.
+/// How `/init` starts each line that says why it gave up.
 const FAILED: &str = "EZIO: failed:";
+/// How it ends them.
+const STOPPED: &str = "EZIO: stopped";

@@ -15,6 +15,8 @@ use crate::state;
 const MAX_MACHINES: usize = 4096;
 /// Longest text taken over from a report, in bytes.
 const MAX_TEXT: usize = 2000;
+/// Longest reason for a failure, in characters: a line for each of some forty disks.
+const MAX_ERROR: usize = 8000;
 /// Most stage times in a report; there are nine stages.
 const MAX_TIMES: usize = 32;
 
@@ -171,8 +173,13 @@ fn log_stage(mac: MacAddr, report: &Report) {
 /// Cuts what is too long and takes out what would garble a terminal.
 fn tidy(report: &mut Report) {
     let texts = [&mut report.deployment, &mut report.ip, &mut report.serial, &mut report.image, &mut report.disk];
-    for text in texts.into_iter().chain(&mut report.error) {
+    for text in texts {
         *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
+    }
+    if let Some(error) = &mut report.error {
+        // A refusal has a line for every disk.
+        let shown = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+        *error = error.chars().map(shown).take(MAX_ERROR).collect();
     }
     report.times.truncate(MAX_TIMES);
 }
@@ -219,11 +226,11 @@ mod tests {
         bad.mac = "ff:ff:ff:ff:ff:ff".into();
         assert!(fleet.report(bad).is_err());
         let mut garbled = report("failed", "d");
-        garbled.error = Some("\x1b[2J".repeat(5000));
+        garbled.error = Some("\x1b[2J\n".repeat(5000));
         fleet.report(garbled).expect("good");
         let machine = fleet.machines().next().expect("one");
         let error = machine.report.as_ref().and_then(|report| report.error.as_ref()).expect("kept");
-        assert!(error.len() <= MAX_TEXT && !error.contains('\x1b'));
+        assert!(error.len() <= MAX_ERROR && !error.contains('\x1b') && error.starts_with(" [2J\n"));
     }
 
     #[test]

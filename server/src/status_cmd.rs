@@ -290,16 +290,25 @@ fn line(out: &mut String, text: &str) {
     writeln!(out, "{text}").expect("writing to a string");
 }
 
-/// Breaks a long text at spaces, every line indented like the first.
+/// Breaks a text at its line ends, and long lines at spaces: every line indented like the first, and what a later one
+/// goes on with a little more, so that a list stays one.
 fn wrap(out: &mut String, prefix: &str, text: &str) {
     let mut row = prefix.to_owned();
-    for word in text.split_whitespace() {
-        if row.chars().count() + word.chars().count() >= WIDTH && row.trim() != prefix.trim() {
+    let indent = " ".repeat(prefix.chars().count());
+    for (number, text) in text.lines().enumerate() {
+        if number > 0 {
             line(out, row.trim_end());
-            row = " ".repeat(prefix.chars().count());
+            row.clone_from(&indent);
         }
-        row += word;
-        row.push(' ');
+        let hang = if number > 0 { "  " } else { "" };
+        for word in text.split_whitespace() {
+            if row.chars().count() + word.chars().count() >= WIDTH && row.trim() != prefix.trim() {
+                line(out, row.trim_end());
+                row = format!("{indent}{hang}");
+            }
+            row += word;
+            row.push(' ');
+        }
     }
     line(out, row.trim_end());
 }
@@ -362,6 +371,22 @@ mod tests {
         assert!(text.contains("  50     0.0     5 s"), "{text}");
         assert!(text.contains("silent for 3 s") && text.contains("boot script 3 s ago"), "{text}");
         assert!(text.contains("4 machines: 0 done, 2 busy (1 silent), 1 failed"), "{text}");
+    }
+
+    #[test]
+    fn a_list_of_disks_stays_a_list() {
+        let mut failed = machine(r#"{"mac":"52:54:00:00:00:01","stage":"failed"}"#);
+        let disk = "(500.1 GB, ata, Some Model, serial S3Z, 512-byte sectors; GPT: 1 NTFS, 2 ext4): it matches";
+        let error = format!("2 disks match, nothing was touched:\n/dev/sda {disk}\n/dev/sdb {disk}");
+        failed.report.as_mut().expect("parses").error = Some(error);
+        let text = table(&Status { machines: vec![failed], ..Status::default() });
+        let (_, list) = text.split_once("    2 disks match, nothing was touched:\n").expect("a line of its own");
+        let rows: Vec<_> = list.lines().take(4).collect();
+        assert!(
+            rows[0].starts_with("    /dev/sda (500.1 GB") && rows[2].starts_with("    /dev/sdb (500.1 GB"),
+            "{text}"
+        );
+        assert_eq!((rows[1], rows[3]), ("      matches", "      matches"));
     }
 
     #[test]
