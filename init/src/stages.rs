@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use blockdev::inventory::Disk;
 use blockdev::{Device, inventory};
 use layout::Layout;
 use metainfo::Metainfo;
@@ -38,6 +39,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const SWARM_LEAST: usize = 16 << 20;
 /// A linger shorter than the swarm's own rhythm would leave before the slowest peer has asked.
 const SEEDING_LOOK: Duration = Duration::from_millis(500);
+/// A disk may take this long to say what is on it, which is only told, never acted on.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs all stages; gives what to do afterwards.
 ///
@@ -270,7 +273,9 @@ async fn choose_disk(
     let sysfs = Path::new("/sys");
     loop {
         let is_late = started.elapsed() > DISKS_LIMIT;
-        let disks = inventory::disks(sysfs);
+        let mut disks = inventory::disks(sysfs);
+        let proc = |name: &str| std::fs::read_to_string(name).unwrap_or_default();
+        inventory::mark_mounted(&mut disks, sysfs, &proc("/proc/self/mountinfo"), &proc("/proc/swaps"));
         if disks.is_empty() && looked.elapsed() > LOOK_AGAIN {
             looked = Instant::now();
             let coldplug = coldplug.clone();
@@ -281,13 +286,23 @@ async fn choose_disk(
             continue;
         }
         let (path, words) = match settings.target.partition(&disks, sysfs) {
-            Some(partition) => (partition.clone(), partition.display().to_string()),
-            None => {
-                let disk = target::choose(&settings.target, &disks, layout)?;
-                (disk.path.clone(), disk.describe())
+            Some(partition) => {
+                let words = partition.display().to_string();
+                console.line(&format!("disk {words}"));
+                (partition, words)
             }
+            None => match target::choose(&settings.target, &disks, layout) {
+                Ok(disk) => {
+                    let disk = look_at(vec![disk.clone()]).await?.remove(0);
+                    console.line(&format!("disk {}", disk.describe_fully()));
+                    (disk.path.clone(), disk.describe())
+                }
+                Err(mut refusal) => {
+                    refusal.disks = look_at(refusal.disks).await?;
+                    return Err(refusal.into());
+                }
+            },
         };
-        console.line(&format!("disk {words}"));
         home.update(|report| report.disk.clone_from(&words));
         let device = Device::open_exclusive(&path)?;
         if let Err(cause) = layout.check_device(device.len(), device.sector_size()) {
@@ -295,6 +310,15 @@ async fn choose_disk(
         }
         return Ok((Arc::new(device), words));
     }
+}
+
+/// The disks with what is on them.
+async fn look_at(mut disks: Vec<Disk>) -> Result<Vec<Disk>> {
+    let looking = tokio::task::spawn_blocking(move || {
+        inventory::look_at(&mut disks, LOOK_LIMIT);
+        disks
+    });
+    looking.await.context("looking at the disks")
 }
 
 fn tell(progress: Progress, console: &Console, home: &Home) {

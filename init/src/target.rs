@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use blockdev::inventory::{Disk, size_text};
+use blockdev::inventory::{Disk, is_same_wwn, size_text};
 use layout::Layout;
 
 /// Which disk may be written: every term has to hold, and exactly one disk has to be left.
@@ -12,24 +12,29 @@ use layout::Layout;
 pub struct TargetRule {
     /// No terms means `auto`.
     terms: Vec<Term>,
+    /// As it was written.
+    text: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Term {
     Path(PathBuf),
+    ById(String),
+    ByPath(String),
     Serial(String),
     Wwn(String),
     Model(String),
-    Bus(String),
+    Bus(&'static str),
     MinLen(u64),
     MaxLen(u64),
+    Rotational(bool),
 }
 
 /// A rule that cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "TARGET term {term:?} is not known: use auto, /dev/NAME, serial=…, wwn=…, model=…, bus=…, min=SIZE or max=SIZE, \
-     several with a comma between"
+    "TARGET term {term:?} is not known: use auto, /dev/NAME, by-id=NAME, by-path=NAME, serial=…, wwn=…, model=…, \
+     bus=virtio|nvme|ata|scsi|usb|mmc, min=SIZE, max=SIZE (such as 500G) or rotational=yes|no, several with a comma between"
 )]
 pub struct BadTarget {
     term: String,
@@ -40,24 +45,56 @@ impl FromStr for TargetRule {
 
     fn from_str(text: &str) -> Result<TargetRule, BadTarget> {
         let terms = text.split(',').map(str::trim).filter(|term| !term.is_empty() && *term != "auto");
-        Ok(TargetRule { terms: terms.map(parse_term).collect::<Result<_, _>>()? })
+        let terms = terms.map(parse_term).collect::<Result<Vec<_>, _>>()?;
+        let text = if terms.is_empty() { "auto" } else { text.trim() };
+        Ok(TargetRule { terms, text: text.to_owned() })
     }
 }
 
 fn parse_term(text: &str) -> Result<Term, BadTarget> {
     let bad = || BadTarget { term: text.to_owned() };
+    if let Some(name) = text.strip_prefix("/dev/disk/") {
+        // File systems and partitions have names there as well, which say nothing about which disk may lose them.
+        return match name.split_once('/') {
+            Some(("by-id", name)) if !name.is_empty() => Ok(Term::ById(name.to_owned())),
+            Some(("by-path", name)) if !name.is_empty() => Ok(Term::ByPath(name.to_owned())),
+            _ => Err(bad()),
+        };
+    }
     if text.starts_with('/') {
         return Ok(Term::Path(PathBuf::from(text)));
     }
-    let (key, value) = text.split_once('=').filter(|(_, value)| !value.is_empty()).ok_or_else(bad)?;
+    let (key, value) = text.split_once('=').map(|(key, value)| (key.trim(), value.trim())).ok_or_else(bad)?;
+    if value.is_empty() {
+        return Err(bad());
+    }
     Ok(match key {
+        "by-id" => Term::ById(value.to_owned()),
+        "by-path" => Term::ByPath(value.to_owned()),
         "serial" => Term::Serial(value.to_owned()),
         "wwn" => Term::Wwn(value.to_owned()),
         "model" => Term::Model(value.to_owned()),
-        "bus" => Term::Bus(value.to_owned()),
+        "bus" => Term::Bus(parse_bus(value).ok_or_else(bad)?),
         "min" => Term::MinLen(parse_size(value).ok_or_else(bad)?),
         "max" => Term::MaxLen(parse_size(value).ok_or_else(bad)?),
+        "rotational" => match value {
+            "yes" | "1" => Term::Rotational(true),
+            "no" | "0" => Term::Rotational(false),
+            _ => return Err(bad()),
+        },
         _ => return Err(bad()),
+    })
+}
+
+fn parse_bus(text: &str) -> Option<&'static str> {
+    Some(match text.to_ascii_lowercase().as_str() {
+        "virtio" => "virtio",
+        "nvme" => "nvme",
+        "ata" | "sata" => "ata",
+        "scsi" | "sas" => "scsi",
+        "usb" => "usb",
+        "mmc" => "mmc",
+        _ => return None,
     })
 }
 
@@ -78,53 +115,120 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 impl Term {
+    /// Whether it names a disk, not a kind of disks.
+    fn is_name(&self) -> bool {
+        matches!(self, Term::Serial(_) | Term::Wwn(_) | Term::ById(_)) || self.is_way()
+    }
+
+    /// Whether it names one of several ways to a disk.
+    fn is_way(&self) -> bool {
+        matches!(self, Term::Path(_) | Term::ByPath(_))
+    }
+
     /// Why the disk is not meant, if it is not.
     fn rejects(&self, disk: &Disk) -> Option<String> {
-        let differs = |what: &str, is: &str, wanted: &str| {
-            let is = if is.is_empty() { "unknown" } else { is };
-            (is != wanted).then(|| format!("its {what} is {is}, not {wanted}"))
-        };
+        let unless = |holds: bool, reason: String| if holds { None } else { Some(reason) };
+        let known = |is: &str| if is.is_empty() { "unknown".to_owned() } else { is.to_owned() };
         match self {
-            Term::Path(path) => (disk.path != *path).then(|| format!("it is not {}", path.display())),
-            Term::Serial(wanted) => differs("serial number", &disk.serial, wanted),
-            Term::Wwn(wanted) => differs("WWN", &disk.wwn, wanted),
-            Term::Bus(wanted) => differs("bus", &disk.bus, wanted),
+            Term::Path(path) => unless(disk.path == *path, format!("it is not {}", path.display())),
+            Term::ById(wanted) => {
+                let is_it = disk.by_id.iter().any(|name| is_same_name(name, wanted));
+                unless(is_it, format!("it is not by-id {wanted}"))
+            }
+            Term::ByPath(wanted) => {
+                let at = known(disk.by_path.first().map_or("", String::as_str));
+                unless(disk.by_path.contains(wanted), format!("its path is {at}, not {wanted}"))
+            }
+            // Firmware and labels differ in case; two serial numbers that differ in nothing else are refused as two.
+            Term::Serial(wanted) => {
+                let is_it = disk.serial.trim().eq_ignore_ascii_case(wanted.trim());
+                unless(is_it, format!("its serial number is {}, not {wanted}", known(&disk.serial)))
+            }
+            Term::Wwn(wanted) => {
+                let is_it = !disk.wwn.is_empty() && is_same_wwn(&disk.wwn, wanted);
+                unless(is_it, format!("its WWN is {}, not {wanted}", known(&disk.wwn)))
+            }
+            Term::Bus(wanted) => unless(disk.bus == *wanted, format!("its bus is {}, not {wanted}", known(&disk.bus))),
             Term::Model(wanted) => {
                 let is_it = disk.model.to_lowercase().contains(&wanted.to_lowercase());
-                (!is_it).then(|| format!("its model is {:?}, which does not contain {wanted:?}", disk.model))
+                unless(is_it, format!("its model is {:?}, which does not contain {wanted:?}", disk.model))
             }
-            Term::MinLen(min) => (disk.len < *min).then(|| format!("it is smaller than {}", size_text(*min))),
-            Term::MaxLen(max) => (disk.len > *max).then(|| format!("it is larger than {}", size_text(*max))),
+            Term::MinLen(min) => unless(disk.len >= *min, format!("it is smaller than {}", size_text(*min))),
+            Term::MaxLen(max) => unless(disk.len <= *max, format!("it is larger than {}", size_text(*max))),
+            Term::Rotational(true) => unless(disk.is_rotational, "it has no platters that rotate".to_owned()),
+            Term::Rotational(false) => unless(!disk.is_rotational, "it is rotational".to_owned()),
         }
     }
 }
 
-/// Why no disk was chosen: every disk with its reason.
+/// Whether two names below `by-id` are the same. How many underscores a run of blanks becomes depends on the bus and on
+/// the version of udev.
+fn is_same_name(a: &str, b: &str) -> bool {
+    let words = |name: &str| name.split('_').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    words(a) == words(b)
+}
+
+/// Why no disk was chosen: every disk with its reason, one a line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
-    matching: usize,
-    reasons: Vec<(String, String)>,
+    rule: String,
+    /// Every disk, so that what is on it can be filled in before it is shown.
+    pub disks: Vec<Disk>,
+    /// For each disk why it was passed over; `None` if it matches.
+    reasons: Vec<Option<String>>,
+}
+
+impl Refusal {
+    /// A term that names one of the matching disks and none of the others.
+    fn example(&self) -> Option<String> {
+        let matching = || self.disks.iter().zip(&self.reasons).filter(|(_, reason)| reason.is_none());
+        let is_unique = |term: &String| {
+            let Ok(term) = parse_term(term) else { return false };
+            self.disks.iter().filter(|disk| term.rejects(disk).is_none()).count() == 1
+        };
+        // A comma would end the term.
+        let usable =
+            |(key, value): (&str, &str)| (!value.is_empty() && !value.contains(',')).then(|| format!("{key}={value}"));
+        let terms_of = |disk: &Disk| {
+            let by_path = disk.by_path.first().map_or("", String::as_str);
+            [("serial", disk.serial.as_str()), ("wwn", disk.wwn.as_str()), ("by-path", by_path)]
+                .into_iter()
+                .filter_map(usable)
+                .collect::<Vec<_>>()
+        };
+        matching().flat_map(|(disk, _)| terms_of(disk)).find(is_unique)
+    }
 }
 
 impl std::error::Error for Refusal {}
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.reasons.is_empty() {
+        if self.disks.is_empty() {
             return f.write_str(
                 "this machine has no disk that the RAM system can see: check cables and firmware settings (RAID mode hides \
                  disks), or use the generic boot image, which has more drivers",
             );
         }
-        match self.matching {
-            0 => f.write_str("no disk may be written, nothing was touched:")?,
-            n => write!(
+        match (self.reasons.iter().filter(|reason| reason.is_none()).count(), self.example()) {
+            (0, _) => write!(
                 f,
-                "{n} disks match and nothing says which, nothing was touched; set TARGET (serial=… is safest):"
+                "no disk matches TARGET={}, nothing was touched; change TARGET, or attach a disk that fits:",
+                self.rule
+            )?,
+            (n, Some(example)) => write!(
+                f,
+                "{n} disks match TARGET={}, nothing was touched; set TARGET, for example TARGET={example}:",
+                self.rule
+            )?,
+            (n, None) => write!(
+                f,
+                "{n} disks match TARGET={}, nothing was touched; set TARGET to say which, or unplug the others:",
+                self.rule
             )?,
         }
-        for (index, (disk, reason)) in self.reasons.iter().enumerate() {
-            write!(f, "{} {disk}: {reason}", if index == 0 { "" } else { ";" })?;
+        for (disk, reason) in self.disks.iter().zip(&self.reasons) {
+            write!(f, "\n{}: {}", disk.describe_fully(), reason.as_deref().unwrap_or("it matches"))?;
         }
         Ok(())
     }
@@ -132,38 +236,48 @@ impl fmt::Display for Refusal {
 
 /// Chooses the one disk that the rule means and the image fits.
 ///
-/// Disks that are read-only, held by something, too small or of the wrong sector size are never chosen; USB and removable
-/// ones only when the rule names a path, serial number or WWN.
+/// Disks that are read-only, in use, too small or of the wrong sector size are never chosen; USB and removable ones only
+/// when the rule names the disk; one that is seen twice only when the rule names the way to it.
 ///
 /// # Errors
 /// [`Refusal`] unless exactly one disk is left.
 pub fn choose<'a>(rule: &TargetRule, disks: &'a [Disk], layout: &Layout) -> Result<&'a Disk, Refusal> {
-    let verdicts: Vec<_> = disks.iter().map(|disk| (disk, reason_against(rule, disk, layout))).collect();
-    let chosen: Vec<_> = verdicts.iter().filter(|(_, reason)| reason.is_none()).map(|(disk, _)| *disk).collect();
-    if let [only] = chosen.as_slice() {
-        return Ok(only);
+    let reasons: Vec<_> = disks.iter().map(|disk| reason_against(rule, disk, disks, layout)).collect();
+    let mut chosen = disks.iter().zip(&reasons).filter(|(_, reason)| reason.is_none());
+    match (chosen.next(), chosen.next()) {
+        (Some((only, _)), None) => Ok(only),
+        _ => Err(Refusal { rule: rule.text.clone(), disks: disks.to_vec(), reasons }),
     }
-    let reasons = verdicts
-        .iter()
-        .map(|(disk, reason)| (disk.describe(), reason.clone().unwrap_or_else(|| "it matches".to_owned())));
-    Err(Refusal { matching: chosen.len(), reasons: reasons.collect() })
 }
 
-fn reason_against(rule: &TargetRule, disk: &Disk, layout: &Layout) -> Option<String> {
-    let is_named = rule.terms.iter().any(|term| matches!(term, Term::Path(_) | Term::Serial(_) | Term::Wwn(_)));
+fn reason_against(rule: &TargetRule, disk: &Disk, all: &[Disk], layout: &Layout) -> Option<String> {
     if let Some(reason) = rule.terms.iter().find_map(|term| term.rejects(disk)) {
         return Some(reason);
     }
     if disk.is_read_only {
         return Some("it is read-only".to_owned());
     }
-    if let Some(usage) = disk.uses.first() {
-        return Some(format!("it is in use: {usage}"));
+    if !disk.uses.is_empty() {
+        return Some(format!("it is in use: {}", disk.uses.join(", ")));
     }
+    if let Err(cause) = layout.check_device(disk.len, Some(disk.sector_size)) {
+        return Some(cause.to_string());
+    }
+    let is_named = rule.terms.iter().any(Term::is_name);
     if !is_named && (disk.bus == "usb" || disk.is_removable) {
-        return Some("it is removable, and only taken if TARGET names it".to_owned());
+        let kind = if disk.bus == "usb" { "a USB disk" } else { "removable" };
+        return Some(format!("it is {kind}, only taken if TARGET names it"));
     }
-    layout.check_device(disk.len, Some(disk.sector_size)).err().map(|cause| cause.to_string())
+    if !rule.terms.iter().any(Term::is_way)
+        && let Some(twin) = all.iter().find(|other| disk.is_twin_of(other))
+    {
+        let way = disk.by_path.first().map_or_else(|| disk.path.display().to_string(), |way| format!("by-path={way}"));
+        return Some(format!(
+            "it has the same name or number as {}: one disk seen by two ways, only taken by TARGET={way}",
+            twin.path.display()
+        ));
+    }
+    None
 }
 
 impl TargetRule {
@@ -181,6 +295,8 @@ mod tests {
     use super::*;
     use layout::{DiskOffset, Extent};
 
+    const NEEDED: u64 = 5_000_000_000;
+
     fn disk(name: &str) -> Disk {
         Disk {
             name: name.to_owned(),
@@ -190,50 +306,172 @@ mod tests {
             bus: "ata".to_owned(),
             model: "Fast SSD".to_owned(),
             serial: format!("S-{name}"),
+            wwn: format!("naa.5000c500000000{}", name.len() + usize::from(name.as_bytes()[2])),
+            by_id: vec![format!("ata-Fast_SSD_S-{name}")],
+            by_path: vec![format!("pci-0000:00:1f.2-ata-{name}"), format!("pci-0000:00:1f.2-ata-{name}.0")],
             ..Disk::default()
         }
     }
 
-    fn image(needed: u64) -> Layout {
-        Layout::of_extents(vec![Extent { disk: DiskOffset(0), len: needed }]).expect("one extent")
+    fn image() -> Layout {
+        Layout::of_extents(vec![Extent { disk: DiskOffset(0), len: NEEDED }]).expect("one extent")
     }
 
     fn chosen(rule: &str, disks: &[Disk]) -> Result<String, String> {
         let rule: TargetRule = rule.parse().expect("a good rule");
-        choose(&rule, disks, &image(5_000_000_000)).map(|disk| disk.name.clone()).map_err(|refusal| refusal.to_string())
+        choose(&rule, disks, &image()).map(|disk| disk.name.clone()).map_err(|refusal| refusal.to_string())
+    }
+
+    /// The refusal's line for a disk.
+    fn line<'a>(refusal: &'a str, disk: &str) -> &'a str {
+        refusal.lines().find(|line| line.starts_with(&format!("/dev/{disk} "))).expect("every disk has a line")
     }
 
     #[test]
     fn auto_takes_the_only_fixed_disk_that_fits() {
+        // The stick comes first, as the kernel often has it.
         let usb = Disk { bus: "usb".to_owned(), ..disk("sda") };
         let small = Disk { len: 4_000_000_000, ..disk("sdc") };
-        assert_eq!(chosen("auto", &[usb, disk("sdb"), small]), Ok("sdb".to_owned()));
+        assert_eq!(chosen("auto", &[usb.clone(), disk("sdb"), small]), Ok("sdb".to_owned()));
+        let refusal = chosen("auto", &[usb]).expect_err("only a stick");
+        assert!(line(&refusal, "sda").contains("it is a USB disk, only taken if TARGET names it"), "{refusal}");
     }
 
     #[test]
     fn two_equal_disks_are_refused_and_named() {
         let refusal = chosen("auto", &[disk("sda"), disk("sdb")]).expect_err("two");
-        assert!(refusal.starts_with("2 disks match"), "{refusal}");
-        for word in ["/dev/sda", "S-sda", "/dev/sdb", "S-sdb", "nothing was touched", "set TARGET"] {
-            assert!(refusal.contains(word), "{word}: {refusal}");
+        let first = refusal.lines().next().expect("not empty");
+        assert_eq!(
+            first,
+            "2 disks match TARGET=auto, nothing was touched; set TARGET, for example TARGET=serial=S-sda:"
+        );
+        assert_eq!(refusal.lines().count(), 3);
+        for name in ["sda", "sdb"] {
+            let expected =
+                format!("/dev/{name} (10.0 GB, ata, Fast SSD, serial S-{name}, 512-byte sectors): it matches");
+            assert_eq!(line(&refusal, name), expected);
         }
         assert_eq!(chosen("serial=S-sdb", &[disk("sda"), disk("sdb")]), Ok("sdb".to_owned()));
         assert_eq!(chosen("bus=ata,/dev/sda", &[disk("sda"), disk("sdb")]), Ok("sda".to_owned()));
     }
 
     #[test]
+    fn the_example_names_one_matching_disk_and_no_other() {
+        let example = |change: fn(Disk) -> Disk| {
+            let stick = Disk { bus: "usb".into(), ..disk("sda") };
+            let refusal = chosen("auto", &[stick, change(disk("sdb")), change(disk("sdc"))]).expect_err("two");
+            let first = refusal.lines().next().expect("not empty").to_owned();
+            first.split_once("set TARGET").expect("what to do").1.to_owned()
+        };
+        assert_eq!(example(|disk| disk), ", for example TARGET=serial=S-sdb:");
+        let no_serial = example(|disk| Disk { serial: String::new(), ..disk });
+        assert!(no_serial.starts_with(", for example TARGET=wwn=naa.5000c5"), "{no_serial}");
+        let by_path = example(|disk| Disk {
+            serial: "0,1".into(),
+            wwn: String::new(),
+            len: disk.len + u64::from(disk.name == "sdb"),
+            ..disk
+        });
+        assert_eq!(by_path, ", for example TARGET=by-path=pci-0000:00:1f.2-ata-sdb:");
+        // Never a kernel name: tomorrow it may be another disk's.
+        assert_eq!(
+            example(|disk| Disk { serial: String::new(), wwn: String::new(), by_path: Vec::new(), ..disk }),
+            " to say which, or unplug the others:"
+        );
+    }
+
+    #[test]
+    fn a_disk_seen_by_two_ways_is_taken_only_by_one_of_them() {
+        let pair = || [disk("sda"), Disk { wwn: disk("sda").wwn, serial: "S-SDA".into(), ..disk("sdb") }];
+        for rule in ["auto", "serial=S-sda", "bus=ata"] {
+            let refusal = chosen(rule, &pair()).expect_err("one disk twice");
+            assert!(refusal.starts_with(&format!("no disk matches TARGET={rule}, nothing was touched")), "{refusal}");
+            assert!(line(&refusal, "sda").contains("as /dev/sdb: one disk seen by two ways"), "{refusal}");
+            assert!(line(&refusal, "sdb").ends_with("only taken by TARGET=by-path=pci-0000:00:1f.2-ata-sdb"));
+        }
+        assert_eq!(chosen("by-path=pci-0000:00:1f.2-ata-sdb", &pair()), Ok("sdb".to_owned()));
+        assert_eq!(chosen("/dev/sda", &pair()), Ok("sda".to_owned()));
+        // Another disk beside them is still the only one that fits.
+        let [a, b] = pair();
+        assert_eq!(chosen("auto", &[a, b, disk("sdc")]), Ok("sdc".to_owned()));
+    }
+
+    #[test]
     fn each_reason_is_told() {
         let refusal = |rule: &str, disk: Disk| chosen(rule, &[disk]).expect_err("refused");
-        assert!(refusal("auto", Disk { is_read_only: true, ..disk("sda") }).contains("it is read-only"));
-        assert!(refusal("auto", Disk { is_removable: true, ..disk("sda") }).contains("it is removable"));
-        assert!(refusal("auto", Disk { uses: vec!["dm-0 holds sda1".into()], ..disk("sda") }).contains("in use: dm-0 holds sda1"));
-        let small = refusal("auto", Disk { len: 4_999_999_999, ..disk("sda") });
-        assert!(small.contains("needs a disk of at least 5000000000 bytes, this one has 4999999999"), "{small}");
-        assert!(refusal("serial=X", disk("sda")).contains("its serial number is S-sda, not X"));
-        assert!(refusal("wwn=X", disk("sda")).contains("its WWN is unknown, not X"));
+        for rule in ["auto", "serial=S-sda", "/dev/sda", "by-path=pci-0000:00:1f.2-ata-sda"] {
+            assert!(refusal(rule, Disk { is_read_only: true, ..disk("sda") }).contains("it is read-only"));
+            let used = refusal(rule, Disk { uses: vec!["dm-0 holds sda1".into()], ..disk("sda") });
+            assert!(used.contains("it is in use: dm-0 holds sda1"), "{used}");
+            let small = refusal(rule, Disk { len: NEEDED - 512, ..disk("sda") });
+            assert!(small.contains("needs a disk of at least 5000000000 bytes, this one has 4999999488"), "{small}");
+        }
+        assert!(chosen("auto", &[Disk { len: NEEDED, ..disk("sda") }]).is_ok());
+        assert!(refusal("auto", Disk { is_removable: true, ..disk("sda") }).contains("it is removable, only taken if"));
+        let wrong = refusal("serial=X", disk("sda"));
+        assert!(wrong.starts_with("no disk matches TARGET=serial=X, nothing was touched"), "{wrong}");
+        assert!(wrong.contains("its serial number is S-sda, not X"));
+        assert!(refusal("wwn=X", Disk { wwn: String::new(), ..disk("sda") }).contains("its WWN is unknown, not X"));
         assert!(refusal("min=20G", disk("sda")).contains("it is smaller than 20.0 GB"));
         assert!(refusal("max=1T,model=slow", disk("sda")).contains("does not contain \"slow\""));
+        assert!(refusal("rotational=yes", disk("sda")).contains("it has no platters"));
+        assert!(refusal("by-id=ata-X", disk("sda")).contains("it is not by-id ata-X"));
+        assert!(refusal("by-path=pci-X", disk("sda")).contains("its path is pci-0000:00:1f.2-ata-sda, not pci-X"));
         assert!(chosen("auto", &[]).expect_err("none").contains("no disk that the RAM system can see"));
+    }
+
+    #[test]
+    fn the_other_sector_size_is_refused_also_by_name() {
+        let facts = metainfo::ImageFacts { schema: 1, disk_size: 1 << 20, sector_size: 512, ..Default::default() };
+        let torrent = metainfo::NewTorrent {
+            name: "image".into(),
+            announce: None,
+            piece_len: 1 << 18,
+            files: vec![metainfo::FileEntry { length: 512, path: vec!["0".repeat(32)] }],
+            hashes: vec![[0; 20]],
+            facts: Some(metainfo::ImageFacts { table: "gpt".into(), ..facts }),
+            private: true,
+        };
+        let meta = metainfo::Metainfo::parse(&torrent.to_bytes().expect("good")).expect("good");
+        let layout = Layout::new(&meta).expect("good");
+        let rule: TargetRule = "serial=S-sda".parse().expect("good");
+        let refusal =
+            choose(&rule, &[Disk { sector_size: 4096, ..disk("sda") }], &layout).expect_err("4Kn").to_string();
+        assert!(refusal.contains("512-byte sectors") && refusal.contains("4096-byte sectors"), "{refusal}");
+    }
+
+    #[test]
+    fn what_is_on_a_disk_stands_in_its_line() {
+        let disks = [disk("sda"), disk("sdb")];
+        let mut refusal = choose(&TargetRule::default(), &disks, &image()).expect_err("two");
+        refusal.disks[1].contents = "GPT: 1 NTFS".to_owned();
+        assert!(line(&refusal.to_string(), "sdb").contains("512-byte sectors; GPT: 1 NTFS): it matches"));
+    }
+
+    #[test]
+    fn every_term_finds_its_disk() {
+        let disks = [
+            Disk { is_rotational: true, ..disk("sda") },
+            Disk { bus: "nvme".into(), model: "Disk of Glory".into(), len: 20_000_000_000, ..disk("sdb") },
+        ];
+        for (rule, name) in [
+            ("by-id=ata-Fast_SSD_S-sda", "sda"),
+            ("/dev/disk/by-id/ata-Fast__SSD_S-sda", "sda"),
+            ("/dev/disk/by-path/pci-0000:00:1f.2-ata-sdb.0", "sdb"),
+            ("by-path=pci-0000:00:1f.2-ata-sdb", "sdb"),
+            ("serial= s-SDA ", "sda"),
+            ("model=glory", "sdb"),
+            ("bus=sata", "sda"),
+            ("BUS=nvme".to_lowercase().as_str(), "sdb"),
+            ("min=15G", "sdb"),
+            ("max=15G", "sda"),
+            ("rotational=yes", "sda"),
+            ("auto,rotational=no,min=1G", "sdb"),
+        ] {
+            assert_eq!(chosen(rule, &disks), Ok(name.to_owned()), "{rule}");
+        }
+        let wwn = disks[0].wwn.replace("naa.", "0x").to_uppercase().replace("0X", "0x");
+        assert_eq!(chosen(&format!("wwn={wwn}"), &disks), Ok("sda".to_owned()));
     }
 
     #[test]
@@ -241,15 +479,29 @@ mod tests {
         let usb = || Disk { bus: "usb".to_owned(), ..disk("sda") };
         assert!(chosen("bus=usb", &[usb()]).is_err());
         assert_eq!(chosen("serial=S-sda", &[usb()]), Ok("sda".to_owned()));
+        assert_eq!(chosen("by-id=ata-Fast_SSD_S-sda", &[usb()]), Ok("sda".to_owned()));
     }
 
     #[test]
     fn bad_rules_name_the_term() {
-        for bad in ["size", "serial=", "colour=red", "min=lots", "auto,foo"] {
+        let bad = [
+            "size",
+            "serial=",
+            "serial= ",
+            "colour=red",
+            "min=lots",
+            "auto,foo",
+            "bus=scuzzy",
+            "rotational=maybe",
+            "/dev/disk/by-uuid/1234-ABCD",
+            "/dev/disk/by-id/",
+        ];
+        for bad in bad {
             let error = bad.parse::<TargetRule>().expect_err(bad).to_string();
             assert!(error.contains("use auto, /dev/NAME"), "{error}");
         }
-        assert_eq!("".parse::<TargetRule>(), Ok(TargetRule::default()));
+        assert!("".parse::<TargetRule>().expect("auto").terms.is_empty());
+        assert_eq!("".parse::<TargetRule>(), "auto".parse());
         assert_eq!(parse_size("500G"), Some(500_000_000_000));
         assert_eq!(parse_size("18446744073709551615T"), None);
     }
