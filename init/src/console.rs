@@ -127,7 +127,7 @@ impl Console {
     /// A dry run has nothing against it.
     pub fn dry_run(&self, text: &str) {
         let mut shared = self.lock();
-        shared.say(text);
+        shared.say("", text);
         shared.picture.big = "OK".to_owned();
         shared.picture.detail = text.to_owned();
         shared.picture.colour = Colour::Green;

@@ -295,7 +295,7 @@ async fn choose_disk(
                 Ok(disk) => {
                     let disk = look_at(vec![disk.clone()]).await?.remove(0);
                     console.line(&format!("disk {}", disk.describe_fully()));
-                    (disk.path.clone(), disk.describe())
+                    (disk.path.clone(), if settings.dry_run { disk.describe_fully() } else { disk.describe() })
                 }
                 Err(mut refusal) => {
                     refusal.disks = look_at(refusal.disks).await?;
