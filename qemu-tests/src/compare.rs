@@ -4,12 +4,16 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use layout::{Extent, Layout};
+use anyhow::{Context, Result, bail, ensure};
+use layout::parttable::TableKind;
+use layout::parttable::adapt::{Wish, adapt};
+use layout::{DiskOffset, Extent, Layout};
 use metainfo::Metainfo;
 
 use crate::disk::Disk;
 
+/// Where the partition table ends, and what boots from it.
+const HEAD: usize = 1 << 20;
 /// Bytes compared at once.
 const STEP: usize = 1 << 20;
 
@@ -39,15 +43,45 @@ impl Image {
     /// # Errors
     /// The first byte that is not what it should be.
     pub fn compare(&self, golden: &Disk, target: &Disk) -> Result<()> {
-        compare_extents(self.layout.extents(), golden, target)
+        let (golden_len, target_len) = (golden.len()?, target.len()?);
+        if golden_len == target_len || self.layout.table() != TableKind::Gpt {
+            return compare_extents(self.layout.extents(), golden, target);
+        }
+        // On a larger disk the table is another, and the backup at the image's end is not there.
+        let mut head = vec![0; HEAD];
+        golden.file()?.read_exact_at(&mut head, 0).context("reading the golden disk")?;
+        let sector_size = self.layout.sector_size().context("a GPT counts in sectors")?;
+        let fitted = adapt(&head, TableKind::Gpt, sector_size, golden_len, target_len, &Wish::default())
+            .context("fitting the golden disk's table to the target")?;
+        let (at, tail) = fitted.tail.context("a larger disk has its backup table elsewhere")?;
+        for (at, wanted) in [(0, fitted.head), (at, tail)] {
+            let mut found = vec![0; wanted.len()];
+            target.file()?.read_exact_at(&mut found, at).context("reading the clone")?;
+            ensure!(found == wanted, "{} has a table that does not fit it", target.path().display());
+        }
+        let stale = fitted.stale.unwrap_or(u64::MAX..u64::MAX);
+        let kept = |extent: &&Extent| extent.disk.0 >= HEAD as u64 && !stale.contains(&extent.disk.0);
+        let mut extents: Vec<Extent> = self.layout.extents().iter().filter(kept).copied().collect();
+        // What the table's own extents cover has been compared.
+        let in_head = self.layout.extents().iter().filter(|extent| extent.disk.0 < HEAD as u64);
+        extents.extend(in_head.filter_map(|extent| {
+            let len = extent.end().checked_sub(HEAD as u64).filter(|&len| len > 0)?;
+            Some(Extent { disk: DiskOffset(HEAD as u64), len })
+        }));
+        extents.sort_unstable_by_key(|extent| extent.disk);
+        compare_between(&extents, golden, target, HEAD as u64..at)
     }
 }
 
 fn compare_extents(extents: &[Extent], golden: &Disk, target: &Disk) -> Result<()> {
+    compare_between(extents, golden, target, 0..target.len()?)
+}
+
+fn compare_between(extents: &[Extent], golden: &Disk, target: &Disk, range: std::ops::Range<u64>) -> Result<()> {
     let (source, clone) = (golden.file()?, target.file()?);
     let mut ours = vec![0; STEP];
     let mut theirs = ours.clone();
-    let mut untouched_from = 0;
+    let mut untouched_from = range.start;
     for extent in extents {
         expect_untouched(target, untouched_from..extent.disk.0)?;
         untouched_from = extent.end();
@@ -63,7 +97,7 @@ fn compare_extents(extents: &[Extent], golden: &Disk, target: &Disk) -> Result<(
             at += len as u64;
         }
     }
-    expect_untouched(target, untouched_from..target.len()?)
+    expect_untouched(target, untouched_from..range.end)
 }
 
 fn expect_untouched(target: &Disk, range: std::ops::Range<u64>) -> Result<()> {
@@ -77,7 +111,6 @@ fn expect_untouched(target: &Disk, range: std::ops::Range<u64>) -> Result<()> {
 mod tests {
     use super::*;
     use crate::disk::random_bytes;
-    use layout::DiskOffset;
 
     #[test]
     fn one_flipped_byte_is_found_inside_and_outside_of_the_extents() {

@@ -145,6 +145,17 @@ impl Disk {
         Ok(None)
     }
 
+    /// The first byte in this range that is not zero, if there is one.
+    ///
+    /// # Errors
+    /// If the disk cannot be read.
+    pub fn first_not_zero_in(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start)?];
+        let read = self.file()?.read_exact_at(&mut bytes, range.start);
+        read.with_context(|| format!("reading {}", self.path.display()))?;
+        Ok((range.start..).zip(&bytes).find(|&(_, &byte)| byte != 0).map(|(at, _)| at))
+    }
+
     /// Fails unless nothing was ever written to it.
     ///
     /// # Errors

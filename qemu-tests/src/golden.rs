@@ -107,6 +107,30 @@ pub fn random_disk(path: &Path, mib: u64) -> Result<Disk> {
     Ok(disk)
 }
 
+/// The same for a disk with 4096-byte sectors, which sgdisk does not know in a file.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn random_disk_4kn(path: &Path, mib: u64) -> Result<Disk> {
+    const SECTOR: u64 = 4096;
+    let disk = Disk::blank(path, (mib + 2) * MIB)?;
+    let mut file = disk.file()?;
+    let bytes = random_bytes(4, usize::try_from(mib * MIB)?);
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, MIB).context("writing random bytes")?;
+    let mut gpt = gptman::GPT::new_from(&mut file, SECTOR, [0x4e; 16]).context("making a GPT")?;
+    gpt[1] = gptman::GPTPartitionEntry {
+        partition_type_guid: *b"\xaf\x3d\xc6\x0f\x83\x84\x72\x47\x8e\x79\x3d\x69\xd8\x47\x7d\xe4",
+        unique_partition_guid: [0x4b; 16],
+        starting_lba: MIB / SECTOR,
+        ending_lba: (mib + 1) * MIB / SECTOR - 1,
+        attribute_bits: 0,
+        partition_name: "random".into(),
+    };
+    gptman::GPT::write_protective_mbr_into(&mut file, SECTOR).context("writing the protective MBR")?;
+    gpt.write_into(&mut file).context("writing the GPT")?;
+    Ok(disk)
+}
+
 fn make(paths: &Paths, size: Size, files: &[HostFile], modules: &[PathBuf], work: &Path) -> Result<PathBuf> {
     let root = work.join("root");
     fill_root(&root, files)?;

@@ -9,6 +9,7 @@ pub mod compare;
 pub mod demo;
 mod demo_screen;
 pub mod disk;
+pub mod faults;
 pub mod foreign;
 pub mod golden;
 mod golden_initrd;

@@ -13,10 +13,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result};
 
 use crate::disk::Disk;
+use crate::machine::DEADLINE;
 
 /// What the disk does that it should not, or need not.
 #[derive(Clone, Debug)]
@@ -31,6 +33,7 @@ pub enum Temper {
 pub struct NbdDisk {
     socket: PathBuf,
     lost: Arc<AtomicU64>,
+    cuts: Receiver<()>,
 }
 
 const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -67,15 +70,25 @@ impl NbdDisk {
         let (file, len) = (disk.file()?, disk.len()?);
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
+        let (cut, cuts) = channel();
         std::thread::spawn(move || {
             let mut backend = Backend { file, len, temper, cached: BTreeMap::new(), lost: counter };
             while let Ok((stream, _)) = listener.accept() {
                 // A client that was killed in the middle of a word is the usual end here.
                 let _ = serve(stream, &mut backend);
                 backend.cut_power();
+                let _ = cut.send(());
             }
         });
-        Ok(NbdDisk { socket, lost })
+        Ok(NbdDisk { socket, lost, cuts })
+    }
+
+    /// Waits until the power has gone once more, and what stays of the cache is in the file.
+    ///
+    /// # Errors
+    /// If it has not within the usual deadline.
+    pub fn wait_for_cut(&self) -> Result<()> {
+        self.cuts.recv_timeout(DEADLINE).context("waiting for the machine to let go of its disk")
     }
 
     /// Where it is.

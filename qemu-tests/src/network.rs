@@ -67,6 +67,15 @@ impl Network {
         Ok(name)
     }
 
+    /// Breaks or mends the way of a machine's packets somewhere behind its own cable, so that its card notices nothing; the
+    /// machine is the `number`th that was switched on.
+    ///
+    /// # Errors
+    /// If there is no such machine.
+    pub fn set_way(&self, number: u32, up: bool) -> Result<()> {
+        sh(&format!("ip link set tap{number} {}", if up { "up" } else { "down" })).map(drop)
+    }
+
     /// A host of somebody else on the same LAN, in a namespace of its own: a program in front of which this is put.
     ///
     /// # Errors

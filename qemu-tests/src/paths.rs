@@ -17,6 +17,8 @@ pub struct Paths {
     pub racks: PathBuf,
     /// Golden disks, kept from run to run.
     pub golden: PathBuf,
+    /// Where a whole run writes what it found out; `EZIO_DOCS`.
+    pub docs: PathBuf,
 }
 
 impl Paths {
@@ -33,17 +35,19 @@ impl Paths {
             boot_generic: from("EZIO_BOOT_GENERIC", "build/boot/generic"),
             racks: from("EZIO_RACKS", "build/racks"),
             golden: from("EZIO_GOLDEN", "build/golden"),
+            docs: from("EZIO_DOCS", "docs"),
         }
     }
 
     /// The environment that leads [`Paths::new`] to the same places in a process with another current directory.
-    pub fn environment(&self) -> [(&'static str, &Path); 5] {
+    pub fn environment(&self) -> [(&'static str, &Path); 6] {
         [
             ("EZIO_BIN", &self.ezio),
             ("EZIO_BOOT", &self.boot),
             ("EZIO_BOOT_GENERIC", &self.boot_generic),
             ("EZIO_RACKS", &self.racks),
             ("EZIO_GOLDEN", &self.golden),
+            ("EZIO_DOCS", &self.docs),
         ]
     }
 }

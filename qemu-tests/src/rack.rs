@@ -86,6 +86,14 @@ impl Rack {
         machine.wait_off()
     }
 
+    /// Notes a fault that was tried, where it was injected, and what happened, for the table in the docs.
+    ///
+    /// # Errors
+    /// If the note cannot be kept.
+    pub fn fault(&self, fault: &str, place: &str, happened: &str) -> Result<()> {
+        crate::faults::note(&self.folder, fault, place, happened)
+    }
+
     /// The last lines of everything in the folder that says something, for a person to read after a failure.
     pub fn tails(lines: usize) -> String {
         let Ok(entries) = std::fs::read_dir(".") else { return String::new() };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cases::{CASES, Case};
+use crate::faults;
 use crate::paths::{Paths, check_host};
 use crate::process::{POLL, Process};
 use crate::rack::Rack;
@@ -55,6 +56,9 @@ pub fn test(filter: &str, jobs: usize) -> Result<bool> {
         std::thread::sleep(POLL);
     }
     println!("{} s in all", began.elapsed().as_secs());
+    if failed == 0 && passed == CASES.len() {
+        faults::write_table(CASES.iter().map(|case| paths.racks.join(case.name)), &paths.docs.join("faults.md"))?;
+    }
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }

@@ -10,10 +10,7 @@ use crate::server::{Dhcp, ServerConfig};
 
 pub fn generic_kernel(rack: &mut Rack) -> Result<()> {
     let boot = rack.paths.boot_generic.clone();
-    if !boot.join("vmlinuz").exists() {
-        println!("skipped: {} is not there; `make image FLAVOUR=generic` makes it", boot.display());
-        return Ok(());
-    }
+    ensure!(boot.join("vmlinuz").exists(), "{} is missing: `make image FLAVOUR=generic` makes it", boot.display());
     let golden = rack.golden(Size::Small)?;
     let config = ServerConfig { boot: Some(boot), ..ServerConfig::new(Dhcp::Server) };
     let server = rack.serve(config)?;

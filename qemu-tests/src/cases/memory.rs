@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::compare::Image;
 use crate::disk::{Bus, Disk};
-use crate::golden::random_disk;
-use crate::machine::{Machine, MachineSpec};
+use crate::golden::{Size, random_disk};
+use crate::machine::{Firmware, Machine, MachineSpec};
 use crate::process::POLL;
 use crate::rack::Rack;
 use crate::server::{Dhcp, ServerConfig};
@@ -39,28 +40,78 @@ pub fn smallest_memory(rack: &mut Rack) -> Result<()> {
     let small = random_disk(&rack.disk_path("small"), SMALL_MIB)?;
     let image = server.capture(&small, "small")?;
     server.arm("small", &["--after", "poweroff", "--linger", "1"])?;
-    let mut machines = Vec::new();
+    let mut tried = Vec::new();
     for (number, memory) in (2..).zip(TRIED_MIB) {
         let (machine, target) = power_on(rack, memory, SMALL_MIB, number)?;
-        machines.push((memory, machine, target));
+        tried.push(Tried { memory, machine, target });
     }
+    let smallest = smallest_of(tried, &image, &small)?;
+    let smallest = smallest.context("none of the small machines could clone")?;
+    println!("{SMALL_MIB} MiB cloned by a machine with {smallest} MiB, the smallest of {TRIED_MIB:?} that could");
+    ensure!(smallest <= 256, "it worked in 256 MiB before");
+    Ok(())
+}
+
+/// A machine that may or may not have enough memory.
+struct Tried {
+    memory: u32,
+    machine: Machine,
+    target: Disk,
+}
+
+/// The least memory with which one of these machines became the image, in MiB.
+fn smallest_of(mut tried: Vec<Tried>, image: &Image, golden: &Disk) -> Result<Option<u32>> {
     let start = Instant::now();
     let mut smallest = None;
-    while !machines.is_empty() && start.elapsed() < SEARCH_DEADLINE {
-        for (memory, mut machine, target) in std::mem::take(&mut machines) {
-            let text = machine.log().text();
-            if text.contains("EZIO: done, poweroff") && machine.is_off()? {
-                image.compare(&small, &target).with_context(|| format!("with {memory} MiB"))?;
-                smallest = Some(smallest.map_or(memory, |least: u32| least.min(memory)));
-            } else if !GIVEN_UP.iter().any(|words| text.contains(words)) && !machine.is_off()? {
-                machines.push((memory, machine, target));
+    while !tried.is_empty() && start.elapsed() < SEARCH_DEADLINE {
+        for mut one in std::mem::take(&mut tried) {
+            let text = one.machine.log().text();
+            if text.contains("EZIO: done, poweroff") && one.machine.is_off()? {
+                image.compare(golden, &one.target).with_context(|| format!("with {} MiB", one.memory))?;
+                smallest = Some(smallest.map_or(one.memory, |least: u32| least.min(one.memory)));
+            } else if let Some(line) = text.lines().find(|line| GIVEN_UP.iter().any(|words| line.contains(words))) {
+                println!("{} with {} MiB: {}", one.machine.name(), one.memory, line.trim());
+            } else if !one.machine.is_off()? {
+                tried.push(one);
             }
         }
         std::thread::sleep(POLL);
     }
-    let smallest = smallest.context("none of the small machines could clone")?;
-    println!("{SMALL_MIB} MiB cloned by a machine with {smallest} MiB, the smallest of {TRIED_MIB:?} that could");
-    ensure!(smallest <= 256, "it worked in 256 MiB before");
+    tried.iter().for_each(|one| println!("{} with {} MiB: stands still", one.machine.name(), one.memory));
+    Ok(smallest)
+}
+
+/// The whole way from the firmware on, with the small golden image.
+pub fn small_machines(rack: &mut Rack) -> Result<()> {
+    let generic = rack.paths.boot_generic.clone();
+    ensure!(generic.join("vmlinuz").exists(), "{} is missing: `make image FLAVOUR=generic`", generic.display());
+    let golden = rack.golden(Size::Small)?;
+    for (kernel, boot, promised, sizes) in
+        [("cloud", None, 256, [128, 192, 256]), ("generic", Some(generic), 512, [256, 384, 512])]
+    {
+        let mut server = rack.serve(ServerConfig { boot, ..ServerConfig::new(Dhcp::Server) })?;
+        if kernel == "cloud" {
+            server.capture(&golden, "golden")?;
+        }
+        server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;
+        let image = server.image("golden")?;
+        for (firmware, first) in [(Firmware::Bios, 1), (Firmware::Uefi, 4)] {
+            let mut tried = Vec::new();
+            for (number, memory) in (first..).zip(sizes) {
+                let name = format!("{kernel}-{firmware}-{memory}");
+                let target = rack.new_disk(&name, 128)?;
+                let spec = MachineSpec::new(&name, number).memory(memory).firmware(firmware);
+                let machine = rack.power_on(&spec.disk(&target, Bus::Virtio))?;
+                tried.push(Tried { memory, machine, target });
+            }
+            let least = smallest_of(tried, &image, &golden)?.context("none of them could clone")?;
+            println!("{kernel} kernel, {firmware}: {least} MiB suffice, of {sizes:?}");
+            ensure!(least <= promised, "the {kernel} kernel needs more than {promised} MiB by {firmware}");
+            let place = format!("{kernel} kernel, {firmware}");
+            rack.fault("little memory", &place, &format!("{least} MiB suffice, of {sizes:?}"))?;
+        }
+        server.stop()?;
+    }
     Ok(())
 }
 

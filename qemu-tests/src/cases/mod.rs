@@ -4,9 +4,13 @@ mod chain;
 mod disks;
 mod hardware;
 mod hostile;
+mod lab;
+mod larger;
 mod memory;
 mod orders;
+mod resume;
 mod swarm;
+mod truth;
 
 use anyhow::Result;
 
@@ -30,11 +34,16 @@ const fn case(name: &'static str, what: &'static str, run: fn(&mut Rack) -> Resu
 pub const CASES: &[Case] = &[
     case("golden_disk_starts", "the golden disk itself, in BIOS and UEFI", chain::golden_disk_starts),
     case("smallest_memory", "1 GiB clones an image larger than that; the smallest that works", memory::smallest_memory),
+    case("power_cuts", "ten power cuts at random moments, each survived", resume::power_cuts),
+    case("changed_image", "an image that changed a little costs a little", resume::changed_image),
     case("nothing_armed_uefi", "a machine starts its own disk while nothing is armed", chain::nothing_armed_uefi),
     case("late_machine", "one powered on two minutes after the others", swarm::late_machine),
     case("killed_machine", "one loses power mid-way, the others finish and start", swarm::killed_machine),
     case("server_killed", "the server is killed mid-way and started again", swarm::server_killed),
     case("cable_pulled", "a network cable is out for a while mid-way", swarm::cable_pulled),
+    case("seeder_gone", "the server is gone for good, one machine has everything", swarm::seeder_gone),
+    case("dhcp_gone", "the DHCP server is switched off mid-way", swarm::dhcp_gone),
+    case("small_machines", "the least memory by BIOS and UEFI, cloud and generic kernel", memory::small_machines),
     case("proxy_dhcp_bios", "beside a site's dnsmasq, BIOS", chain::proxy_dhcp_bios),
     case("proxy_dhcp_uefi", "beside a site's dnsmasq, UEFI", chain::proxy_dhcp_uefi),
     case("dhcp_server_bios", "imaged, restarted, and started from its own disk, BIOS", chain::dhcp_server_bios),
@@ -47,8 +56,17 @@ pub const CASES: &[Case] = &[
     case("no_conf", "says that nothing is armed, and goes on when it is", orders::no_conf),
     case("no_disk", "refused, in words", disks::no_disk),
     case("two_disks", "refused without a rule, restored with one", disks::two_disks),
+    case("bad_disks", "EIO, lost writes: said on the machine and the server, the others finish", truth::bad_disks),
+    case("bad_memory_of_a_peer", "what it sends is found out and not written", truth::bad_memory_of_a_peer),
+    case("proof_costs_little", "reading back, beside not doing it", truth::proof_costs_little),
+    case("resumed", "a power cut half-way costs what was on its way", resume::resumed),
+    case("larger_disk", "the table fits, a partition and its ext4 grow", larger::larger_disk),
+    case("usb_disk_first", "a forgotten stick is not taken", disks::usb_disk_first),
+    case("dry_run", "machines say what they would do", disks::dry_run),
+    case("wrong_serial", "refused, in words", disks::wrong_serial),
+    case("one_sector_short", "refused, in words", disks::one_sector_short),
     case("disk_too_small", "refused, in words", disks::disk_too_small),
-    case("other_sector_size", "a 512-byte image is not put on a 4096-byte disk", disks::other_sector_size),
+    case("other_sector_size", "512 and 4096 bytes are not mixed, equal ones work", disks::other_sector_size),
 ];
 
 #[cfg(test)]

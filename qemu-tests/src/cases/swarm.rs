@@ -7,6 +7,7 @@ use report::{Report, Stage};
 
 use crate::compare::Image;
 use crate::disk::{Bus, Disk};
+use crate::foreign::Dnsmasq;
 use crate::golden::Size;
 use crate::machine::{Firmware, Machine, MachineSpec};
 use crate::process::POLL;
@@ -85,7 +86,7 @@ pub fn killed_machine(rack: &mut Rack) -> Result<()> {
     let half = Disk::open(&rack.disk_path("machine-1"));
     ensure!(half.first_written()?.is_some(), "the killed machine had not written anything yet");
     ensure!(half.first_written_in(0..1 << 20)?.is_none(), "the half-written disk has a partition table");
-    Ok(())
+    rack.fault("a machine loses its power", "mid-way", "its disk does not boot; the others finish")
 }
 
 pub fn server_killed(rack: &mut Rack) -> Result<()> {
@@ -102,7 +103,7 @@ pub fn server_killed(rack: &mut Rack) -> Result<()> {
         expect_clone(rack, &image, &golden, machine)?;
         ensure!(server.report(machine.mac())?.is_some(), "the restarted server has not heard of {}", machine.name());
     }
-    Ok(())
+    rack.fault("the server is killed and started again", "mid-way", "the machines go on by themselves")
 }
 
 pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
@@ -114,14 +115,49 @@ pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
     }
     server.wait_for_report(&machines[0], "is mid-way", is_mid_way)?;
     machines[0].set_link(false)?;
+    rack.network.set_way(2, false)?;
     // Long enough for connections to be missed, short enough for TCP to remember them.
     let pulled = Instant::now();
     while pulled.elapsed() < Duration::from_secs(20) {
         std::thread::sleep(POLL);
     }
     machines[0].set_link(true)?;
+    rack.network.set_way(2, true)?;
     for machine in &mut machines {
         expect_clone(rack, &image, &golden, machine)?;
     }
-    Ok(())
+    let what = "the machine goes on by itself";
+    rack.fault("a cable is out for 20 s", "mid-way; the network card notices", what)?;
+    rack.fault("packets are lost for 20 s", "mid-way, behind a switch; the network card does not notice", what)
+}
+
+/// Seeder, tracker and the place for reports are gone for good, but one machine has everything.
+pub fn seeder_gone(rack: &mut Rack) -> Result<()> {
+    let (mut server, image, golden) = armed(rack)?;
+    server.arm("golden", &["--after", "poweroff", "--linger", "30"])?;
+    let mut first = rack.power_on(&spec(rack, 1)?)?;
+    let mut second = rack.power_on(&spec(rack, 2)?.slow_writes(SLOW))?;
+    first.wait_for("EZIO: verified")?;
+    let report = server.wait_for_report(&second, "has begun", |report| report.stage >= Stage::Restore)?;
+    ensure!(report.stage == Stage::Restore && report.percent() < 95, "too fast for this case: {report:?}");
+    server.kill();
+    for machine in [&mut second, &mut first] {
+        expect_clone(rack, &image, &golden, machine)?;
+    }
+    let what = "the machine goes on with what the others have, and finishes";
+    rack.fault("server, seeder and tracker are gone for good", "mid-way, while one machine has every piece", what)
+}
+
+/// Whoever gave out the addresses is switched off while they are in use.
+pub fn dhcp_gone(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Large)?;
+    let dnsmasq = Dnsmasq::dhcp_and_tftp(None)?;
+    let server = rack.serve(ServerConfig::new(Dhcp::Off))?;
+    let image = server.capture(&golden, "golden")?;
+    server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;
+    let mut machine = rack.power_on(&spec(rack, 1)?.slow_writes(SLOW))?;
+    server.wait_for_report(&machine, "is mid-way", is_mid_way)?;
+    drop(dnsmasq);
+    expect_clone(rack, &image, &golden, &mut machine)?;
+    rack.fault("the DHCP server is switched off", "mid-way", "the machine keeps its address and finishes")
 }

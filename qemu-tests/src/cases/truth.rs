@@ -1,0 +1,149 @@
+//! Disks that fail or lie, and a peer that sends what is wrong: the machine says so, and nobody else notices.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cases::lab::{armed, direct, expect_unbootable, inside};
+use crate::disk::{Bus, Disk};
+use crate::golden::Size;
+use crate::machine::{Fault, Machine, MachineSpec};
+use crate::nbd::{NbdDisk, Temper};
+use crate::network::SERVER_IP;
+use crate::process::Process;
+use crate::rack::Rack;
+use crate::server::{HTTP_PORT, Server};
+
+/// One bad disk, and what has to be said of it.
+struct Bad {
+    fault: &'static str,
+    place: String,
+    words: Vec<String>,
+    machine: Machine,
+    /// `None` if nothing can be read from it.
+    disk: Option<Disk>,
+}
+
+pub fn bad_disks(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    let (server, image) = armed(rack, &golden, &[])?;
+    let at = inside(&image);
+    let eio = || "os error 5".to_owned();
+    let flush = vec!["flushing".to_owned(), eio(), "disk offset".to_owned()];
+    let faults = [
+        (Fault::Write(at), "EIO on a write", format!("sector at byte {at}"), flush),
+        (Fault::Read(at), "EIO on the read-back", format!("sector at byte {at}"), vec!["reading back".into(), eio()]),
+        (Fault::Flush, "EIO on a flush", "the third flush".into(), vec!["flushing".into(), eio()]),
+        (Fault::Hole, "writes dropped", "everywhere".into(), vec!["does not hold what was written".into()]),
+    ];
+    let mut bad = Vec::new();
+    for (number, (fault, what, place, words)) in (1..).zip(faults) {
+        let disk = rack.new_disk(&format!("bad-{number}"), 128)?;
+        let spec = direct(rack, &format!("bad-{number}"), number).disk(&disk, Bus::Virtio).faulty(fault);
+        let disk = (fault != Fault::Hole).then_some(disk);
+        bad.push(Bad { fault: what, place, words, machine: rack.power_on(&spec)?, disk });
+    }
+    let disk = rack.new_disk("liar", 128)?;
+    let nbd = NbdDisk::start("liar.nbd", &disk, Temper::Lying(at..at + 512))?;
+    let spec = direct(rack, "liar", 8).disk(&disk, Bus::Virtio).behind(&nbd);
+    let words = vec!["does not hold what was written".to_owned(), "disk offset".to_owned()];
+    let (fault, place) = ("writes dropped", format!("sector at byte {at}"));
+    bad.push(Bad { fault, place, words, machine: rack.power_on(&spec)?, disk: Some(disk) });
+    let well = rack.new_disk("well", 128)?;
+    let mut healthy = rack.power_on(&direct(rack, "well", 9).disk(&well, Bus::Virtio))?;
+
+    healthy.wait_for("EZIO: done, poweroff")?;
+    healthy.wait_off()?;
+    image.compare(&golden, &well)?;
+    for one in &mut bad {
+        expect_truth(rack, &server, one)?;
+    }
+    ensure!(nbd.bytes_lost() > 0, "no write was dropped");
+    Ok(())
+}
+
+/// Device, serial number, offset and cause are on the machine's screen and on the server; the disk does not boot.
+fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
+    let line = bad.machine.wait_for_failure()?;
+    let report = server.wait_for_report(&bad.machine, "failed", |report| report.error.is_some())?;
+    let told = report.error.unwrap_or_default();
+    let serial = format!("serial DISK0-{}", &bad.machine.mac()[15..]);
+    for word in bad.words.iter().chain(&["/dev/vda".to_owned(), serial]) {
+        ensure!(line.contains(word), "{}: the console does not say {word:?}: {line}", bad.machine.name());
+        ensure!(told.contains(word), "{}: the report does not say {word:?}: {told}", bad.machine.name());
+    }
+    ensure!(bad.machine.log().count("EZIO: verified") == 0, "{} said that it is verified", bad.machine.name());
+    bad.machine.pull_plug();
+    bad.disk.as_ref().map_or(Ok(()), expect_unbootable)?;
+    rack.fault(bad.fault, &bad.place, &format!("failed, the disk does not boot, the others finish: {told}"))
+}
+
+/// Somebody on the LAN has every piece, many of them with one bit flipped.
+pub fn bad_memory_of_a_peer(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    let (server, image) = armed(rack, &golden, &[])?;
+    // So that the peer is worth asking.
+    rack.network.limit_server(20)?;
+    let host = rack.network.host("10.77.0.20")?;
+    let _peer = bad_peer(rack, &server, &image, host.command(&rack.paths.ezio.to_string_lossy()))?;
+
+    let disk = rack.new_disk("target", 128)?;
+    let mut machine = rack.power_on(&direct(rack, "machine", 1).disk(&disk, Bus::Virtio))?;
+    machine.wait_for("EZIO: done, poweroff")?;
+    machine.wait_off()?;
+    ensure!(machine.log().count("wrong hash") > 0, "the bad peer was not asked for anything");
+    image.compare(&golden, &disk)?;
+    let what = "every wrong piece is found by its hash and not written, the peer is dropped, the machine finishes";
+    rack.fault("a peer with bad memory", "one bit in every fourth piece it sends", what)
+}
+
+fn bad_peer(
+    rack: &Rack,
+    server: &Server,
+    image: &crate::compare::Image,
+    mut seed: std::process::Command,
+) -> Result<Process> {
+    let dir = server.library().join("images/golden");
+    let content = rack.folder().join("disks/flipped");
+    std::fs::copy(dir.join("content"), &content).context("copying the content")?;
+    let file = std::fs::File::options().read(true).write(true).open(&content).context("opening the copy")?;
+    for piece in image.meta.geometry.pieces().step_by(4) {
+        let at = image.meta.geometry.piece_range(piece).start + 1000;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).context("reading the copy")?;
+        file.write_all_at(&[byte[0] ^ 0x10], at).context("flipping a bit")?;
+    }
+    seed.arg("seed").arg(dir.join("image.torrent")).arg(&content).args(["--as", "flat", "--listen", "10.77.0.20:0"]);
+    seed.arg("--tracker").arg(format!("http://{SERVER_IP}:{HTTP_PORT}/announce"));
+    Process::start("bad-peer", seed, Path::new("bad-peer.log"))
+}
+
+/// What reading everything back costs beside not doing it, where the disk is twice as fast as the link.
+pub fn proof_costs_little(rack: &mut Rack) -> Result<()> {
+    const MIB: u64 = 96;
+    const LINK_MBIT: u32 = 40;
+    let golden = crate::golden::random_disk(&rack.disk_path("golden"), MIB)?;
+    let (server, image) = armed(rack, &golden, &[])?;
+    rack.network.limit_server(LINK_MBIT)?;
+    let mut seconds = Vec::new();
+    for (number, (name, more)) in (1..).zip([("proven", &[][..]), ("trusted", &["--no-verify"][..])]) {
+        server.arm("golden", &[&["--after", "poweroff", "--linger", "1"], more].concat())?;
+        let disk = rack.new_disk(name, MIB + 64)?;
+        let spec: MachineSpec = direct(rack, name, number).disk(&disk, Bus::Virtio);
+        let mut machine = rack.power_on(&spec.slow_disk(u64::from(LINK_MBIT) * 2 * 1_000_000 / 8))?;
+        machine.wait_for("EZIO: done, poweroff")?;
+        machine.wait_off()?;
+        image.compare(&golden, &disk)?;
+        let report = server.wait_for_report(&machine, "is done", |report| report.stage == report::Stage::Done)?;
+        let stages = [report::Stage::Restore, report::Stage::Verify, report::Stage::Finish];
+        let times = report.times.iter().filter(|time| stages.contains(&time.stage));
+        seconds.push(times.map(|time| time.seconds).sum::<f64>());
+    }
+    let [proven, trusted] = seconds[..] else { return Ok(()) };
+    let share = (proven / trusted - 1.0) * 100.0;
+    println!(
+        "{MIB} MiB over {LINK_MBIT} Mbit/s to a disk twice as fast: {trusted:.1} s, {proven:.1} s with the proof ({share:+.1} %)"
+    );
+    Ok(())
+}
