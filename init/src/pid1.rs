@@ -30,9 +30,10 @@ pub fn mount_everything() {
     }
 }
 
-/// Keeps what waits to be written small, so that a machine with little memory keeps some, and the last flush is short.
+/// Keeps what waits to be written small, so that a machine with little memory keeps some, the last flush is short, and a
+/// power cut loses little.
 pub fn bound_dirty_memory() {
-    for (key, bytes) in [("dirty_bytes", 64 << 20), ("dirty_background_bytes", 16 << 20)] {
+    for (key, bytes) in [("dirty_bytes", 32 << 20), ("dirty_background_bytes", 8 << 20)] {
         if let Err(cause) = fs::write(format!("/proc/sys/vm/{key}"), bytes.to_string()) {
             log::warn!("setting vm.{key}: {cause}");
         }

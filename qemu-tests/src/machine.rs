@@ -355,21 +355,20 @@ impl Fault {
     /// QEMU's block node for it. Events come from the layer above `blkdebug`, so there has to be one.
     fn node(self, id: &str, disk: &Disk) -> Result<Value> {
         let always = |kind: &str, at: u64| json!([{ "event": "none", "iotype": kind, "sector": at / 512, "errno": 5 }]);
-        let (inject, states) = match self {
+        let mut bad = json!({ "driver": "blkdebug", "image": { "driver": "file", "filename": disk.path() } });
+        bad["inject-error"] = match self {
             Fault::Hole => {
                 let len = disk.len()?;
                 return Ok(json!({ "driver": "null-co", "node-name": id, "size": len, "read-zeroes": true }));
             }
-            Fault::Write(at) => (always("write", at), json!([])),
-            Fault::Read(at) => (always("read", at), json!([])),
+            Fault::Write(at) => always("write", at),
+            Fault::Read(at) => always("read", at),
             Fault::Flush => {
                 let next = |state: u32| json!({ "event": "flush_to_disk", "state": state, "new_state": state + 1 });
-                let fail = json!([{ "event": "flush_to_disk", "state": 3, "iotype": "flush", "errno": 5 }]);
-                (fail, json!([next(1), next(2)]))
+                bad["set-state"] = json!([next(1), next(2)]);
+                json!([{ "event": "flush_to_disk", "state": 3, "iotype": "flush", "errno": 5 }])
             }
         };
-        let file = json!({ "driver": "file", "filename": disk.path() });
-        let bad = json!({ "driver": "blkdebug", "image": file, "inject-error": inject, "set-state": states });
         Ok(json!({ "driver": "raw", "node-name": id, "file": bad }))
     }
 }

@@ -160,8 +160,7 @@ pub async fn restore(
         move |source| RestoreError::Disk { doing, path, source }
     };
     let unproven = |trouble| match trouble {
-        Unproven::Flush(source) => disk_error("flushing")(source),
-        Unproven::Read(source) => disk_error("reading back")(source),
+        Unproven::Flush(source) | Unproven::Read(source) => disk_error("proving what was written to")(source),
         Unproven::Wrong(WrongPiece { piece, disk_offset }) => {
             RestoreError::ReadBack { path: path.clone(), piece, disk_offset }
         }
