@@ -90,6 +90,15 @@ impl Disk {
         Ok(self.path.metadata().with_context(|| format!("looking at {}", self.path.display()))?.len())
     }
 
+    /// Bytes that it takes on the host.
+    ///
+    /// # Errors
+    /// If the file is gone.
+    pub fn allocated(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.path.metadata().with_context(|| format!("looking at {}", self.path.display()))?.blocks() * 512)
+    }
+
     /// Whether it has no bytes at all.
     ///
     /// # Errors

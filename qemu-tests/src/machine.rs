@@ -51,6 +51,8 @@ pub enum Fault {
     Read(u64),
     /// From the third on, flushes fail with EIO.
     Flush,
+    /// It has less room than it says: writes that touch the sector at this byte fail with ENOSPC.
+    Full(u64),
     /// It takes every write and keeps none; it reads as zeros.
     Hole,
 }
@@ -312,7 +314,8 @@ impl MachineSpec {
             let facts = format!("drive=d{n},serial={serial},bootindex={}", n + 1);
             let sectors = format!("logical_block_size={sector_size},physical_block_size={sector_size}");
             let devices = match bus {
-                Bus::Virtio => vec![format!("virtio-blk-pci,{facts},{sectors}")],
+                // A full disk is told to the guest, too; by default QEMU would stop it and wait for room.
+                Bus::Virtio => vec![format!("virtio-blk-pci,{facts},{sectors},werror=report")],
                 Bus::Nvme => vec![format!("nvme,{facts},{sectors}")],
                 Bus::Scsi => {
                     vec![format!("virtio-scsi-pci,id=s{n}"), format!("scsi-hd,bus=s{n}.0,{facts},{sectors}")]
@@ -337,7 +340,8 @@ impl Attached {
                 let node = fault.node(id, &self.disk)?;
                 return Ok(["-blockdev".into(), node.to_string()]);
             }
-            Access::File => format!("if=none,id={id},format=raw,cache=unsafe,file={path}"),
+            // What is discarded becomes a hole in the file.
+            Access::File => format!("if=none,id={id},format=raw,cache=unsafe,discard=unmap,file={path}"),
             Access::Nbd(socket) => {
                 let server = format!("file.driver=nbd,file.server.type=unix,file.server.path={}", socket.display());
                 format!("if=none,id={id},format=raw,cache=writeback,{server}")
@@ -362,6 +366,7 @@ impl Fault {
                 return Ok(json!({ "driver": "null-co", "node-name": id, "size": len, "read-zeroes": true }));
             }
             Fault::Write(at) => always("write", at),
+            Fault::Full(at) => json!([{ "event": "none", "iotype": "write", "sector": at / 512, "errno": 28 }]),
             Fault::Read(at) => always("read", at),
             Fault::Flush => {
                 let next = |state: u32| json!({ "event": "flush_to_disk", "state": state, "new_state": state + 1 });

@@ -3,8 +3,10 @@
 //! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
 //! library, so whatever interrupts it leaves nothing that is listed.
 
+mod health;
 mod plan;
 mod probe;
+mod rescue;
 mod source;
 mod window;
 
@@ -23,12 +25,12 @@ use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, usual_piece_len};
 
 use self::pipeline::{Job, default_threads};
-use self::plan::Plan;
+use self::plan::{Choices, Plan};
 use self::probe::Probe;
 use self::progress::Progress;
 use self::source::Source;
 use crate::library::{DEFAULT_DIR, Image, Library, check_name};
-use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
+use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA, Unreadable};
 
 /// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
 /// people call the image.
@@ -50,6 +52,12 @@ pub struct Capture {
     /// Copy every byte of the source, used or not.
     #[arg(long)]
     whole: bool,
+    /// Take file systems that were not shut down, or are hibernated, as they are.
+    #[arg(long)]
+    at_own_risk: bool,
+    /// Go on where the disk cannot be read: zeros are taken instead, and the places recorded.
+    #[arg(long)]
+    rescue: bool,
     /// Length of a piece, such as 4M: a power of two from 16K to 64M. Chosen by the size of the image if not given.
     #[arg(long, value_name = "LEN", value_parser = parse_piece_len)]
     piece_len: Option<u32>,
@@ -73,7 +81,8 @@ impl Capture {
         let library = Library::create(&self.library)?;
         let draft = library.draft(&self.name, self.replace)?;
 
-        let plan = Plan::make(&source, draft.dir(), self.whole)?;
+        let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
+        let plan = Plan::make(&source, draft.dir(), choices)?;
         ensure!(!stop.load(Ordering::Relaxed), "interrupted");
         for warning in &plan.warnings {
             log::warn!("{}: {warning}", self.source.display());
@@ -97,16 +106,30 @@ impl Capture {
             stop,
             progress: &mut progress,
         };
+        let mut unreadable = Vec::new();
         let hashed = job.run(|range, buf| {
             let mut rest = buf;
             for part in plan.layout.on_disk(range)? {
                 let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
-                read_at(&source, now, part.disk.0)?;
+                let read = read_at(&source, now, part.disk.0);
+                if self.rescue && read.is_err() {
+                    unreadable.extend(rescue::read(now, part.disk.0, &|buf, at| source.file.read_exact_at(buf, at)));
+                } else {
+                    read.context("--rescue goes on without what cannot be read, and records it")?;
+                }
                 rest = later;
             }
             Ok(())
         })?;
         let rate = progress.finish();
+        if !unreadable.is_empty() {
+            let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
+            log::warn!(
+                "{} in {} places could not be read and are zeros in the image",
+                BinaryBytes(len),
+                unreadable.len()
+            );
+        }
 
         let facts = ImageFacts {
             schema: 1,
@@ -132,6 +155,7 @@ impl Capture {
                 .infohash
                 .to_string(),
             extent_count: plan.layout.extents().len() as u64,
+            unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
             origin,
         };
         ensure!(!stop.load(Ordering::Relaxed), "interrupted");

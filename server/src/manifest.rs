@@ -39,8 +39,26 @@ pub struct Manifest {
     pub infohash: String,
     /// How many extents the content consists of.
     pub extent_count: u64,
+    /// Places that could not be read and are zeros in the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Unreadable>,
     /// Where it came from.
     pub origin: Origin,
+}
+
+/// A stretch of the disk that could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// First byte on the disk.
+    pub start: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+impl From<std::ops::Range<u64>> for Unreadable {
+    fn from(range: std::ops::Range<u64>) -> Unreadable {
+        Unreadable { start: range.start, length: range.end - range.start }
+    }
 }
 
 /// One partition and what became of it.
@@ -204,6 +222,7 @@ mod tests {
             content_sha256: String::new(),
             infohash: "00".repeat(20),
             extent_count: 1,
+            unreadable: vec![Unreadable { start: 4096, length: 512 }],
             origin: Origin::now("capture", Path::new("/dev/sda")),
         }
     }

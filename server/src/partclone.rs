@@ -85,7 +85,8 @@ pub fn version(program: &Path) -> Option<String> {
 
 /// The used byte ranges, on the disk, of the file system on `device`, which is bytes `place` of that disk.
 ///
-/// `scratch` is a directory for the map and the log; both are gone afterwards.
+/// `scratch` is a directory for the map and the log; both are gone afterwards. With `at_own_risk` a file system is taken
+/// that was not unmounted cleanly.
 ///
 /// # Errors
 /// If partclone refuses, with what it said, or its map makes no sense.
@@ -94,13 +95,14 @@ pub fn used_ranges(
     device: &Path,
     place: &Range<u64>,
     scratch: &Path,
+    at_own_risk: bool,
 ) -> anyhow::Result<Vec<Range<u64>>> {
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let files = tempfile::Builder::new().prefix("map.").tempdir_in(scratch).context("making room for the block map")?;
     let map = files.path().join("map");
     let log = files.path().join("log");
-    // Not with -F: that would also make it overlook a file system that was not unmounted cleanly.
     let output = Command::new(program)
+        .args(at_own_risk.then_some("--ignore_fschk"))
         .arg("-D")
         .arg("-s")
         .arg(device)
@@ -118,7 +120,7 @@ pub fn used_ranges(
         let said = last_words(&[output.stdout, output.stderr].concat());
         bail!(
             "{name} refused the file system on {} ({}); if it was not shut down cleanly, start that system once and \
-             shut it down, or check the file system; {name} said:\n{said}",
+             shut it down, or check the file system (--at-own-risk takes it as it is); {name} said:\n{said}",
             device.display(),
             output.status
         );

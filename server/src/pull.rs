@@ -232,6 +232,7 @@ fn made_up(meta: &Metainfo, layout: &Layout, content: &Path, source: &str) -> Ma
         content_sha256: String::new(),
         infohash: meta.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
+        unreadable: Vec::new(),
         origin: Origin::now("pull without a manifest", Path::new(source)),
     }
 }

@@ -20,9 +20,14 @@ pub fn larger_disk(rack: &mut Rack) -> Result<()> {
     machine.wait_off()?;
     image.compare(&golden, &disk)?;
     expect_good_table(&disk)?;
+    let (used, allocated) = (image.layout.content_len(), disk.allocated()?);
+    println!(
+        "{used} bytes in the image; of a disk of 300 MiB that was full, {allocated} are left: the rest was discarded"
+    );
+    ensure!(allocated < used + (64 << 20), "unused space was not discarded");
     rack.expect_clone_boots(&spec)?;
 
-    server.arm("golden", &["--after", "poweroff", "--linger", "1", "--grow", "last", "--new-ids"])?;
+    server.arm("golden", &["--after", "poweroff", "--linger", "1", "--grow", "last", "--new-ids", "--no-discard"])?;
     let grown = rack.new_disk("grown", 300)?;
     let spec = direct(rack, "grown", 2).disk(&grown, Bus::Nvme);
     let mut machine = rack.power_on(&spec)?;
@@ -30,6 +35,7 @@ pub fn larger_disk(rack: &mut Rack) -> Result<()> {
     machine.wait_for("EZIO: done, poweroff")?;
     machine.wait_off()?;
     expect_good_table(&grown)?;
+    ensure!(grown.allocated()? > 280 << 20, "space was discarded that was to be left alone");
     let id = |disk: &Disk| -> Result<String> {
         let text = run(Command::new("sgdisk").arg("-p").arg(disk.path()))?;
         text.lines()

@@ -31,9 +31,11 @@ pub fn bad_disks(rack: &mut Rack) -> Result<()> {
     let at = inside(&image);
     let eio = || "os error 5".to_owned();
     let flush = vec!["flushing".to_owned(), eio(), "disk offset".to_owned()];
+    let full = vec!["flushing".to_owned(), "disk offset".to_owned()];
     let faults = [
         (Fault::Write(at), "EIO on a write", format!("sector at byte {at}"), flush),
         (Fault::Read(at), "EIO on the read-back", format!("sector at byte {at}"), vec!["reading back".into(), eio()]),
+        (Fault::Full(at), "ENOSPC on a write", format!("sector at byte {at}"), full),
         (Fault::Flush, "EIO on a flush", "the third flush".into(), vec!["flushing".into(), eio()]),
         (Fault::Hole, "writes dropped", "everywhere".into(), vec!["does not hold what was written".into()]),
     ];

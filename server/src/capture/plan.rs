@@ -9,6 +9,7 @@ use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
 use layout::{Extent, ExtentSet, Layout};
 use metainfo::SwapFacts;
 
+use super::health;
 use super::probe::{Probe, probe, swap_facts};
 use super::source::Source;
 use super::window::Window;
@@ -36,12 +37,21 @@ pub struct Plan {
     pub tools: BTreeMap<String, String>,
 }
 
+/// What the person who captures has decided.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choices {
+    /// Take every byte.
+    pub whole: bool,
+    /// Take file systems that are hibernated or not shut down.
+    pub at_own_risk: bool,
+}
+
 impl Plan {
-    /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile; `whole` takes every byte.
+    /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile.
     ///
     /// # Errors
     /// If the partition table cannot be trusted, a tool is missing, or partclone refuses a file system.
-    pub fn make(source: &Source, scratch: &Path, whole: bool) -> anyhow::Result<Plan> {
+    pub fn make(source: &Source, scratch: &Path, choices: Choices) -> anyhow::Result<Plan> {
         let reading = || format!("reading the partition table of {}", source.path.display());
         let mut disk = &source.file;
         let sector_size = match source.sector_size {
@@ -66,14 +76,15 @@ impl Plan {
             warnings: table.warnings,
             tools: BTreeMap::new(),
         };
-        if whole {
+        if choices.whole {
             extents.insert(0..source.len);
         }
         for partition in &partitions {
-            let info = plan.add(source, partition, scratch, whole, &mut extents).with_context(|| match table.kind {
-                TableKind::None => format!("looking at {}", source.path.display()),
-                _ => format!("looking at partition {} of {}", partition.number, source.path.display()),
-            })?;
+            let info =
+                plan.add(source, partition, scratch, choices, &mut extents).with_context(|| match table.kind {
+                    TableKind::None => format!("looking at {}", source.path.display()),
+                    _ => format!("looking at partition {} of {}", partition.number, source.path.display()),
+                })?;
             plan.partitions.push(info);
         }
         let extents = extents.into_extents(u64::from(sector_size), source.len);
@@ -90,7 +101,7 @@ impl Plan {
         source: &Source,
         partition: &Partition,
         scratch: &Path,
-        whole: bool,
+        choices: Choices,
         extents: &mut ExtentSet,
     ) -> anyhow::Result<PartitionInfo> {
         let place = partition.range();
@@ -98,7 +109,12 @@ impl Plan {
             return Ok(info(partition, Probe::default(), Captured::Container, String::new()));
         }
         let found = probe(&source.path, &place)?;
-        if whole {
+        match found.file_system.as_str() {
+            "swsuspend" if !choices.at_own_risk => bail!(health::LINUX_HIBERNATED),
+            "ntfs" if !choices.at_own_risk => health::check_ntfs(Window::open(source, &place, scratch)?.path())?,
+            _ => {}
+        }
+        if choices.whole {
             return Ok(info(partition, found, Captured::Whole, String::new()));
         }
         if matches!(found.file_system.as_str(), "swap" | "swsuspend")
@@ -110,7 +126,7 @@ impl Plan {
         let note = match partclone::support(&found.file_system) {
             Support::Program(program) => {
                 let window = Window::open(source, &place, scratch)?;
-                let used = partclone::used_ranges(&program, window.path(), &place, scratch)?;
+                let used = partclone::used_ranges(&program, window.path(), &place, scratch, choices.at_own_risk)?;
                 used.into_iter().for_each(|range| extents.insert(range));
                 if let Some(version) = partclone::version(&program) {
                     self.tools.insert("partclone".to_owned(), version);

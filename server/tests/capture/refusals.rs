@@ -69,6 +69,55 @@ fn a_file_system_that_partclone_refuses_is_refused_with_its_words() {
 }
 
 #[test]
+fn what_is_hibernated_or_not_shut_down_is_taken_only_when_told_to() {
+    if !have(&[
+        "mkntfs",
+        "ntfscp",
+        "ntfs-3g.probe",
+        "partclone.ntfs",
+        "mkfs.ext4",
+        "partclone.ext4",
+        "debugfs",
+        "mkswap",
+    ]) {
+        return;
+    }
+    let place = Place::new();
+    let windows = place.blank("windows.img", 30);
+    run("mkntfs", &["-F", "-q", &windows]);
+    fs::write(place.path("file"), "a file of Windows").expect("write");
+    run("ntfscp", &[&windows, &place.text("file"), "file.txt"]);
+    let mut marker = b"hibr".to_vec();
+    marker.resize(8192, 0);
+    fs::write(place.path("hiberfil"), marker).expect("write");
+    run("ntfscp", &[&windows, &place.text("hiberfil"), "hiberfil.sys"]);
+    for more in [&[][..], &["--whole"]] {
+        let said = place.ezio_refuses(&[&["capture", &windows, "--name", "windows"], more].concat());
+        assert!(
+            said.contains("hibernated") && said.contains("shutdown /s") && said.contains("--at-own-risk"),
+            "{said}"
+        );
+    }
+    place.ezio_ok(&["capture", &windows, "--name", "windows", "--at-own-risk"]);
+    let restored = place.restore("windows", &windows);
+    assert_eq!(run("ntfscat", &[&restored, "file.txt"]), "a file of Windows");
+
+    let linux = place.blank("linux.img", 30);
+    run("mkswap", &[&linux]);
+    fs::write(place.path("mark"), b"S1SUSPEND\0").expect("write");
+    place.paste(&place.text("mark"), &linux, 4096 - 10);
+    let said = place.ezio_refuses(&["capture", &linux, "--name", "linux"]);
+    assert!(said.contains("hibernated") && said.contains("--at-own-risk"), "{said}");
+
+    let dirty = place.blank("dirty.img", 20);
+    run("mkfs.ext4", &["-q", "-F", &dirty]);
+    run("debugfs", &["-w", "-R", "set_super_value state 0", &dirty]);
+    assert!(place.ezio_refuses(&["capture", &dirty, "--name", "dirty"]).contains("--at-own-risk"));
+    place.ezio_ok(&["capture", &dirty, "--name", "dirty", "--at-own-risk"]);
+    assert_eq!((place.listed().len(), place.unfinished()), (2, 0));
+}
+
+#[test]
 fn a_damaged_table_says_what_to_run() {
     if !have(&["sgdisk"]) {
         return;
