@@ -91,11 +91,13 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     give_back_driver_memory();
     check_memory(&meta)?;
     if settings.dry_run {
-        let sample = restore::survey(&meta, &layout, &device).with_context(|| words.clone())?;
         let url = settings.report_url.as_deref().and_then(dry_run::boot_url);
         let interface = network.dev.name.clone();
-        let say = move || dry_run::words(&meta, &layout, &words, sample, &interface, url.as_deref());
-        let note = tokio::task::spawn_blocking(say).await.context("measuring")?;
+        let look = move || {
+            let sample = restore::survey(&meta, &layout, &device).with_context(|| words.clone())?;
+            anyhow::Ok(dry_run::words(&meta, &layout, &words, sample, &interface, url.as_deref()))
+        };
+        let note = tokio::task::spawn_blocking(look).await.context("measuring")??;
         console.dry_run(&note);
         home.update(|report| report.note = note);
         return Ok(settings.after);
