@@ -1,7 +1,7 @@
 //! The steps in their order.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +12,9 @@ use layout::{Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
 use report::Stage;
 use swarm::{Have, Options, Swarm, SwarmError};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::Interval;
 
 use crate::discard::discard_unused;
 use crate::finish::{Finished, finish, load_deferred};
@@ -153,128 +155,195 @@ pub async fn restore(
     wishes: Wishes,
     mut each: impl FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
-    let path = device.path().to_owned();
     check(&meta, &layout, &device)?;
-    let disk_error = |doing| {
-        let path = path.clone();
-        move |source| RestoreError::Disk { doing, path, source }
-    };
-    let unproven = |trouble| match trouble {
-        Unproven::Flush(source) | Unproven::Read(source) => disk_error("proving what was written to")(source),
-        Unproven::Wrong(WrongPiece { piece, disk_offset }) => {
-            RestoreError::ReadBack { path: path.clone(), piece, disk_offset }
-        }
-    };
+    let mut run = Run::start(meta, layout, device, options, wishes).await?;
+    let kept = run.fetch(&mut each).await?;
+    run.prove(&mut each).await?;
+    let Finished { grown, warnings, .. } = run.finish(&mut each).await?;
+    let written = run.store.ledger().bytes_written();
+    Ok(Restored { swarm: run.swarm, kept, written, grown, warnings })
+}
 
-    let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device)));
-    let proof = Arc::new(Proof::new(Arc::clone(&meta), Arc::clone(&store), wishes.verify));
-    let storage: Arc<dyn swarm::Storage> = Arc::clone(&store) as _;
-    let swarm_error = |source| RestoreError::Swarm { path: path.clone(), source };
-    let have = if wishes.keep { Have::Unknown } else { Have::None };
-    let options = Options { have, ..options };
-    let swarm = Swarm::start(Arc::clone(&meta), storage, options).await.map_err(swarm_error)?;
-    let background = Background { store: Arc::clone(&store), is_over: Arc::default() };
+/// A restore on its way: the swarm fetches, the proof follows, both on the same store.
+struct Run {
+    meta: Arc<Metainfo>,
+    layout: Arc<Layout>,
+    device: Arc<Device>,
+    wishes: Wishes,
+    store: Arc<DiskStore>,
+    swarm: Swarm,
+    proof: Arc<Proof>,
+    following: JoinHandle<Result<(), Unproven>>,
+    discarding: Option<JoinHandle<u64>>,
+    background: Background,
+    meter: Meter,
+    ticks: Interval,
+}
 
-    let (seen, mut news) = mpsc::unbounded_channel();
-    let looking = async {
-        if !wishes.keep {
-            return Ok(0);
+impl Run {
+    async fn start(
+        meta: Arc<Metainfo>,
+        layout: Arc<Layout>,
+        device: Arc<Device>,
+        options: Options,
+        wishes: Wishes,
+    ) -> Result<Run, RestoreError> {
+        let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device)));
+        let have = if wishes.keep { Have::Unknown } else { Have::None };
+        let storage: Arc<dyn swarm::Storage> = Arc::clone(&store) as _;
+        let swarm = Swarm::start(Arc::clone(&meta), storage, Options { have, ..options }).await;
+        let swarm = swarm.map_err(|source| RestoreError::Swarm { path: device.path().to_owned(), source })?;
+        let proof = Arc::new(Proof::new(Arc::clone(&meta), Arc::clone(&store), wishes.verify));
+        let following = spawn_blocking({
+            let proof = Arc::clone(&proof);
+            move || proof.follow()
+        });
+        Ok(Run {
+            background: Background { store: Arc::clone(&store), is_over: Arc::default() },
+            meter: Meter::new(meta.geometry.content_len()),
+            ticks: tokio::time::interval(PROGRESS_EVERY),
+            discarding: None,
+            meta,
+            layout,
+            device,
+            wishes,
+            store,
+            swarm,
+            proof,
+            following,
+        })
+    }
+
+    /// Until every piece is on the disk; gives the bytes that were there already.
+    async fn fetch(&mut self, each: &mut impl FnMut(Progress)) -> Result<u64, RestoreError> {
+        let path = self.device.path().to_owned();
+        let (mut looking, mut news) = self.look();
+        let mut kept = None;
+        let completed = self.swarm.completed();
+        tokio::pin!(completed);
+        loop {
+            tokio::select! {
+                result = &mut completed => break result.map_err(|source| RestoreError::Swarm { path: path.clone(), source })?,
+                Some((right, wrong)) = news.recv() => {
+                    right.iter().for_each(|&piece| self.proof.found(piece));
+                    self.swarm.found(&right);
+                    self.swarm.lacks(&wrong);
+                }
+                result = &mut looking, if kept.is_none() => kept = Some(looked(result, &path)?),
+                result = &mut self.following => return Err(unproven(result, &path)),
+                _ = self.ticks.tick() => {
+                    each(self.meter.progress(Stage::Restore, self.swarm.stats().bytes_have, &self.swarm, &self.store));
+                    let is_time = self.wishes.discard && self.discarding.is_none() && self.store.is_unbootable();
+                    if is_time && self.layout.is_whole_disk() {
+                        let (layout, store) = (Arc::clone(&self.layout), Arc::clone(&self.store));
+                        let is_over = Arc::clone(&self.background.is_over);
+                        self.discarding = Some(spawn_blocking(move || discard_unused(&layout, &store, &is_over)));
+                    }
+                }
+            }
         }
-        let (meta, layout, store) = (Arc::clone(&meta), Arc::clone(&layout), Arc::clone(&store));
-        let is_over = Arc::clone(&background.is_over);
-        let look = move || {
+        each(self.meter.progress(Stage::Restore, self.meta.geometry.content_len(), &self.swarm, &self.store));
+        match kept {
+            Some(kept) => Ok(kept),
+            None => looked(looking.await, &path),
+        }
+    }
+
+    /// Looks at what is there, on threads of its own; what is right and what is not comes through the channel.
+    fn look(&self) -> (JoinHandle<io::Result<u64>>, UnboundedReceiver<Seen>) {
+        let (seen, news) = mpsc::unbounded_channel();
+        let (meta, layout, store) = (Arc::clone(&self.meta), Arc::clone(&self.layout), Arc::clone(&self.store));
+        let is_over = Arc::clone(&self.background.is_over);
+        let keep = self.wishes.keep;
+        let looking = spawn_blocking(move || {
+            if !keep {
+                return Ok(0);
+            }
             load_deferred(&layout, &store);
             look(&meta, &store, &is_over, &|right: &[PieceIndex], wrong: &[PieceIndex]| {
                 // Whoever listened has ended with an error: then nobody needs to know.
                 let _ = seen.send((right.to_vec(), wrong.to_vec()));
             })
-        };
-        blocking(path.clone(), look).await?.map_err(disk_error("looking at what is there already on"))
-    };
-    let following = blocking(path.clone(), {
-        let proof = Arc::clone(&proof);
-        move || proof.follow()
-    });
-    tokio::pin!(looking, following);
+        });
+        (looking, news)
+    }
 
-    let mut meter = Meter::new(meta.geometry.content_len());
-    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
-    let (mut kept, mut is_looking) = (0, true);
-    let mut discarding = None;
-    {
-        let completed = swarm.completed();
-        tokio::pin!(completed);
+    /// Until everything that was written has been read back.
+    async fn prove(&mut self, each: &mut impl FnMut(Progress)) -> Result<(), RestoreError> {
+        self.store.ledger().complete();
+        self.meter.restart(self.proof.bytes_proven());
         loop {
             tokio::select! {
-                result = &mut completed => break result.map_err(swarm_error)?,
-                Some((right, wrong)) = news.recv() => {
-                    right.iter().for_each(|&piece| proof.found(piece));
-                    swarm.found(&right);
-                    swarm.lacks(&wrong);
+                result = &mut self.following => match result {
+                    Ok(Ok(())) => break,
+                    bad => return Err(unproven(bad, self.device.path())),
+                },
+                _ = self.ticks.tick() => if self.wishes.verify {
+                    each(self.meter.progress(Stage::Verify, self.proof.bytes_proven(), &self.swarm, &self.store));
                 }
-                result = &mut looking, if is_looking => {
-                    kept = result?;
-                    is_looking = false;
-                }
-                result = &mut following => {
-                    result?.map_err(unproven)?;
-                    return Err(RestoreError::Interrupted { path: path.clone() });
-                }
-                _ = ticks.tick() => {
-                    each(meter.progress(Stage::Restore, swarm.stats().bytes_have, &swarm, &store));
-                    if wishes.discard && discarding.is_none() && layout.is_whole_disk() && store.is_unbootable() {
-                        let (layout, store) = (Arc::clone(&layout), Arc::clone(&store));
-                        let is_over = Arc::clone(&background.is_over);
-                        discarding = Some(blocking(path.clone(), move || discard_unused(&layout, &store, &is_over)));
+            }
+        }
+        if self.wishes.verify {
+            each(self.meter.progress(Stage::Verify, self.meta.geometry.content_len(), &self.swarm, &self.store));
+        }
+        Ok(())
+    }
+
+    /// Makes the disk bootable.
+    async fn finish(&mut self, each: &mut impl FnMut(Progress)) -> Result<Finished, RestoreError> {
+        let path = self.device.path().to_owned();
+        let interrupted = |_| RestoreError::Interrupted { path: path.clone() };
+        if let Some(discarding) = self.discarding.take() {
+            discarding.await.map_err(interrupted)?;
+        }
+        each(self.meter.progress(Stage::Finish, 0, &self.swarm, &self.store));
+        let (meta, layout, store) = (Arc::clone(&self.meta), Arc::clone(&self.layout), Arc::clone(&self.store));
+        let (device, wish) = (Arc::clone(&self.device), self.wishes.table.clone());
+        let finish = move || {
+            let mut result = finish(&meta, &layout, &store, &wish);
+            match &mut result {
+                Ok(finished) if finished.wrong_at.is_none() => {
+                    if let Err(cause) = device.reread_partition_table() {
+                        let warning = format!("the kernel does not read the new partition table yet: {cause}");
+                        finished.warnings.push(warning);
                     }
                 }
-            }
-        }
-    }
-    if is_looking {
-        kept = looking.await?;
-    }
-    each(meter.progress(Stage::Restore, meta.geometry.content_len(), &swarm, &store));
-
-    store.ledger().complete();
-    meter.restart(proof.bytes_proven());
-    loop {
-        tokio::select! {
-            result = &mut following => break result?.map_err(unproven)?,
-            _ = ticks.tick() => if wishes.verify {
-                each(meter.progress(Stage::Verify, proof.bytes_proven(), &swarm, &store));
-            }
-        }
-    }
-    if wishes.verify {
-        each(meter.progress(Stage::Verify, meta.geometry.content_len(), &swarm, &store));
-    }
-    if let Some(discarding) = discarding {
-        discarding.await?;
-    }
-
-    each(meter.progress(Stage::Finish, 0, &swarm, &store));
-    let finished = blocking(path.clone(), {
-        let (meta, layout, store) = (Arc::clone(&meta), Arc::clone(&layout), Arc::clone(&store));
-        move || {
-            let result = finish(&meta, &layout, &store, &wishes.table);
-            if !matches!(result, Ok(Finished { wrong_at: None, .. })) {
                 // A disk that cannot keep its table must not look as if it could.
-                let _ = store.wipe();
+                _ => drop(store.wipe()),
             }
             result
+        };
+        let finished = spawn_blocking(finish).await.map_err(interrupted)?;
+        let doing = "writing the partition table of";
+        let finished = finished.map_err(|source| RestoreError::Disk { doing, path: path.clone(), source })?;
+        match finished.wrong_at {
+            None => Ok(finished),
+            Some(disk_offset) => Err(RestoreError::ReadBack { path, piece: PieceIndex(0), disk_offset }),
         }
-    })
-    .await?;
-    let Finished { wrong_at, grown, mut warnings } = finished.map_err(disk_error("writing the partition table of"))?;
-    if let Some(disk_offset) = wrong_at {
-        return Err(RestoreError::ReadBack { path: path.clone(), piece: PieceIndex(0), disk_offset });
     }
-    let written = store.ledger().bytes_written();
-    if let Err(cause) = blocking(path.clone(), move || device.reread_partition_table()).await? {
-        warnings.push(format!("the kernel does not read the new partition table yet: {cause}"));
+}
+
+/// Pieces that were looked at: those that are right, those that are not.
+type Seen = (Vec<PieceIndex>, Vec<PieceIndex>);
+
+fn looked(result: Result<io::Result<u64>, JoinError>, path: &Path) -> Result<u64, RestoreError> {
+    let doing = "looking at what is there already on";
+    let result = result.map_err(|_| RestoreError::Interrupted { path: path.to_owned() })?;
+    result.map_err(|source| RestoreError::Disk { doing, path: path.to_owned(), source })
+}
+
+/// Why the proof ended although it should not have.
+fn unproven(result: Result<Result<(), Unproven>, JoinError>, path: &Path) -> RestoreError {
+    let path = path.to_owned();
+    match result {
+        Ok(Err(Unproven::Flush(source) | Unproven::Read(source))) => {
+            RestoreError::Disk { doing: "proving what was written to", path, source }
+        }
+        Ok(Err(Unproven::Wrong(WrongPiece { piece, disk_offset }))) => {
+            RestoreError::ReadBack { path, piece, disk_offset }
+        }
+        Ok(Ok(())) | Err(_) => RestoreError::Interrupted { path },
     }
-    Ok(Restored { swarm, kept, written, grown, warnings })
 }
 
 /// Checks what [`restore`] checks before the first write, and looks at a sample of what is on the disk. Writes nothing. Blocks.
@@ -311,13 +380,6 @@ impl Drop for Background {
         self.store.ledger().cancel();
         self.is_over.store(true, Ordering::Relaxed);
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    path: PathBuf,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, RestoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| RestoreError::Interrupted { path })
 }
 
 /// Turns counters into rates: over a window of a few seconds, so that the number on the screen can be read.
