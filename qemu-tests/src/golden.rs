@@ -1,4 +1,5 @@
-//! The golden disk: a small system on a GPT disk that starts in BIOS and UEFI, checks its own files, and says so.
+//! The golden disk: a small system on a GPT disk that starts in BIOS and UEFI (or an MBR disk), checks its own files, and
+//! says so.
 //!
 //! Made without root, mounts or loop devices, and kept under `build/golden` for as long as what it is made of stays
 //! the same.
@@ -20,11 +21,12 @@ use crate::process::run;
 pub const MARKER: &str = "EZIO-CLONE-READY golden";
 
 /// Raised when this file makes another disk out of the same inputs.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const ROOT_UUID: &str = "e210c10e-0000-4000-8000-00000000601d";
 const MIB: u64 = 1 << 20;
 /// A FAT32 file system needs 65,525 clusters, 33 MiB; the kernel and its initramfs take 18 more.
 const ESP_MIB: u64 = 64;
+const SWAP_MIB: u64 = 16;
 /// Bytes of files that the clone hashes itself: half a second in software emulation.
 const SAMPLE_BYTES: u64 = 24 * MIB;
 
@@ -35,19 +37,21 @@ pub enum Size {
     Small,
     /// Some 250 MB in use, of which more than 200 are files of every size.
     Large,
+    /// As small, with an MBR, root and swap in logical partitions, for BIOS alone.
+    Mbr,
 }
 
 impl Size {
     fn root_mib(self) -> u64 {
         match self {
-            Size::Small => 48,
+            Size::Small | Size::Mbr => 48,
             Size::Large => 400,
         }
     }
 
     fn file_bytes(self) -> u64 {
         match self {
-            Size::Small => 8 * MIB,
+            Size::Small | Size::Mbr => 8 * MIB,
             Size::Large => 215 * MIB,
         }
     }
@@ -56,6 +60,7 @@ impl Size {
         match self {
             Size::Small => "small",
             Size::Large => "large",
+            Size::Mbr => "mbr",
         }
     }
 }
@@ -142,23 +147,71 @@ fn make(paths: &Paths, size: Size, files: &[HostFile], modules: &[PathBuf], work
 
     let esp_image = work.join("esp.img");
     Disk::blank(&esp_image, ESP_MIB * MIB)?;
-    make_esp(&esp_image, &paths.boot.join("vmlinuz"), &initrd::write(modules, ROOT_UUID, work)?, work)?;
+    let initrd = initrd::write(modules, ROOT_UUID, work)?;
+    make_bootable_esp(&esp_image, &paths.boot.join("vmlinuz"), &initrd, KERNEL_ARGS, work)?;
 
     let path = work.join("disk.img");
-    let disk = Disk::blank(&path, (1 + ESP_MIB + size.root_mib() + 1) * MIB)?;
-    let root_at = (1 + ESP_MIB) * MIB;
-    partition(&disk, &[(MIB, ESP_MIB * MIB, "EF00"), (root_at, size.root_mib() * MIB, "8300")])?;
-    copy_into(&disk, &esp_image, MIB)?;
-    copy_into(&disk, &root_image, root_at)?;
-    // The boot code only: the rest of that sector is the protective MBR.
-    let boot_code = fs::read("/usr/lib/syslinux/mbr/gptmbr.bin").context("reading gptmbr.bin")?;
-    ensure!(boot_code.len() <= 440, "gptmbr.bin has {} bytes, more than fit", boot_code.len());
-    std::os::unix::fs::FileExt::write_all_at(&disk.file()?, &boot_code, 0).context("writing the boot code")?;
+    match size {
+        Size::Mbr => {
+            let root_at = (2 + ESP_MIB) * MIB;
+            let disk = Disk::blank(&path, root_at + (size.root_mib() + 2 + SWAP_MIB) * MIB)?;
+            partition_mbr(&disk, size, work)?;
+            copy_into(&disk, &esp_image, MIB)?;
+            copy_into(&disk, &root_image, root_at)?;
+            let swap_image = work.join("swap.img");
+            Disk::blank(&swap_image, SWAP_MIB * MIB)?;
+            run(Command::new("mkswap").args(["-L", "swap", "-U", ROOT_UUID]).arg(&swap_image))?;
+            copy_into(&disk, &swap_image, root_at + (size.root_mib() + 1) * MIB)?;
+            write_boot_code(&disk, "mbr.bin")?;
+        }
+        Size::Small | Size::Large => {
+            let disk = Disk::blank(&path, (1 + ESP_MIB + size.root_mib() + 1) * MIB)?;
+            let root_at = (1 + ESP_MIB) * MIB;
+            partition(&disk, &[(MIB, ESP_MIB * MIB, "EF00"), (root_at, size.root_mib() * MIB, "8300")])?;
+            copy_into(&disk, &esp_image, MIB)?;
+            copy_into(&disk, &root_image, root_at)?;
+            write_boot_code(&disk, "gptmbr.bin")?;
+        }
+    }
     Ok(path)
 }
 
+/// Syslinux's boot code alone: the rest of the first sector is the partition table.
+///
+/// # Errors
+/// If syslinux is not installed.
+pub fn write_boot_code(disk: &Disk, name: &str) -> Result<()> {
+    let boot_code =
+        fs::read(Path::new("/usr/lib/syslinux/mbr").join(name)).with_context(|| format!("reading {name}"))?;
+    ensure!(boot_code.len() <= 440, "{name} has {} bytes, more than fit", boot_code.len());
+    std::os::unix::fs::FileExt::write_all_at(&disk.file()?, &boot_code, 0).context("writing the boot code")
+}
+
+/// An MBR with a primary FAT, and root and swap as logical partitions, numbered 5 and 6.
+fn partition_mbr(disk: &Disk, size: Size, work: &Path) -> Result<()> {
+    let sectors = |mib: u64| mib * MIB / 512;
+    let (extended, root) = (sectors(1 + ESP_MIB), sectors(2 + ESP_MIB));
+    let swap = root + sectors(size.root_mib() + 1);
+    let script = work.join("mbr.sfdisk");
+    let text = format!(
+        "label: dos\nlabel-id: 0xe210d15c\n\
+         start={}, size={}, type=c, bootable\nstart={extended}, size={}, type=f\n\
+         start={root}, size={}, type=83\nstart={swap}, size={}, type=82\n",
+        sectors(1),
+        sectors(ESP_MIB),
+        swap + sectors(SWAP_MIB) - extended,
+        sectors(size.root_mib()),
+        sectors(SWAP_MIB)
+    );
+    fs::write(&script, text).context("writing sfdisk's script")?;
+    run(Command::new("sh").arg("-c").arg("sfdisk -q \"$1\" <\"$0\"").arg(&script).arg(disk.path())).map(drop)
+}
+
 /// Writes a GPT with these partitions: start and length in bytes, type as sgdisk knows it; the first is started by BIOS.
-fn partition(disk: &Disk, partitions: &[(u64, u64, &str)]) -> Result<()> {
+///
+/// # Errors
+/// If sgdisk fails.
+pub fn partition(disk: &Disk, partitions: &[(u64, u64, &str)]) -> Result<()> {
     let mut sgdisk = Command::new("sgdisk");
     sgdisk.args(["-a", "1", "-U", "e210d15c-0000-4000-8000-000000000001"]);
     for (index, (start, len, kind)) in partitions.iter().enumerate() {
@@ -171,10 +224,13 @@ fn partition(disk: &Disk, partitions: &[(u64, u64, &str)]) -> Result<()> {
     run(sgdisk.args(["-A", "1:set:2"]).arg(disk.path())).map(drop)
 }
 
-fn make_esp(image: &Path, kernel: &Path, initrd: &Path, work: &Path) -> Result<()> {
+/// Makes a FAT32 in this file that starts a kernel by BIOS and UEFI.
+///
+/// # Errors
+/// If a program fails.
+pub fn make_bootable_esp(image: &Path, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> Result<()> {
     let config = work.join("syslinux.cfg");
-    let text =
-        format!("DEFAULT golden\nLABEL golden\n  LINUX /vmlinuz\n  INITRD /initrd.img\n  APPEND {KERNEL_ARGS}\n");
+    let text = format!("DEFAULT golden\nLABEL golden\n  LINUX /vmlinuz\n  INITRD /initrd.img\n  APPEND {append}\n");
     fs::write(&config, text).context("writing syslinux.cfg")?;
     run(Command::new("mkfs.vfat").args(["-F", "32", "-n", "ESP", "-i", "e210c10e"]).arg(image))?;
     run(Command::new("mmd").arg("-i").arg(image).args(["::EFI", "::EFI/BOOT"]))?;

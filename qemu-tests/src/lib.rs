@@ -12,6 +12,7 @@ pub mod disk;
 pub mod faults;
 pub mod foreign;
 pub mod golden;
+pub mod golden_debian;
 mod golden_initrd;
 pub mod log;
 pub mod machine;

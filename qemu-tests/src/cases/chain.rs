@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use crate::disk::{Bus, Disk};
 use crate::foreign::Dnsmasq;
 use crate::golden::{MARKER, Size};
+use crate::golden_debian;
 use crate::machine::{Firmware, MachineSpec};
 use crate::rack::Rack;
 use crate::server::{Dhcp, ServerConfig};
@@ -66,6 +67,45 @@ fn all_by_itself(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
     ensure!(machine.log().count("EZIO: stage restore") == 1, "it was imaged more than once");
     image.compare(&golden, &target)?;
     server.stop()
+}
+
+/// From capture to the login prompt of the clone, with a Debian as people install it.
+pub fn debian_installation(rack: &mut Rack) -> Result<()> {
+    let golden = golden_debian::disk(&rack.paths)?;
+    let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
+    let image = server.capture(&golden, "debian")?;
+    server.arm("debian", &["--after", "poweroff", "--linger", "1"])?;
+    let target = rack.new_disk("target", 1400)?;
+    let spec = MachineSpec::new("machine", 1).memory(1024).firmware(Firmware::Uefi).disk(&target, Bus::Nvme);
+    let mut machine = rack.power_on(&spec)?;
+    machine.wait_for("EZIO: verified")?;
+    machine.wait_for("EZIO: done, poweroff")?;
+    machine.wait_off()?;
+    let shown = server.ezio(&["image", "show", "debian"])?;
+    for words in ["btrfs", "ext4", "made anew, not copied", "vfat"] {
+        ensure!(shown.contains(words), "the image of a Debian does not show {words:?}:\n{shown}");
+    }
+    println!("{}", shown.lines().next().unwrap_or_default());
+    image.compare_apart_from_swap(&golden, &target)?;
+    let mut clone = rack.power_on(&spec.named("machine-clone").from_disk_only())?;
+    clone.wait_for(golden_debian::MARKER)?;
+    clone.wait_for(golden_debian::LOGIN)?;
+    Ok(())
+}
+
+pub fn mbr_with_logical_partitions(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Mbr)?;
+    let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
+    let image = server.capture(&golden, "mbr")?;
+    server.arm("mbr", &["--after", "poweroff", "--linger", "1"])?;
+    let target = rack.new_disk("target", 200)?;
+    let spec = MachineSpec::new("machine", 1).disk(&target, Bus::Virtio);
+    let mut machine = rack.power_on(&spec)?;
+    machine.wait_for("EZIO: verified")?;
+    machine.wait_for("EZIO: done, poweroff")?;
+    machine.wait_off()?;
+    image.compare_apart_from_swap(&golden, &target)?;
+    rack.expect_clone_boots(&spec)
 }
 
 pub fn nothing_armed_bios(rack: &mut Rack) -> Result<()> {

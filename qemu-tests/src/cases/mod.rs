@@ -34,6 +34,11 @@ const fn case(name: &'static str, what: &'static str, run: fn(&mut Rack) -> Resu
 pub const CASES: &[Case] = &[
     case("golden_disk_starts", "the golden disk itself, in BIOS and UEFI", chain::golden_disk_starts),
     case("smallest_memory", "1 GiB clones an image larger than that; the smallest that works", memory::smallest_memory),
+    case(
+        "debian_installation",
+        "a Debian with ESP, ext4, swap and btrfs, to its login prompt",
+        chain::debian_installation,
+    ),
     case("power_cuts", "ten power cuts at random moments, each survived", resume::power_cuts),
     case("changed_image", "an image that changed a little costs a little", resume::changed_image),
     case("nothing_armed_uefi", "a machine starts its own disk while nothing is armed", chain::nothing_armed_uefi),
@@ -49,6 +54,7 @@ pub const CASES: &[Case] = &[
     case("dhcp_server_bios", "imaged, restarted, and started from its own disk, BIOS", chain::dhcp_server_bios),
     case("dhcp_server_uefi", "imaged, restarted, and started from its own disk, UEFI", chain::dhcp_server_uefi),
     case("nothing_armed_bios", "a machine starts its own disk while nothing is armed", chain::nothing_armed_bios),
+    case("mbr_with_logical_partitions", "an MBR disk from capture to boot", chain::mbr_with_logical_partitions),
     case("generic_kernel", "the generic kernel with an AHCI disk and an e1000e card", hardware::generic_kernel),
     case("hostile_torrents", "refused before the disk is touched", hostile::hostile_torrents),
     case("no_dhcp_answer", "says so, and goes on when a server comes", orders::no_dhcp_answer),
