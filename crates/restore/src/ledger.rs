@@ -8,7 +8,7 @@ use metainfo::PieceIndex;
 /// The proof takes pieces on when so many bytes wait for it …
 const BATCH_BYTES: u64 = 32 << 20;
 /// … or when the first of them has waited this long: a flush for every piece would be most of a disk's work.
-const BATCH_AGE: Duration = Duration::from_secs(2);
+const BATCH_AGE: Duration = Duration::from_secs(1);
 
 /// Written pieces on their way to the proof.
 #[derive(Debug, Default)]

@@ -123,7 +123,7 @@ fn bad_peer(
 
 /// What reading everything back costs beside not doing it, where the disk is twice as fast as the link.
 pub fn proof_costs_little(rack: &mut Rack) -> Result<()> {
-    const MIB: u64 = 96;
+    const MIB: u64 = 160;
     const LINK_MBIT: u32 = 40;
     let golden = crate::golden::random_disk(&rack.disk_path("golden"), MIB)?;
     let (server, image) = armed(rack, &golden, &[])?;
