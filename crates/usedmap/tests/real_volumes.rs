@@ -1,0 +1,173 @@
+//! Volumes of the real mkfs, filled by the real file system in a virtual machine: what is captured of one must be a
+//! whole one again, on a disk full of other bytes.
+
+mod vm;
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
+use usedmap::{Kind, Used, detect, used};
+use vm::{Vm, program, run};
+
+const MIB: u64 = 1 << 20;
+
+/// Fills the file system mounted on /mnt: small, large, sparse, interleaved and deleted files, then new ones in the
+/// holes; prints what it takes.
+const FILL: &str = r#"
+head -c 25165824 /dev/urandom >/tmp/pool
+piece() { dd if=/tmp/pool bs=1k skip=$1 count=$2 2>/dev/null; }
+cd /mnt
+mkdir small large deep deep/er deep/er/still
+for i in $(seq 1 240); do piece $((i * 7)) $((i % 23)) >small/file$i; done
+for i in 1 2 3 4 5; do piece $((i * 3000)) $((i * 900)) >large/file$i; done
+for i in $(seq 1 60); do
+    piece $((i * 11)) 12 >>deep/one
+    piece $((i * 13)) 20 >>deep/er/two
+    echo $i >>deep/er/still/log
+done
+cat /tmp/pool >gone || failed no room
+sync
+i=2
+while [ $i -le 240 ]; do rm small/file$i; i=$((i + 2)); done
+rm gone large/file3 deep/one
+sync
+for i in $(seq 1 40); do piece $((i * 100)) $((i + 40)) >deep/new$i; done
+cat /tmp/pool >large/pool
+dd if=/tmp/pool of=sparse bs=1k count=9 seek=40000 conv=notrunc 2>/dev/null
+ln -s small/file1 link
+ln large/file1 hard
+rm small/file?5 small/file1?3 deep/new*7 large/file4
+for i in $(seq 1 120); do : >"small/a rather long name of an empty file, number $i"; done
+cd /
+sync
+"#;
+
+/// Prints a checksum of each file, and of names, sizes and kinds of all of them.
+const SUMS: &str = r#"
+cd /mnt
+find . -type f -exec sha1sum {} + | sed 's/^/SUM /'
+find . | sort | while read name; do stat -c '%n %s %f %h' "$name"; done | sha1sum | sed 's/^/TREE /'
+echo DF $(df -k /mnt | tail -1)
+cd /
+"#;
+
+/// A file of this size without content.
+fn empty_file(path: &Path, len: u64) {
+    File::create(path).and_then(|file| file.set_len(len)).expect("an empty volume");
+}
+
+/// The used bytes of the volume in this file.
+fn map(path: &Path, kind: Kind) -> Used {
+    let mut file = File::open(path).expect("the volume");
+    let len = file.metadata().expect("its length").len();
+    assert_eq!(detect(&mut file, len).expect("readable"), Some(kind), "{}", path.display());
+    let used = used(kind, &mut file, len).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(used.ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "ascending and coalesced");
+    assert!(used.ranges.iter().all(|range| range.start < range.end && range.end <= len), "inside");
+    used
+}
+
+/// Writes the ranges of one volume to where random bytes were.
+fn clone(from: &Path, ranges: &[Range<u64>], to: &Path) {
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut source = File::open(from).expect("the volume");
+    let len = source.metadata().expect("its length").len();
+    let mut target = File::create(to).expect("the clone");
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = len;
+    while left > 0 {
+        let count = left.min(MIB);
+        random.fill_bytes(&mut buffer);
+        target.write_all(&buffer[..usize::try_from(count).expect("at most a MiB")]).expect("random bytes");
+        left -= count;
+    }
+    for range in ranges {
+        source.seek(SeekFrom::Start(range.start)).expect("inside");
+        target.seek(SeekFrom::Start(range.start)).expect("inside");
+        std::io::copy(&mut (&source).take(range.end - range.start), &mut target).expect("a range");
+    }
+}
+
+/// What SUMS printed: the sums in order, and how many bytes the file system says it uses.
+fn sums(lines: &[String]) -> (Vec<String>, u64) {
+    let mut sums: Vec<String> =
+        lines.iter().filter(|line| line.starts_with("SUM ") || line.starts_with("TREE ")).cloned().collect();
+    sums.sort();
+    let df = lines.iter().find_map(|line| line.strip_prefix("DF ")).expect("df said something");
+    let used_kib: u64 = df.split_whitespace().nth(2).and_then(|word| word.parse().ok()).expect("a number of KiB");
+    (sums, used_kib * 1024)
+}
+
+/// A directory for one test, with room for volumes.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
+}
+
+/// One file system through all of it: fill, map, clone, check, compare.
+struct Case<'a> {
+    kind: Kind,
+    /// As mount calls it.
+    mount_type: &'a str,
+    modules: &'a [&'a str],
+    len: u64,
+    /// More than the file system says is used, but always copied: at most this much.
+    surplus: u64,
+}
+
+impl Case<'_> {
+    fn check(&self, mkfs: &mut Command, fsck: impl Fn(&Path)) {
+        let dir = scratch();
+        let [golden, mounted, cloned] = ["golden", "mounted", "cloned"].map(|name| dir.path().join(name));
+        empty_file(&golden, self.len);
+        empty_file(&mounted, self.len);
+        run(mkfs.arg(&golden));
+        let fresh = map(&golden, self.kind);
+        assert_eq!(fresh.notes, [""; 0], "a fresh volume");
+
+        let vm = Vm { work: dir.path(), modules: self.modules, programs: &[], disks: &[&golden, &mounted] };
+        let mount = format!("mount -t {} /dev/vda /mnt || failed mount\n", self.mount_type);
+        let script = format!("{mount}{FILL}{SUMS}cat /dev/vda >/dev/vdb\numount /mnt || failed umount\nsync\n");
+        let (wanted, df) = sums(&vm.run(&script));
+        assert!(wanted.len() > 150, "{wanted:?}");
+
+        let used = map(&golden, self.kind);
+        println!(
+            "{}: {} bytes, {} used in {} ranges, df says {df}, fresh {}",
+            self.mount_type,
+            self.len,
+            used.len(),
+            used.ranges.len(),
+            fresh.len()
+        );
+        assert_eq!((used.is_clean, &used.notes[..]), (Some(true), &[][..]));
+        assert!(used.len() <= df + self.surplus, "{} bytes are more than {df} and {}", used.len(), self.surplus);
+        let unclean = map(&mounted, self.kind);
+        assert_eq!((unclean.is_clean, unclean.len()), (Some(false), self.len), "copied while it was mounted");
+
+        clone(&golden, &used.ranges, &cloned);
+        fsck(&cloned);
+        let vm = Vm { disks: &[&cloned], ..vm };
+        let script = format!("mount -t {} -o ro /dev/vda /mnt || failed mount\n{SUMS}umount /mnt\n", self.mount_type);
+        let (found, _) = sums(&vm.run(&script));
+        assert_eq!(found, wanted);
+    }
+}
+
+fn path_of(path: &Path) -> PathBuf {
+    fs::canonicalize(path).expect("it is there")
+}
+
+#[test]
+fn jfs_survives() {
+    let case = Case { kind: Kind::Jfs, mount_type: "jfs", modules: &["jfs"], len: 160 * MIB, surplus: 4 * MIB };
+    case.check(Command::new(program("mkfs.jfs")).arg("-q"), |cloned| {
+        let said = run(Command::new(program("jfs_fsck")).args(["-n", "-f", "-v"]).arg(path_of(cloned)));
+        println!("{said}");
+        assert!(said.contains("is clean"), "{said}");
+    });
+}
