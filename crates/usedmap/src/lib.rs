@@ -10,6 +10,7 @@
 //! the formats' public headers and documentation; pure, so there is no I/O but through the reader given.
 
 mod jfs;
+mod nilfs2;
 mod ranges;
 mod volume;
 
@@ -25,17 +26,20 @@ use volume::Volume;
 pub enum Kind {
     /// IBM's JFS as Linux has it: 4 KiB blocks.
     Jfs,
+    /// NILFS2.
+    Nilfs2,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 1] = [Kind::Jfs];
+    pub const ALL: [Kind; 2] = [Kind::Jfs, Kind::Nilfs2];
 
     /// What `blkid` calls it. A caller should believe a signature only if both agree: a disk that was formatted anew
     /// may still carry the signature of what was there before.
     pub fn blkid_name(self) -> &'static str {
         match self {
             Kind::Jfs => "jfs",
+            Kind::Nilfs2 => "nilfs2",
         }
     }
 
@@ -120,6 +124,7 @@ pub fn detect(source: &mut (impl Read + Seek), len: u64) -> io::Result<Option<Ki
     for kind in Kind::ALL {
         let is_it = match kind {
             Kind::Jfs => jfs::detect(&mut volume),
+            Kind::Nilfs2 => nilfs2::detect(&mut volume),
         };
         match is_it {
             Ok(false) | Err(UsedError::Damaged { .. } | UsedError::Unsupported { .. }) => {}
@@ -140,5 +145,6 @@ pub fn used(kind: Kind, source: &mut (impl Read + Seek), len: u64) -> Result<Use
     let mut volume = Volume::new(source, len, kind.blkid_name());
     match kind {
         Kind::Jfs => jfs::used(&mut volume),
+        Kind::Nilfs2 => nilfs2::used(&mut volume),
     }
 }

@@ -1,4 +1,4 @@
-//! The volume as the readers see it: positioned reads inside its length, numbers.
+//! The volume as the readers see it: positioned reads inside its length, numbers in either byte order, checksums.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -83,15 +83,22 @@ impl<'a, S: Read + Seek> Volume<'a, S> {
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     bytes: &'a [u8],
+    is_big_endian: bool,
 }
 
 impl<'a> Fields<'a> {
     pub fn little(bytes: &'a [u8]) -> Fields<'a> {
-        Fields { bytes }
+        Fields::new(bytes, false)
+    }
+
+    pub fn new(bytes: &'a [u8], is_big_endian: bool) -> Fields<'a> {
+        Fields { bytes, is_big_endian }
     }
 
     fn number<const N: usize>(&self, at: usize) -> u64 {
-        self.bytes[at..at + N].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+        let field = &self.bytes[at..at + N];
+        let push = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+        if self.is_big_endian { field.iter().fold(0, push) } else { field.iter().rev().fold(0, push) }
     }
 
     pub fn u16(&self, at: usize) -> u16 {
@@ -107,6 +114,15 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// CRC-32 with the usual polynomial, least significant bit first, as Linux's `crc32_le`: neither start nor result is
+/// inverted here.
+pub(crate) fn crc32(seed: u32, bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0xedb8_8320;
+    bytes.iter().fold(seed, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -114,9 +130,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_little_endian() {
-        let fields = Fields::little(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        assert_eq!((fields.u16(1), fields.u32(1), fields.u64(1)), (0x0302, 0x0504_0302, 0x0908_0706_0504_0302));
+    fn numbers_have_either_order() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        let (little, big) = (Fields::little(&bytes), Fields::new(&bytes, true));
+        assert_eq!((little.u16(1), big.u16(1)), (0x0302, 0x0203));
+        assert_eq!((little.u32(1), big.u32(1)), (0x0504_0302, 0x0203_0405));
+        assert_eq!((little.u64(1), big.u64(1)), (0x0908_0706_0504_0302, 0x0203_0405_0607_0809));
+    }
+
+    #[test]
+    fn the_checksum_is_the_usual_one() {
+        assert_eq!(!crc32(!0, b"123456789"), 0xcbf4_3926);
     }
 
     #[test]

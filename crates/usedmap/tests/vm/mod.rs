@@ -27,7 +27,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /tmp
 for module in $(cat /modules/order); do insmod /modules/$module || echo "FAILED insmod $module"; done
-failed() { echo "FAILED $*"; echo VM-DONE; sync; poweroff -f; }
+failed() { echo "FAILED $*"; dmesg | tail -n 20; echo VM-DONE; sync; poweroff -f; }
 tries=0
 until [ -b /dev/vda ]; do tries=$((tries + 1)); [ $tries -lt 100 ] || failed no disk; sleep 0.1; done
 . /script
