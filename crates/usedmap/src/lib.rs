@@ -12,6 +12,7 @@
 mod jfs;
 mod nilfs2;
 mod ranges;
+mod reiserfs;
 mod volume;
 
 use std::io::{self, Read, Seek};
@@ -28,11 +29,13 @@ pub enum Kind {
     Jfs,
     /// NILFS2.
     Nilfs2,
+    /// ReiserFS 3.5 and 3.6.
+    Reiserfs,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 2] = [Kind::Jfs, Kind::Nilfs2];
+    pub const ALL: [Kind; 3] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs];
 
     /// What `blkid` calls it. A caller should believe a signature only if both agree: a disk that was formatted anew
     /// may still carry the signature of what was there before.
@@ -40,6 +43,7 @@ impl Kind {
         match self {
             Kind::Jfs => "jfs",
             Kind::Nilfs2 => "nilfs2",
+            Kind::Reiserfs => "reiserfs",
         }
     }
 
@@ -125,6 +129,7 @@ pub fn detect(source: &mut (impl Read + Seek), len: u64) -> io::Result<Option<Ki
         let is_it = match kind {
             Kind::Jfs => jfs::detect(&mut volume),
             Kind::Nilfs2 => nilfs2::detect(&mut volume),
+            Kind::Reiserfs => reiserfs::detect(&mut volume),
         };
         match is_it {
             Ok(false) | Err(UsedError::Damaged { .. } | UsedError::Unsupported { .. }) => {}
@@ -146,5 +151,6 @@ pub fn used(kind: Kind, source: &mut (impl Read + Seek), len: u64) -> Result<Use
     match kind {
         Kind::Jfs => jfs::used(&mut volume),
         Kind::Nilfs2 => nilfs2::used(&mut volume),
+        Kind::Reiserfs => reiserfs::used(&mut volume),
     }
 }

@@ -172,6 +172,36 @@ fn jfs_survives() {
     });
 }
 
+fn reiserfsck(volume: &Path) {
+    let said = run(Command::new(program("reiserfsck")).args(["--check", "--yes", "-q"]).arg(volume));
+    assert!(said.contains("No corruptions found"), "{said}");
+}
+
+#[test]
+fn reiserfs_survives() {
+    let case =
+        Case { kind: Kind::Reiserfs, mount_type: "reiserfs", modules: &["reiserfs"], len: 160 * MIB, surplus: 2 * MIB };
+    case.check(Command::new(program("mkfs.reiserfs")).args(["-q", "-ff"]), reiserfsck);
+}
+
+/// What Debian's mkfs makes of these, its kernel does not mount: only fresh ones, and only its fsck to judge.
+#[test]
+fn rare_reiserfs_survives() {
+    for options in [["--format", "3.5"], ["-b", "1024"], ["-b", "2048"], ["-s", "513"]] {
+        let dir = scratch();
+        let [golden, cloned] = ["golden", "cloned"].map(|name| dir.path().join(name));
+        // More than one bitmap, and the last one not whole.
+        empty_file(&golden, 200 * MIB + 4096 * 3 + 512);
+        run(Command::new(program("mkfs.reiserfs")).args(["-q", "-ff"]).args(options).arg(&golden));
+        let used = map(&golden, Kind::Reiserfs);
+        println!("{options:?}: {} used, {} ranges, {:?}", used.len(), used.ranges.len(), used.notes);
+        assert_eq!((used.is_clean, &used.notes[..]), (Some(true), &[][..]), "{options:?}");
+        assert!(used.len() < 40 * MIB, "{options:?}: {} bytes", used.len());
+        clone(&golden, &used.ranges, &cloned);
+        reiserfsck(&cloned);
+    }
+}
+
 #[test]
 fn nilfs2_survives() {
     let case =
