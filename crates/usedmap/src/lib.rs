@@ -13,6 +13,7 @@ mod jfs;
 mod nilfs2;
 mod ranges;
 mod reiserfs;
+mod ufs;
 mod volume;
 
 use std::io::{self, Read, Seek};
@@ -31,11 +32,13 @@ pub enum Kind {
     Nilfs2,
     /// ReiserFS 3.5 and 3.6.
     Reiserfs,
+    /// UFS1 and UFS2, of either byte order.
+    Ufs,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 3] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs];
+    pub const ALL: [Kind; 4] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs, Kind::Ufs];
 
     /// What `blkid` calls it. A caller should believe a signature only if both agree: a disk that was formatted anew
     /// may still carry the signature of what was there before.
@@ -44,6 +47,7 @@ impl Kind {
             Kind::Jfs => "jfs",
             Kind::Nilfs2 => "nilfs2",
             Kind::Reiserfs => "reiserfs",
+            Kind::Ufs => "ufs",
         }
     }
 
@@ -130,6 +134,7 @@ pub fn detect(source: &mut (impl Read + Seek), len: u64) -> io::Result<Option<Ki
             Kind::Jfs => jfs::detect(&mut volume),
             Kind::Nilfs2 => nilfs2::detect(&mut volume),
             Kind::Reiserfs => reiserfs::detect(&mut volume),
+            Kind::Ufs => ufs::detect(&mut volume),
         };
         match is_it {
             Ok(false) | Err(UsedError::Damaged { .. } | UsedError::Unsupported { .. }) => {}
@@ -152,5 +157,6 @@ pub fn used(kind: Kind, source: &mut (impl Read + Seek), len: u64) -> Result<Use
         Kind::Jfs => jfs::used(&mut volume),
         Kind::Nilfs2 => nilfs2::used(&mut volume),
         Kind::Reiserfs => reiserfs::used(&mut volume),
+        Kind::Ufs => ufs::used(&mut volume),
     }
 }

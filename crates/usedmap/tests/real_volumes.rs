@@ -93,6 +93,19 @@ fn clone(from: &Path, ranges: &[Range<u64>], to: &Path) {
     }
 }
 
+/// Of a volume made in an empty file: whatever was written there is used; `unchecked` bytes at the end may be anything.
+fn assert_covered(path: &Path, used: &Used, unchecked: usize) {
+    let mut bytes = fs::read(path).expect("the volume");
+    let end = bytes.len() - unchecked;
+    bytes[end..].fill(0);
+    let ends = [0].into_iter().chain(used.ranges.iter().map(|range| usize::try_from(range.end).expect("small")));
+    let starts = used.ranges.iter().map(|range| usize::try_from(range.start).expect("small")).chain([bytes.len()]);
+    for (start, end) in ends.zip(starts) {
+        let written = bytes[start..end].iter().position(|byte| *byte != 0);
+        assert_eq!(written.map(|at| start + at), None, "a byte of {} that is not free", path.display());
+    }
+}
+
 /// What SUMS printed: the sums in order, and how many bytes the file system says it uses.
 fn sums(lines: &[String]) -> (Vec<String>, u64) {
     let mut sums: Vec<String> =
@@ -128,6 +141,7 @@ impl Case<'_> {
         run(mkfs.arg(&golden));
         let fresh = map(&golden, self.kind);
         assert_eq!(fresh.notes, [""; 0], "a fresh volume");
+        assert_covered(&golden, &fresh, 0);
 
         let vm = Vm { work: dir.path(), modules: self.modules, programs: &[], disks: &[&golden, &mounted] };
         let mount = format!("mount -t {} /dev/vda /mnt || failed mount\n", self.mount_type);
@@ -196,6 +210,7 @@ fn rare_reiserfs_survives() {
         let used = map(&golden, Kind::Reiserfs);
         println!("{options:?}: {} used, {} ranges, {:?}", used.len(), used.ranges.len(), used.notes);
         assert_eq!((used.is_clean, &used.notes[..]), (Some(true), &[][..]), "{options:?}");
+        assert_covered(&golden, &used, 0);
         assert!(used.len() < 40 * MIB, "{options:?}: {} bytes", used.len());
         clone(&golden, &used.ranges, &cloned);
         reiserfsck(&cloned);
@@ -208,4 +223,88 @@ fn nilfs2_survives() {
         Case { kind: Kind::Nilfs2, mount_type: "nilfs2", modules: &["nilfs2"], len: 240 * MIB, surplus: 16 * MIB };
     // It has no fsck; reading every file again has to do.
     case.check(Command::new(program("mkfs.nilfs2")).arg("-q"), |_| {});
+}
+
+/// Linux only reads UFS, so makefs fills the volumes; Debian 12 has no fsck for it.
+#[test]
+fn ufs_survives() {
+    let dir = scratch();
+    let tree = dir.path().join("tree");
+    let mut random = SmallRng::seed_from_u64(2);
+    for (name, len) in (0..60).map(|number| (number, (number * number * 997) % 300_000)).chain([(60, 9 << 20)]) {
+        let mut bytes = vec![0; len];
+        random.fill_bytes(&mut bytes);
+        let parent = tree.join(format!("dir{}", name % 7));
+        fs::create_dir_all(&parent).expect("a directory");
+        fs::write(parent.join(format!("file{name}")), bytes).expect("a file");
+    }
+    std::os::unix::fs::symlink("dir1/file1", tree.join("link")).expect("a link");
+    // Byte order, options, and as what Linux mounts it, if it does.
+    let variants = [
+        ("le", "version=1,bsize=16384,fsize=2048", Some("44bsd")),
+        ("be", "version=1,bsize=8192,fsize=1024", Some("44bsd")),
+        ("le", "version=2,bsize=8192,fsize=1024,density=8192", Some("ufs2")),
+        ("be", "version=2,bsize=8192,fsize=1024,density=8192", Some("ufs2")),
+        ("le", "version=2,bsize=32768,fsize=4096", None),
+        ("be", "version=2,bsize=65536,fsize=8192", None),
+        ("le", "version=1,bsize=4096,fsize=512", None),
+    ];
+    let golden: Vec<PathBuf> = (0..variants.len()).map(|number| dir.path().join(format!("golden{number}"))).collect();
+    let cloned: Vec<PathBuf> = (0..variants.len()).map(|number| dir.path().join(format!("cloned{number}"))).collect();
+    for ((order, options, mount_type), (golden, cloned)) in variants.iter().zip(golden.iter().zip(&cloned)) {
+        let mut makefs = Command::new(program("makefs"));
+        makefs.args(["-t", "ffs", "-s", "128m", "-B", order, "-o", options]);
+        run(makefs.arg(golden).arg(&tree));
+        let used = map(golden, Kind::Ufs);
+        println!("{order} {options}: {} used, {} ranges, {:?}", used.len(), used.ranges.len(), used.notes);
+        assert_eq!((used.is_clean, &used.notes[..]), (Some(true), &[][..]), "{order} {options}");
+        assert!(used.len() < 48 * MIB, "{order} {options}: {} bytes", used.len());
+        // makefs ends its file with what happens to be in its memory.
+        assert_covered(golden, &used, 65_536);
+        if *mount_type == Some("ufs2") {
+            move_superblock(golden, *order == "be");
+        }
+        let used = map(golden, Kind::Ufs);
+        assert_eq!(used.notes, [""; 0], "{order} {options}");
+        clone(golden, &used.ranges, cloned);
+    }
+    let mounted: Vec<(usize, &str)> =
+        variants.iter().enumerate().filter_map(|(number, (_, _, mount_type))| Some((number, (*mount_type)?))).collect();
+    let mut disks: Vec<&Path> = Vec::new();
+    let mut script = String::new();
+    for (disk, (number, mount_type)) in ('a'..).zip(mounted.iter().chain(&mounted)) {
+        disks.push(if disks.len() < mounted.len() { &golden[*number] } else { &cloned[*number] });
+        script += &format!(
+            "mount -t ufs -o ro,ufstype={mount_type} /dev/vd{disk} /mnt || failed mount {disk}\n\
+             echo VOLUME\n{SUMS}umount /mnt\n"
+        );
+    }
+    let vm = Vm { work: dir.path(), modules: &["ufs"], programs: &[], disks: &disks };
+    let lines = vm.run(&script);
+    let volumes: Vec<_> = lines.split(|line| line == "VOLUME").skip(1).map(sums).collect();
+    assert_eq!(volumes.len(), 2 * mounted.len());
+    let sum = run(Command::new("sha1sum").arg(tree.join("dir4/file60")));
+    let sum = sum.split_whitespace().next().expect("a sum");
+    for ((golden, cloned), (number, _)) in volumes.iter().zip(&volumes[mounted.len()..]).zip(&mounted) {
+        let (order, options, _) = variants[*number];
+        println!("{order} {options}: df says {}", golden.1);
+        assert_eq!(golden.0.len(), 62, "{order} {options}");
+        assert!(golden.0.contains(&format!("SUM {sum}  ./dir4/file60")), "{:?}", golden.0);
+        assert_eq!(golden, cloned, "{order} {options}");
+    }
+}
+
+/// makefs writes the superblock of UFS2 where that of UFS1 is, and says so in it. BSD looks there too, Linux does not:
+/// for it, it has to be where newfs would have written it. With these options unused inodes are there.
+fn move_superblock(volume: &Path, is_big_endian: bool) {
+    let mut bytes = fs::read(volume).expect("the volume");
+    // An inode has 256 bytes and starts with its mode and count of links.
+    let is_unused = bytes[65_536..65_536 + 8192].chunks(256).all(|inode| inode[..4] == [0; 4]);
+    assert!(is_unused, "inodes that are in use");
+    bytes.copy_within(8192..16_384, 65_536);
+    bytes[8192..16_384].fill(0);
+    let place: u64 = 65_536;
+    let place = if is_big_endian { place.to_be_bytes() } else { place.to_le_bytes() };
+    bytes[65_536 + 1000..65_536 + 1008].copy_from_slice(&place);
+    fs::write(volume, bytes).expect("the volume");
 }
