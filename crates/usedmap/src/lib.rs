@@ -10,6 +10,7 @@
 //! the formats' public headers and documentation; pure, so there is no I/O but through the reader given.
 
 mod jfs;
+mod lvm2;
 mod nilfs2;
 mod ranges;
 mod reiserfs;
@@ -34,11 +35,13 @@ pub enum Kind {
     Reiserfs,
     /// UFS1 and UFS2, of either byte order.
     Ufs,
+    /// An LVM2 physical volume: extents, whatever is in them.
+    Lvm2,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 4] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs, Kind::Ufs];
+    pub const ALL: [Kind; 5] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs, Kind::Ufs, Kind::Lvm2];
 
     /// What `blkid` calls it. A caller should believe a signature only if both agree: a disk that was formatted anew
     /// may still carry the signature of what was there before.
@@ -48,6 +51,7 @@ impl Kind {
             Kind::Nilfs2 => "nilfs2",
             Kind::Reiserfs => "reiserfs",
             Kind::Ufs => "ufs",
+            Kind::Lvm2 => "LVM2_member",
         }
     }
 
@@ -112,7 +116,7 @@ pub enum UsedError {
         what: String,
     },
     /// A variant that this reader does not know.
-    #[error("not known about {kind}: {what}")]
+    #[error("this {kind} volume is not understood: {what}")]
     Unsupported {
         /// As `blkid` calls it.
         kind: &'static str,
@@ -135,6 +139,7 @@ pub fn detect(source: &mut (impl Read + Seek), len: u64) -> io::Result<Option<Ki
             Kind::Nilfs2 => nilfs2::detect(&mut volume),
             Kind::Reiserfs => reiserfs::detect(&mut volume),
             Kind::Ufs => ufs::detect(&mut volume),
+            Kind::Lvm2 => lvm2::detect(&mut volume),
         };
         match is_it {
             Ok(false) | Err(UsedError::Damaged { .. } | UsedError::Unsupported { .. }) => {}
@@ -158,5 +163,6 @@ pub fn used(kind: Kind, source: &mut (impl Read + Seek), len: u64) -> Result<Use
         Kind::Nilfs2 => nilfs2::used(&mut volume),
         Kind::Reiserfs => reiserfs::used(&mut volume),
         Kind::Ufs => ufs::used(&mut volume),
+        Kind::Lvm2 => lvm2::used(&mut volume),
     }
 }

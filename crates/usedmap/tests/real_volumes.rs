@@ -308,3 +308,71 @@ fn move_superblock(volume: &Path, is_big_endian: bool) {
     bytes[65_536 + 1000..65_536 + 1008].copy_from_slice(&place);
     fs::write(volume, bytes).expect("the volume");
 }
+
+/// For lvm without udev and without a list of devices.
+const LVM: &str = r#"
+mkdir -p /etc/lvm /run/lock/lvm /run/lvm
+cat >/etc/lvm/lvm.conf <<'CONF'
+devices { obtain_device_list_from_udev = 0 external_device_info_source = "none" use_devicesfile = 0 }
+activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }
+CONF
+lvm() { /bin/lvm "$@" >/tmp/said 2>&1 || { cat /tmp/said; failed lvm "$@"; }; }
+"#;
+
+const LVM_SUMS: &str = r#"
+for volume in one three four; do echo SUM $(sha1sum </dev/vg/$volume) $volume; done
+"#;
+
+#[test]
+fn lvm2_survives() {
+    let dir = scratch();
+    let [golden, snapshot, cloned] = ["golden", "snapshot", "cloned"].map(|name| dir.path().join(name));
+    empty_file(&golden, 200 * MIB + 512 * 77);
+    empty_file(&snapshot, 200 * MIB + 512 * 77);
+    let modules = ["dm_mod", "dm_snapshot"];
+    let vm = Vm { work: dir.path(), modules: &modules, programs: &["lvm"], disks: &[&golden, &snapshot] };
+    let script = format!(
+        "{LVM}
+        lvm pvcreate --metadatacopies 2 /dev/vda
+        lvm vgcreate -s 1M vg /dev/vda
+        lvm lvcreate -y -Wn -L 20M -n one vg
+        lvm lvcreate -y -Wn -L 30M -n two vg
+        lvm lvcreate -y -Wn -L 25M -n three vg
+        lvm lvextend -L +15M vg/one
+        lvm lvremove -y vg/two
+        lvm lvcreate -y -Wn -L 8M -n four vg
+        for volume in one three four; do
+            dd if=/dev/urandom of=/dev/vg/$volume bs=1M 2>/dev/null
+        done
+        sync
+        {LVM_SUMS}
+        lvm lvcreate -y -s -L 4M -n before vg/one
+        sync
+        cat /dev/vda >/dev/vdb
+        lvm lvremove -y vg/before
+        lvm vgchange -an vg
+        sync
+        "
+    );
+    let sums = |lines: Vec<String>| -> Vec<String> {
+        lines.into_iter().filter(|line| line.starts_with("SUM ") || line.starts_with("USED ")).collect()
+    };
+    let wanted = sums(vm.run(&script));
+    assert_eq!(wanted.len(), 3, "{wanted:?}");
+
+    let used = map(&golden, Kind::Lvm2);
+    println!("LVM2: {} bytes, {} used in {} ranges", 200 * MIB, used.len(), used.ranges.len());
+    assert_eq!((used.is_clean, used.block_size, &used.notes[..]), (None, 1 << 20, &[][..]));
+    // 20 + 15 + 25 + 8 MiB, and what is in front of the extents and behind them.
+    assert!((68 * MIB..72 * MIB).contains(&used.len()), "{}", used.len());
+    assert!(used.ranges.len() > 2, "{:?}", used.ranges);
+
+    let mut file = File::open(&snapshot).expect("the copy");
+    let error = usedmap::used(Kind::Lvm2, &mut file, 200 * MIB + 512 * 77).expect_err("it has a snapshot").to_string();
+    assert!(error.contains("snapshot"), "{error}");
+
+    clone(&golden, &used.ranges, &cloned);
+    let vm = Vm { disks: &[&cloned], ..vm };
+    let script = format!("{LVM}lvm vgck vg\nlvm pvck /dev/vda\nlvm vgchange -ay vg\n{LVM_SUMS}lvm vgchange -an vg\n");
+    assert_eq!(sums(vm.run(&script)), wanted);
+}
