@@ -21,8 +21,9 @@ use crate::process::run;
 pub const MARKER: &str = "EZIO-CLONE-READY golden";
 
 /// Raised when this file makes another disk out of the same inputs.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 const ROOT_UUID: &str = "e210c10e-0000-4000-8000-00000000601d";
+const SWAP_UUID: &str = "e210c10e-0000-4000-8000-00000000005a";
 const MIB: u64 = 1 << 20;
 /// A FAT32 file system needs 65,525 clusters, 33 MiB; the kernel and its initramfs take 18 more.
 const ESP_MIB: u64 = 64;
@@ -160,7 +161,7 @@ fn make(paths: &Paths, size: Size, files: &[HostFile], modules: &[PathBuf], work
             copy_into(&disk, &root_image, root_at)?;
             let swap_image = work.join("swap.img");
             Disk::blank(&swap_image, SWAP_MIB * MIB)?;
-            run(Command::new("mkswap").args(["-L", "swap", "-U", ROOT_UUID]).arg(&swap_image))?;
+            run(Command::new("mkswap").args(["-L", "swap", "-U", SWAP_UUID]).arg(&swap_image))?;
             copy_into(&disk, &swap_image, root_at + (size.root_mib() + 1) * MIB)?;
             write_boot_code(&disk, "mbr.bin")?;
         }

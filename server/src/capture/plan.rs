@@ -1,7 +1,9 @@
 //! Which bytes of a disk an image of it contains, and why.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -144,10 +146,72 @@ impl Plan {
                 source.len
             ),
             Support::Unknown if found.file_system.is_empty() => "no known file system".to_owned(),
-            Support::Unknown => format!("nothing here knows the used blocks of {}", found.file_system),
+            Support::Unknown => match own_map(source, &place, &found.file_system, choices)? {
+                OwnMap::Used(ranges, note) => {
+                    ranges.into_iter().for_each(|range| extents.insert(range));
+                    return Ok(info(partition, found, Captured::UsedBlocks, note));
+                }
+                OwnMap::Unknown(note) => note,
+            },
         };
         extents.insert(place);
         Ok(info(partition, found, Captured::Whole, note))
+    }
+}
+
+/// What our own readers say of a file system that partclone does not know.
+enum OwnMap {
+    /// The used ranges of the disk, and what a person should hear.
+    Used(Vec<Range<u64>>, String),
+    /// All of it has to be copied, and why.
+    Unknown(String),
+}
+
+fn own_map(source: &Source, place: &Range<u64>, file_system: &str, choices: Choices) -> anyhow::Result<OwnMap> {
+    let unknown = |why: &str| OwnMap::Unknown(format!("nothing here knows the used blocks of {file_system}{why}"));
+    let Some(kind) = usedmap::Kind::from_blkid_name(file_system) else { return Ok(unknown("")) };
+    let len = place.end - place.start;
+    let mut volume = Part { source, place: place.clone(), at: 0 };
+    match usedmap::used(kind, &mut volume, len) {
+        Ok(used) if used.is_clean == Some(false) && !choices.at_own_risk => bail!(
+            "the {file_system} on it was not unmounted cleanly: start that system once and shut it down, or check the file \
+             system; or take it as it is with --at-own-risk"
+        ),
+        Ok(used) => {
+            let on_disk = |range: &Range<u64>| place.start + range.start..place.start + range.end;
+            Ok(OwnMap::Used(used.ranges.iter().map(on_disk).collect(), used.notes.join("; ")))
+        }
+        Err(error @ usedmap::UsedError::Read { .. }) => Err(error.into()),
+        Err(error) => Ok(unknown(&format!(" as it is here: {error}"))),
+    }
+}
+
+/// A partition as a reader of its own.
+struct Part<'a> {
+    source: &'a Source,
+    place: Range<u64>,
+    at: u64,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = (self.place.end - self.place.start).saturating_sub(self.at);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let got = self.source.file.read_at(&mut buf[..len], self.place.start + self.at)?;
+        self.at += u64::try_from(got).expect("fits");
+        Ok(got)
+    }
+}
+
+impl Seek for Part<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => (self.place.end - self.place.start).checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 

@@ -152,3 +152,35 @@ fn a_file_system_without_a_table_comes_back() {
     place.ezio_ok(&["capture", &bare, "--name", "whole", "--whole"]);
     assert_eq!(place.content("whole"), fs::read(&bare).expect("read"));
 }
+
+/// File systems whose used blocks we find ourselves, as a partition of a disk.
+#[test]
+fn a_disk_with_file_systems_that_partclone_does_not_know_comes_back() {
+    if !have(&["mkfs.jfs", "mkfs.nilfs2", "mkfs.reiserfs", "sgdisk"]) {
+        return;
+    }
+    let place = Place::new();
+    let disk = place.blank("disk.img", 700);
+    run("sgdisk", &["-n", "1:2048:+200M", "-n", "2:0:+200M", "-n", "3:0:+200M", &disk]);
+    for (n, make) in
+        [&["mkfs.jfs", "-q"][..], &["mkfs.nilfs2", "-q"], &["mkfs.reiserfs", "-q", "-f", "-f"]].iter().enumerate()
+    {
+        let image = place.blank("fs.img", 200);
+        run(make[0], &[&make[1..], &[image.as_str()]].concat());
+        place.paste(&image, &disk, (1 + 200 * n as u64) * MIB);
+    }
+    let said = place.ezio_ok(&["capture", &disk, "--name", "odd"]);
+    for line in ["jfs", "nilfs2", "reiserfs"].map(|name| said.lines().find(|line| line.contains(name)).expect(name)) {
+        assert!(line.contains("in use"), "{line}");
+    }
+    let content_len = place.meta("odd").geometry.content_len();
+    assert!(content_len < 200 * MIB, "free blocks were left out of {content_len} bytes");
+    let restored = place.restore("odd", &disk);
+    for n in 0..3 {
+        let cut = |from: &str| place.cut(from, (1 + 200 * n) * MIB, 200 * MIB, "back.img");
+        let tool =
+            [("jfs_fsck", &["-n", "-f"][..]), ("blkid", &["-p"]), ("reiserfsck", &["--check", "-y", "-q"])][n as usize];
+        let back = cut(&restored);
+        run(tool.0, &[tool.1, &[back.as_str()]].concat());
+    }
+}
