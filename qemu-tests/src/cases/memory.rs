@@ -21,7 +21,7 @@ const PROMISED_MIB: u32 = 1024;
 /// Tried at once, from small to large. The kernel alone needs 96.
 const TRIED_MIB: [u32; 3] = [128, 192, 256];
 /// What a machine says that will not finish.
-const GIVEN_UP: [&str; 4] = ["EZIO: failed:", "Kernel panic", "Out of memory", "soft lockup"];
+const GIVEN_UP: [&str; 5] = ["EZIO: failed:", "Kernel panic", "Out of memory", "soft lockup", "!!!! X64 Exception"];
 /// A machine with too little memory may stand still instead of saying so.
 const SEARCH_DEADLINE: Duration = Duration::from_secs(400);
 
