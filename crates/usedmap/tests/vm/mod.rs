@@ -8,16 +8,19 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long one run may take: emulated, on a machine that is busy with other tests.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(600);
 /// Debian's package whose dependency is the kernel.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 /// What each machine loads before what its test wants.
 const DISK_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+
+/// A command for the script: stand still. Nothing that was read before is remembered after it.
+pub const WAIT: &str = "echo VM-WAIT; read answer; echo 3 >/proc/sys/vm/drop_caches\n";
 
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -119,6 +122,17 @@ fn add_module(name: &str, order: &mut Vec<PathBuf>) {
     order.push(file.clone());
 }
 
+/// A machine that is switched off whatever becomes of its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A machine before it runs.
 pub struct Vm<'a> {
     /// Where its initramfs goes.
@@ -135,6 +149,12 @@ impl Vm<'_> {
     /// Boots, runs the script for busybox's shell, powers off; gives back the lines it printed. A line that starts with
     /// `FAILED` fails the test.
     pub fn run(&self, script: &str) -> Vec<String> {
+        self.run_with(script, |_| {})
+    }
+
+    /// The same, but where the script says [`WAIT`], it waits until `meanwhile` is done with the disks that the machine
+    /// does not use then; that is given the lines so far.
+    pub fn run_with(&self, script: &str, mut meanwhile: impl FnMut(&[String])) -> Vec<String> {
         let initrd = self.initrd(script);
         let vmlinuz =
             fs::read_dir(kernel().join("boot")).expect("the kernel").filter_map(|entry| Some(entry.ok()?.path()));
@@ -147,8 +167,10 @@ impl Vm<'_> {
             qemu.arg("-drive").arg(format!("if=none,id=disk{number},format=raw,cache=unsafe,file={}", disk.display()));
             qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number}"));
         }
-        let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("qemu starts");
+        let mut running = Running(qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("qemu starts"));
+        let child = &mut running.0;
         let output = BufReader::new(child.stdout.take().expect("piped"));
+        let mut input = child.stdin.take().expect("piped");
         let (sender, lines_in) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             for line in output.split(b'\n').map_while(Result::ok) {
@@ -158,17 +180,23 @@ impl Vm<'_> {
             }
         });
         let started = Instant::now();
+        let mut waited = Duration::ZERO;
         let mut lines: Vec<String> = Vec::new();
         let is_done = loop {
-            match lines_in.recv_timeout(DEADLINE.saturating_sub(started.elapsed())) {
+            match lines_in.recv_timeout((DEADLINE + waited).saturating_sub(started.elapsed())) {
+                Ok(line) if line == "VM-WAIT" => {
+                    let asked = Instant::now();
+                    meanwhile(&lines);
+                    waited += asked.elapsed();
+                    input.write_all(b"go\n").expect("the machine listens");
+                }
                 Ok(line) => lines.push(line),
                 Err(_) => break lines.iter().any(|line| line == "VM-DONE"),
             }
         };
-        let is_in_time = started.elapsed() < DEADLINE;
+        let is_in_time = started.elapsed() < DEADLINE + waited;
         // After its last line it has no more to say; if it hangs, it has said why.
-        child.kill().expect("it is ours");
-        child.wait().expect("it is ours");
+        drop(running);
         reader.join().expect("the reader ends with the output");
         let said = lines.join("\n");
         println!("the machine ran for {:?}", started.elapsed());
