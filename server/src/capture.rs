@@ -29,7 +29,7 @@ use self::plan::{Choices, Plan};
 use self::probe::Probe;
 use self::progress::Progress;
 use self::source::Source;
-use crate::library::{DEFAULT_DIR, Image, Library, check_name};
+use crate::library::{DEFAULT_DIR, Draft, Image, Library, check_name};
 use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA, Unreadable};
 
 /// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
@@ -80,89 +80,101 @@ impl Capture {
         let source = Source::open(&self.source)?;
         let library = Library::create(&self.library)?;
         let draft = library.draft(&self.name, self.replace)?;
-
+        let origin = Origin::now("capture", &self.source);
         let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
-        let plan = Plan::make(&source, draft.dir(), choices)?;
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-        for warning in &plan.warnings {
-            log::warn!("{}: {warning}", self.source.display());
-        }
-        for partition in &plan.partitions {
-            println!("{}", partition_line(partition));
-        }
-        let content_len = plan.layout.content_len();
-        check_room(library.dir(), content_len)?;
-        let piece_len = self.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
-        let geometry = Geometry::new(content_len, piece_len).with_context(|| {
-            format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones")
-        })?;
-
-        let content = create_content(&draft.content_path(), content_len)?;
-        let mut progress = Progress::new("capturing", content_len);
-        let job = Job {
-            geometry,
-            threads: self.threads.unwrap_or_else(default_threads),
-            out: Some(&content),
-            stop,
-            progress: &mut progress,
-        };
-        let mut unreadable = Vec::new();
-        let hashed = job.run(|range, buf| {
-            let mut rest = buf;
-            for part in plan.layout.on_disk(range)? {
-                let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
-                let read = read_at(&source, now, part.disk.0);
-                if self.rescue && read.is_err() {
-                    unreadable.extend(rescue::read(now, part.disk.0, &|buf, at| source.file.read_exact_at(buf, at)));
-                } else {
-                    read.context("--rescue goes on without what cannot be read, and records it")?;
-                }
-                rest = later;
-            }
-            Ok(())
-        })?;
-        let rate = progress.finish();
-        if !unreadable.is_empty() {
-            let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
-            log::warn!(
-                "{} in {} places could not be read and are zeros in the image",
-                BinaryBytes(len),
-                unreadable.len()
-            );
-        }
-
-        let facts = ImageFacts {
-            schema: 1,
-            disk_size: source.len,
-            sector_size: plan.sector_size,
-            table: plan.table.as_str().to_owned(),
-            swap: plan.swap,
-        };
-        let torrent_bytes = torrent(&plan.layout, piece_len, hashed.pieces, facts)?;
-        let mut origin = Origin::now("capture", &self.source);
-        origin.tools.extend(plan.tools);
-        let manifest = Manifest {
-            schema: SCHEMA,
-            disk_size: source.len,
-            sector_size: plan.sector_size,
-            table: plan.table.as_str().to_owned(),
-            disk_id: plan.disk_id,
-            partitions: plan.partitions,
-            content_len,
-            content_sha256: hex(&hashed.sha256),
-            infohash: metainfo::Metainfo::parse(&torrent_bytes)
-                .context("reading the new torrent")?
-                .infohash
-                .to_string(),
-            extent_count: plan.layout.extents().len() as u64,
-            unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
-            origin,
-        };
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-        let image = draft.publish(&torrent_bytes, &manifest)?;
+        let (piece_len, threads, rescue) = (self.piece_len, self.threads, self.rescue);
+        let order = Order { choices, rescue, piece_len, threads, origin };
+        let (image, rate) = make_image(&source, draft, order, stop)?;
         println!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
         Ok(())
     }
+}
+
+/// How an image is to be made of a source.
+#[derive(Debug)]
+pub struct Order {
+    /// What is taken.
+    pub choices: Choices,
+    /// Go on where the source cannot be read.
+    pub rescue: bool,
+    /// Length of a piece in bytes; chosen by the size of the image if `None`.
+    pub piece_len: Option<u32>,
+    /// Threads that hash; all cores if `None`.
+    pub threads: Option<usize>,
+    /// Where it comes from, for the manifest.
+    pub origin: Origin,
+}
+
+/// Looks at the source, copies what is in use, and lists the image; also says how fast, in bytes per second.
+///
+/// # Errors
+/// What went wrong, in words for the person at the terminal. Nothing is left behind then.
+pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool) -> anyhow::Result<(Image, f64)> {
+    let plan = Plan::make(source, &draft.scratch()?, order.choices)?;
+    ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+    for warning in &plan.warnings {
+        log::warn!("{}: {warning}", source.path.display());
+    }
+    for partition in &plan.partitions {
+        println!("{}", partition_line(partition));
+    }
+    let content_len = plan.layout.content_len();
+    check_room(draft.dir(), content_len)?;
+    let piece_len = order.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
+    let geometry = Geometry::new(content_len, piece_len)
+        .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
+
+    let content = create_content(&draft.content_path(), content_len)?;
+    let mut progress = Progress::new("capturing", content_len);
+    let threads = order.threads.unwrap_or_else(default_threads);
+    let job = Job { geometry, threads, out: Some(&content), stop, progress: &mut progress };
+    let mut unreadable = Vec::new();
+    let hashed = job.run(|range, buf| {
+        let mut rest = buf;
+        for part in plan.layout.on_disk(range)? {
+            let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
+            let read = source.read_at(now, part.disk.0);
+            if order.rescue && read.is_err() {
+                unreadable.extend(rescue::read(now, part.disk.0, &|buf, at| source.file.read_exact_at(buf, at)));
+            } else {
+                read.context("--rescue goes on without what cannot be read, and records it")?;
+            }
+            rest = later;
+        }
+        Ok(())
+    })?;
+    let rate = progress.finish();
+    if !unreadable.is_empty() {
+        let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
+        log::warn!("{} in {} places could not be read and are zeros in the image", BinaryBytes(len), unreadable.len());
+    }
+
+    let facts = ImageFacts {
+        schema: 1,
+        disk_size: source.len,
+        sector_size: plan.sector_size,
+        table: plan.table.as_str().to_owned(),
+        swap: plan.swap,
+    };
+    let torrent_bytes = torrent(&plan.layout, piece_len, hashed.pieces, facts)?;
+    let mut origin = order.origin;
+    origin.tools.extend(plan.tools);
+    let manifest = Manifest {
+        schema: SCHEMA,
+        disk_size: source.len,
+        sector_size: plan.sector_size,
+        table: plan.table.as_str().to_owned(),
+        disk_id: plan.disk_id,
+        partitions: plan.partitions,
+        content_len,
+        content_sha256: hex(&hashed.sha256),
+        infohash: metainfo::Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
+        extent_count: plan.layout.extents().len() as u64,
+        unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
+        origin,
+    };
+    ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+    Ok((draft.publish(&torrent_bytes, &manifest)?, rate))
 }
 
 /// An image in one line: sizes, extents, pieces, infohash.
@@ -247,14 +259,14 @@ pub fn create_content(path: &Path, len: u64) -> anyhow::Result<File> {
     file.with_context(|| format!("making {}", path.display()))
 }
 
-/// Whether the library's disk has room for that much content.
+/// Whether the library's disk has room for that much more, in bytes.
 ///
 /// # Errors
 /// How much is needed and how much there is.
-pub fn check_room(library: &Path, content_len: u64) -> anyhow::Result<()> {
+pub fn check_room(library: &Path, len: u64) -> anyhow::Result<()> {
     let disk = nix::sys::statvfs::statvfs(library).with_context(|| format!("measuring {}", library.display()))?;
     let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-    let needed = content_len.saturating_add(SPARE_ROOM);
+    let needed = len.saturating_add(SPARE_ROOM);
     ensure!(
         free >= needed,
         "the image needs {}, {} has {} free: make room, or choose another library",
@@ -289,13 +301,6 @@ pub fn stop_on_signals() -> anyhow::Result<&'static AtomicBool> {
         });
     });
     Ok(&STOP)
-}
-
-/// Fills `buf` from byte `at` of the source.
-fn read_at(source: &Source, buf: &mut [u8], at: u64) -> anyhow::Result<()> {
-    let reading = || format!("reading {} bytes at byte {at} of {}", buf.len(), source.path.display());
-    let context = reading();
-    source.file.read_exact_at(buf, at).context(context)
 }
 
 fn parse_piece_len(text: &str) -> anyhow::Result<u32> {

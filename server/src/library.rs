@@ -27,6 +27,9 @@ const TORRENT_LEN_MAX: u64 = 256 << 20;
 /// Largest manifest read, in bytes.
 const MANIFEST_LEN_MAX: u64 = 16 << 20;
 
+/// The directory in a draft that is no part of the image.
+const SCRATCH: &str = "scratch";
+
 /// A directory of images.
 #[derive(Clone, Debug)]
 pub struct Library {
@@ -261,6 +264,16 @@ impl Draft {
         &self.dir
     }
 
+    /// A directory for what is needed meanwhile, made if it is not there; it is gone when the image is listed.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn scratch(&self) -> anyhow::Result<PathBuf> {
+        let dir = self.dir.join(SCRATCH);
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(dir)
+    }
+
     /// Where its content goes.
     pub fn content_path(&self) -> PathBuf {
         self.dir.join("content")
@@ -272,6 +285,7 @@ impl Draft {
     /// # Errors
     /// If a file cannot be written or flushed, or the image would not load.
     pub fn publish(mut self, torrent_bytes: &[u8], manifest: &Manifest) -> anyhow::Result<Image> {
+        remove_all(&self.dir.join(SCRATCH))?;
         write_synced(&self.dir.join("image.torrent"), torrent_bytes)?;
         write_synced(&self.dir.join("manifest.json"), &manifest.to_json())?;
         let content = self.content_path();

@@ -69,7 +69,7 @@ pub fn swap_facts(source: &Source, place: &Range<u64>, probe: &Probe) -> anyhow:
             break;
         }
         let mut signature = [0; 10];
-        super::read_at(source, &mut signature, at)?;
+        source.read_at(&mut signature, at)?;
         if &signature == b"SWAPSPACE2" {
             return Ok(Some(SwapFacts {
                 offset: place.start,

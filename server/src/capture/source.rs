@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -63,6 +63,16 @@ impl Source {
         ensure!(len > 0, "{shown} has no bytes: an empty file or a drive without a medium");
         let sector_size = sysfs.as_deref().map(logical_sector_size).transpose()?;
         Ok(Source { path: path.to_owned(), file, len, sector_size, sysfs })
+    }
+
+    /// Fills `buf` from byte `at` on.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read_at(&self, buf: &mut [u8], at: u64) -> anyhow::Result<()> {
+        let reading = || format!("reading {} bytes at byte {at} of {}", buf.len(), self.path.display());
+        let context = reading();
+        self.file.read_exact_at(buf, at).context(context)
     }
 
     /// The device node of the partition at this place, if the source is a disk whose partitions the kernel knows.

@@ -102,7 +102,7 @@ fn copy(source: &Source, place: &Range<u64>, scratch: &Path) -> anyhow::Result<N
         at = data.start;
         while at < data.end {
             let len = usize::try_from(data.end - at).unwrap_or(COPY_LEN).min(COPY_LEN);
-            super::read_at(source, &mut buf[..len], at)?;
+            source.read_at(&mut buf[..len], at)?;
             copy.as_file().write_all_at(&buf[..len], at - place.start)?;
             at += u64::try_from(len).expect("at most COPY_LEN");
         }
