@@ -12,7 +12,7 @@ use metainfo::PieceIndex;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{hex, partition_line, stop_on_signals, summary};
-use crate::import::import;
+use crate::import::Import;
 use crate::library::{DEFAULT_DIR, Image, Library};
 use crate::pull::{Pull, unfinished_line};
 
@@ -50,20 +50,7 @@ enum Action {
         /// Its name.
         name: String,
     },
-    /// Makes an image of a directory that `partclone.<fs> -c -T` wrote (BT files and torrent.info).
-    Import {
-        /// The directory.
-        dir: PathBuf,
-        /// What to call the image.
-        #[arg(long)]
-        name: String,
-        /// Hash everything and compare it with torrent.info.
-        #[arg(long)]
-        verify: bool,
-        /// Replace the image of that name, if there is one.
-        #[arg(long)]
-        replace: bool,
-    },
+    Import(Import),
     /// Copies an image from another site's server, which has to publish it.
     Pull(Pull),
 }
@@ -87,11 +74,7 @@ impl ImageCommand {
                 Ok(())
             }
             Action::Pull(pull) => pull.run(&self.library),
-            Action::Import { dir, name, verify, replace } => {
-                let image = import(&Library::create(self.library)?, &name, &dir, verify, replace)?;
-                println!("imported {}", summary(&image));
-                Ok(())
-            }
+            Action::Import(import) => import.run(&self.library),
         }
     }
 }

@@ -23,7 +23,7 @@ pub const DEFAULT_DIR: &str = "/var/lib/ezio";
 /// Longest image name: it becomes a directory, a TFTP path and a line on a screen.
 const NAME_LEN_MAX: usize = 64;
 /// Largest torrent read, in bytes: four million extents; more is a mistake or an attack.
-const TORRENT_LEN_MAX: u64 = 256 << 20;
+pub const TORRENT_LEN_MAX: u64 = 256 << 20;
 /// Largest manifest read, in bytes.
 const MANIFEST_LEN_MAX: u64 = 16 << 20;
 
@@ -364,7 +364,11 @@ fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
     Ok(Image { name: name.to_owned(), dir, meta: Arc::new(meta), layout, torrent_bytes, manifest })
 }
 
-fn read_limited(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+/// Reads a file that may have at most `limit` bytes.
+///
+/// # Errors
+/// If it cannot be read or is longer.
+pub fn read_limited(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     let opening = || format!("opening {}", path.display());
     let len = fs::metadata(path).with_context(opening)?.len();
     ensure!(len <= limit, "{} has {len} bytes, more than the {limit} such a file may have", path.display());

@@ -185,7 +185,7 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
     let sha256 = hex(&hashed.sha256);
     let mut manifest = match &offer.manifest {
         Some(manifest) => manifest.clone(),
-        None => made_up(&offer.meta, &offer.layout, &path, &offer.source),
+        None => made_up("pull without a manifest", &offer.meta, &offer.layout, &path, &offer.source),
     };
     ensure!(
         manifest.content_sha256.is_empty() || manifest.content_sha256 == sha256,
@@ -200,8 +200,8 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
     draft.publish(&torrent_file::with_announce(&offer.torrent, None)?, &manifest)
 }
 
-/// A manifest from what the torrent says.
-fn made_up(meta: &Metainfo, layout: &Layout, content: &Path, source: &str) -> Manifest {
+/// A manifest from what the torrent says; `how` and `source` say where it comes from.
+pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, source: &str) -> Manifest {
     let facts = meta.facts.clone().unwrap_or_else(|| ImageFacts {
         disk_size: layout.disk_size(),
         sector_size: 512,
@@ -232,7 +232,6 @@ fn made_up(meta: &Metainfo, layout: &Layout, content: &Path, source: &str) -> Ma
         content_sha256: String::new(),
         infohash: meta.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
-        unreadable: Vec::new(),
-        origin: Origin::now("pull without a manifest", Path::new(source)),
+        origin: Origin::now(how, Path::new(source)),
     }
 }

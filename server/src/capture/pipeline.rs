@@ -184,8 +184,11 @@ fn write_pieces(queue: Receiver<Arc<Piece>>, out: Option<&File>, give_back: &Sen
     result.context("writing the content: is the disk full?")
 }
 
-/// Writes what is not zero; the file already has its full length.
-fn write_sparse(out: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
+/// Writes what is not zero; the file already has its full length, and is zero there.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_sparse(out: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
     let mut pending = 0..0;
     for start in (0..bytes.len()).step_by(HOLE_LEN) {
         let end = bytes.len().min(start + HOLE_LEN);

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use metainfo::{FileEntry, Metainfo, NewTorrent};
+
 use crate::tools::{Place, command, have, run};
 
 #[test]
@@ -70,4 +72,63 @@ fn partclone_itself_still_writes_what_is_read_here() {
     let equal =
         fs::read(place.path("big.back")).expect("read") == fs::read(place.path("files").join("big")).expect("read");
     assert!(equal, "the file is the same");
+}
+
+#[test]
+fn an_ezio_torrent_and_its_files_become_the_same_image() {
+    if !have(&["mkfs.ext4", "partclone.ext4"]) {
+        return;
+    }
+    let place = Place::new();
+    let source = place.ext4("fs.img", 90, &place.files("files"));
+    let bt = place.text("bt");
+    run("partclone.ext4", &["-c", "-T", "-s", &source, "-O", &bt, "-L", &place.text("log")]);
+    place.ezio_ok(&["image", "import", "--name", "partclone", &bt]);
+    // As EZIO makes them: no facts of ours, a tracker, the partition's name, offsets as short as they are.
+    let ours = place.meta("partclone");
+    let shorter = |file: &FileEntry| {
+        let digits = file.path[0].trim_start_matches('0');
+        FileEntry { length: file.length, path: vec![if digits.is_empty() { "0" } else { digits }.to_owned()] }
+    };
+    let torrent = NewTorrent {
+        name: "sda1".into(),
+        announce: Some("http://192.168.1.1:6969/announce".into()),
+        piece_len: ours.geometry.piece_len(),
+        files: ours.files.iter().map(shorter).collect(),
+        hashes: ours.geometry.pieces().map(|piece| *ours.piece_hash(piece)).collect(),
+        facts: None,
+        private: false,
+    };
+    let torrent = torrent.to_bytes().expect("a torrent");
+    fs::write(place.path("sda1.torrent"), &torrent).expect("write");
+    let path = place.text("sda1.torrent");
+    let infohash = Metainfo::parse(&torrent).expect("a torrent").infohash;
+
+    assert!(place.ezio_refuses(&["image", "import", &path, "--name", "x"]).contains("BT files as well"));
+    assert!(place.ezio_refuses(&["image", "import", &bt, &bt, "--name", "x"]).contains("goes with a .torrent"));
+    place.ezio_ok(&["image", "import", &path, &bt, "--name", "trusted"]);
+    place.ezio_ok(&["image", "import", &path, &bt, "--name", "verified", "--verify"]);
+    let flat = place.image("partclone").join("content");
+    place.ezio_ok(&["image", "import", &path, flat.to_str().expect("UTF-8"), "--name", "flat", "--verify"]);
+    for name in ["trusted", "verified", "flat"] {
+        let meta = place.meta(name);
+        assert_eq!((meta.infohash, meta.announce), (infohash, None), "{name}: the torrent is the same");
+        assert_eq!(place.content(name), place.content("partclone"), "{name}");
+        place.ezio_ok(&["image", "verify", name]);
+    }
+    assert!(place.ezio_ok(&["image", "show", "trusted"]).contains("ext4"), "the file system is found in the content");
+
+    let first = place.path("bt").join("0".repeat(32));
+    let mut bytes = fs::read(&first).expect("read");
+    bytes[5000] ^= 1;
+    fs::remove_file(&first).expect("remove");
+    let missing = place.ezio_refuses(&["image", "import", &path, &bt, "--name", "x"]);
+    assert!(missing.contains("no file with the bytes at disk offset 0x0"), "{missing}");
+    fs::write(&first, &bytes).expect("write");
+    let said = place.ezio_refuses(&["image", "import", &path, &bt, "--name", "x", "--verify"]);
+    assert!(said.contains("piece 0") && said.contains("damaged"), "{said}");
+    fs::write(place.path("short"), "x").expect("write");
+    let said = place.ezio_refuses(&["image", "import", &path, &place.text("short"), "--name", "x"]);
+    assert!(said.contains("not this torrent's content"), "{said}");
+    assert_eq!((place.listed().len(), place.unfinished()), (4, 0));
 }
