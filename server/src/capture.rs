@@ -7,11 +7,11 @@ mod health;
 mod plan;
 mod probe;
 mod rescue;
-mod source;
 mod window;
 
 pub mod pipeline;
 pub mod progress;
+pub mod source;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,10 +1,14 @@
 //! `ezio image import`: what other tools made of a disk becomes an image.
 //!
 //! Files named by their offset (partclone's BT directories, EZIO's torrents) hold the content already and are copied.
+//! Of a disk image, the disk is made in the draft, and then captured like any other.
 
+mod child;
+mod disk_image;
 mod partclone_dir;
 mod torrent;
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,13 +18,16 @@ use metainfo::{Geometry, PieceHash, PieceIndex};
 
 use crate::capture::pipeline::{Job, default_threads, write_sparse};
 use crate::capture::progress::Progress;
-use crate::capture::{create_content, hex, stop_on_signals, summary};
+use crate::capture::source::Source;
+use crate::capture::{Order, create_content, hex, make_image, stop_on_signals, summary};
 use crate::library::{Image, Library, check_name};
+use crate::manifest::Origin;
 
 /// Makes an image of what another tool made of a disk or partition.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// A directory that `partclone.<fs> -c -T` wrote (BT files and torrent.info), or an EZIO .torrent.
+    /// A disk image (raw, qcow2, vmdk, vhdx, vhd, vdi, …), a directory that `partclone.<fs> -c -T` wrote (BT files and
+    /// torrent.info), or an EZIO .torrent.
     source: PathBuf,
     /// Of a .torrent: the directory with its BT files (named by offset in hex), or one file with all its content.
     files: Option<PathBuf>,
@@ -33,6 +40,9 @@ pub struct Import {
     /// Replace the image of that name, if there is one, once the new one is complete.
     #[arg(long)]
     replace: bool,
+    /// Of a disk image: copy every byte, used or not.
+    #[arg(long)]
+    whole: bool,
 }
 
 impl Import {
@@ -56,6 +66,12 @@ impl Import {
         if let Some(files) = self.files.as_ref().filter(|_| !is_torrent) {
             bail!("{} goes with a .torrent file only, which {} is not", files.display(), source.display());
         }
+        ensure!(
+            !kind.is_block_device(),
+            "{} is a disk: `ezio capture {} --name {name}` makes an image of it",
+            source.display(),
+            source.display()
+        );
         if is_torrent {
             let files = self.files.as_ref().with_context(|| {
                 format!(
@@ -65,7 +81,19 @@ impl Import {
             })?;
             return torrent::import(library, name, source, files, self.verify, replace, stop);
         }
-        partclone_dir::import(library, name, source, self.verify, replace, stop)
+        if kind.is_dir() {
+            return partclone_dir::import(library, name, source, self.verify, replace, stop);
+        }
+        let draft = library.draft(name, replace)?;
+        let (disk, how) = match disk_image::format_of(source)? {
+            Some(format) => (
+                disk_image::convert(source, format, &draft.scratch()?, stop)?,
+                format!("import of a {format} disk image"),
+            ),
+            None => (source.clone(), "import of a raw disk image".to_owned()),
+        };
+        let order = Order { whole: self.whole, piece_len: None, threads: None, origin: Origin::now(&how, source) };
+        Ok(make_image(&Source::open(&disk)?, draft, order, stop)?.0)
     }
 }
 

@@ -188,7 +188,7 @@ fn hex(text: &str) -> Option<u64> {
 }
 
 /// What a program said last, without the progress it painted.
-fn last_words(output: &[u8]) -> String {
+pub fn last_words(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let is_message = |line: &&str| {
         let is_progress = ["Elapsed:", "current block:", "Total Time:"].iter().any(|word| line.contains(word));

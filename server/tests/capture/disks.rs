@@ -8,7 +8,7 @@ use crate::tools::{Junk, Place, have, run};
 const MIB: u64 = 1 << 20;
 
 /// GPT with an ESP and an ext4 root: the disk of nearly everyone.
-fn gpt_disk(place: &Place) -> (String, String) {
+pub fn gpt_disk(place: &Place) -> (String, String) {
     let files = place.files("files");
     let root = place.ext4("root.img", 120, &files);
     let esp = place.blank("esp.img", 40);
@@ -22,7 +22,7 @@ fn gpt_disk(place: &Place) -> (String, String) {
     (disk, files)
 }
 
-const GPT_TOOLS: [&str; 9] =
+pub const GPT_TOOLS: [&str; 9] =
     ["mkfs.ext4", "mkfs.vfat", "mcopy", "mtype", "sgdisk", "partclone.ext4", "partclone.vfat", "e2fsck", "debugfs"];
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -183,6 +184,20 @@ fn capture_in_progress(place: &Place, name: &str) -> Child {
         std::thread::yield_now();
     }
     child
+}
+
+/// Waits until a file has something in it, while the program runs.
+pub fn wait_for(file: &Path, child: &mut Child) -> String {
+    let started = Instant::now();
+    loop {
+        let found = fs::read_to_string(file).unwrap_or_default();
+        if !found.is_empty() {
+            return found;
+        }
+        assert!(started.elapsed() < DEADLINE, "{} never came", file.display());
+        assert!(child.try_wait().expect("its state").is_none(), "the program ended too soon");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

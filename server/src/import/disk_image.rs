@@ -1,0 +1,301 @@
+//! Disk images of virtual machines: raw ones are captured as they are, others become raw first, through `qemu-img`.
+//!
+//! The raw file is sparse, lives in the draft, and is gone when the image is listed or given up: while it runs, the
+//! library's disk has to hold the data twice. `qemu-img` is told the format that the file's signature shows and never
+//! guesses, and a file that sends it on to files elsewhere (a backing file, a data file) is refused: an image from
+//! somebody else could make any file of this server part of its content.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use anyhow::{Context, bail, ensure};
+use indicatif::BinaryBytes;
+use serde::Deserialize;
+
+use super::child::{Running, said};
+use crate::capture::check_room;
+use crate::capture::progress::Progress;
+use crate::partclone::{find_program, last_words};
+
+/// Longest line of `qemu-img map`, in bytes; real ones have 120.
+const LINE_LEN_MAX: u64 = 4096;
+/// Most that `qemu-img info` may say, in bytes: split VMDKs of terabytes list some thousand files.
+const INFO_LEN_MAX: u64 = 4 << 20;
+
+/// What kind of disk image a file is, as `qemu-img` calls it; `None` for anything it has no signature of: raw.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn format_of(path: &Path) -> anyhow::Result<Option<&'static str>> {
+    let reading = || format!("reading {}", path.display());
+    let mut file = File::open(path).with_context(reading)?;
+    let mut head = Vec::new();
+    (&mut file).take(512).read_to_end(&mut head).with_context(reading)?;
+    let mut foot = Vec::new();
+    let len = file.seek(SeekFrom::End(0)).with_context(reading)?;
+    file.seek(SeekFrom::Start(len.saturating_sub(512))).with_context(reading)?;
+    file.take(512).read_to_end(&mut foot).with_context(reading)?;
+    Ok(signature(&head, &foot))
+}
+
+fn signature(head: &[u8], foot: &[u8]) -> Option<&'static str> {
+    let at_start: &[(&[u8], &str)] = &[
+        (b"QFI\xfb\0\0\0\x01", "qcow"),
+        (b"QFI\xfb", "qcow2"),
+        (b"KDMV", "vmdk"),
+        (b"COWD", "vmdk"),
+        (b"# Disk DescriptorFile", "vmdk"),
+        (b"vhdxfile", "vhdx"),
+        (b"conectix", "vpc"),
+        (b"QED\0", "qed"),
+        (b"WithoutFreeSpace", "parallels"),
+        (b"WithouFreSpacExt", "parallels"),
+    ];
+    let found = at_start.iter().find(|(magic, _)| head.starts_with(magic)).map(|&(_, format)| format);
+    let is_vdi = head.get(0x40..0x44) == Some(&[0x7f, 0x10, 0xda, 0xbe]);
+    let is_fixed_vhd = foot.starts_with(b"conectix");
+    found.or(is_vdi.then_some("vdi")).or(is_fixed_vhd.then_some("vpc"))
+}
+
+/// What `qemu-img info` says, as far as it matters here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Info {
+    virtual_size: u64,
+    encrypted: bool,
+    backing_filename: Option<String>,
+    format_specific: Specific,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Specific {
+    data: SpecificData,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct SpecificData {
+    /// QCOW2.
+    data_file: Option<String>,
+    /// VMDK.
+    extents: Vec<ExtentFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ExtentFile {
+    filename: String,
+}
+
+/// One line of `qemu-img map`.
+#[derive(Debug, Deserialize)]
+struct Mapped {
+    length: u64,
+    zero: bool,
+    data: bool,
+}
+
+/// Makes a raw disk of `path`, which is of this `format`, in the directory `scratch`; returns its file.
+///
+/// # Errors
+/// If `qemu-img` is missing or fails, the file needs others elsewhere, or there is no room.
+pub fn convert(path: &Path, format: &str, scratch: &Path, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
+    let program = find_program("qemu-img").with_context(|| {
+        format!("looking for qemu-img, which reads {format}: run `apt install qemu-utils` (as root)")
+    })?;
+    // qemu-img takes what stands before a colon for a protocol, but not in an absolute path.
+    let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
+    let qemu = Qemu { program, path, format };
+    let info = qemu.info(stop)?;
+    qemu.refuse_other_files(&info)?;
+    let data_len = qemu.data_len(stop)?;
+    check_room(scratch, data_len)
+        .with_context(|| format!("making room for the raw disk that {} is turned into", qemu.path.display()))?;
+    println!(
+        "converting {} ({format}): {} of data on a disk of {}, needed twice meanwhile",
+        qemu.path.display(),
+        BinaryBytes(data_len),
+        BinaryBytes(info.virtual_size)
+    );
+    let raw = scratch.join("disk.raw");
+    qemu.convert(&raw, scratch, data_len, stop)?;
+    Ok(raw)
+}
+
+struct Qemu<'a> {
+    program: PathBuf,
+    path: PathBuf,
+    format: &'a str,
+}
+
+impl Qemu<'_> {
+    fn command(&self, action: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(action).args(["-f", self.format]).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    fn info(&self, stop: &AtomicBool) -> anyhow::Result<Info> {
+        let mut said = Vec::new();
+        self.read(self.command("info").arg("--output=json").arg(&self.path), stop, |out| {
+            out.take(INFO_LEN_MAX).read_to_end(&mut said).map(|_| ()).context("reading what it says")
+        })?;
+        serde_json::from_slice(&said).with_context(|| format!("understanding `qemu-img info {}`", self.path.display()))
+    }
+
+    /// Everything has to be in this file, or beside it where the format always splits disks.
+    fn refuse_other_files(&self, info: &Info) -> anyhow::Result<()> {
+        let shown = self.path.display();
+        ensure!(!info.encrypted, "{shown} is encrypted: decrypt it with qemu-img convert first");
+        let specific = &info.format_specific.data;
+        if let Some(other) = info.backing_filename.as_ref().or(specific.data_file.as_ref()) {
+            bail!(
+                "{shown} is only a part: the rest is in {other:?}; if that file may be read, make one image of both \
+                 with `qemu-img convert -O qcow2 {shown} whole.qcow2`, and import that"
+            );
+        }
+        let dir = self.path.parent();
+        for extent in &specific.extents {
+            let file = dir.unwrap_or(Path::new("/")).join(&extent.filename);
+            let file = fs::canonicalize(&file).with_context(|| format!("looking for {}", file.display()))?;
+            ensure!(
+                file.parent() == dir && file.is_file(),
+                "{shown} takes its data from {}: only files beside it are read",
+                file.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// How many bytes are not known to be zero.
+    fn data_len(&self, stop: &AtomicBool) -> anyhow::Result<u64> {
+        let mut len: u64 = 0;
+        self.read(self.command("map").arg("--output=json").arg(&self.path), stop, |out| {
+            let mut lines = BufReader::new(out);
+            let mut line = String::new();
+            while lines.by_ref().take(LINE_LEN_MAX).read_line(&mut line)? > 0 {
+                let text = line.trim().trim_start_matches('[').trim_end_matches([',', ']']);
+                if !text.is_empty() {
+                    let mapped: Mapped = serde_json::from_str(text).context("understanding `qemu-img map`")?;
+                    len = len.saturating_add(if mapped.data && !mapped.zero { mapped.length } else { 0 });
+                }
+                line.clear();
+            }
+            Ok(())
+        })?;
+        Ok(len)
+    }
+
+    /// Runs it and lets `take` read what it prints; what it complains of is short.
+    fn read(
+        &self,
+        command: &mut Command,
+        stop: &AtomicBool,
+        take: impl FnOnce(&mut dyn Read) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let complaints = tempfile::tempfile().context("making room for what qemu-img says")?;
+        let stderr = complaints.try_clone().context("making room for what qemu-img says")?;
+        let child = command.stdout(Stdio::piped()).stderr(stderr).spawn().context("running qemu-img")?;
+        let mut running = Running(child);
+        let mut out = running.0.stdout.take().context("reading from qemu-img")?;
+        let taken = take(&mut out);
+        drop(out);
+        let status = running.wait(stop, || ())?;
+        self.check(status.success(), &complaints)?;
+        taken
+    }
+
+    fn check(&self, is_good: bool, complaints: &File) -> anyhow::Result<()> {
+        let words = || said(complaints).map(|said| last_words(&said)).unwrap_or_default();
+        ensure!(is_good, "qemu-img could not read {} as {}; it said:\n{}", self.path.display(), self.format, words());
+        Ok(())
+    }
+
+    fn convert(&self, raw: &Path, scratch: &Path, data_len: u64, stop: &AtomicBool) -> anyhow::Result<()> {
+        let complaints = tempfile::tempfile_in(scratch).context("making room for what qemu-img says")?;
+        let stderr = complaints.try_clone().context("making room for what qemu-img says")?;
+        let mut command = self.command("convert");
+        command.args(["-p", "-O", "raw"]).arg(&self.path).arg(raw);
+        let child = command.stdout(Stdio::piped()).stderr(stderr).spawn().context("running qemu-img")?;
+        let mut running = Running(child);
+        let out = running.0.stdout.take().context("reading from qemu-img")?;
+        let mut progress = Progress::new("converting", data_len);
+        let permyriad = AtomicU64::new(0);
+        let status = thread::scope(|scope| {
+            // Ends with the program, which is killed if the wait ends early.
+            scope.spawn(|| read_percent(out, &permyriad));
+            let mut shown = 0;
+            let waited = running.wait(stop, || {
+                let done = u128::from(data_len) * u128::from(permyriad.load(Ordering::Relaxed)) / 10_000;
+                let done = u64::try_from(done).unwrap_or(data_len);
+                progress.advance(done.saturating_sub(shown));
+                shown = shown.max(done);
+            });
+            drop(running);
+            waited
+        })?;
+        progress.finish();
+        self.check(status.success(), &complaints)
+    }
+}
+
+/// Follows `(12.34/100%)`, painted over and over, in hundredths of a percent.
+fn read_percent(out: impl Read, permyriad: &AtomicU64) {
+    let mut out = BufReader::new(out);
+    let mut text = Vec::new();
+    while out.by_ref().take(LINE_LEN_MAX).read_until(b'\r', &mut text).is_ok_and(|len| len > 0) {
+        if let Some(done) = parse_percent(&String::from_utf8_lossy(&text)) {
+            permyriad.store(done, Ordering::Relaxed);
+        }
+        text.clear();
+    }
+}
+
+fn parse_percent(text: &str) -> Option<u64> {
+    let number = text.trim().strip_prefix('(')?.split('/').next()?;
+    let (whole, hundredths) = number.split_once('.')?;
+    let done = whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths.parse().ok()?)?;
+    (done <= 10_000).then_some(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_told_by_their_signatures() {
+        let mut vdi = vec![0; 512];
+        vdi[0x40..0x44].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
+        for (head, foot, format) in [
+            (&b"QFI\xfb\0\0\0\x03"[..], &b""[..], Some("qcow2")),
+            (b"QFI\xfb\0\0\0\x01", b"", Some("qcow")),
+            (b"KDMV\x01", b"", Some("vmdk")),
+            (b"# Disk DescriptorFile\n", b"", Some("vmdk")),
+            (b"vhdxfile", b"", Some("vhdx")),
+            (b"conectix", b"", Some("vpc")),
+            (b"\0\0\0", b"conectix", Some("vpc")),
+            (&vdi, b"", Some("vdi")),
+            (b"", b"", None),
+            (b"QFI", b"con", None),
+        ] {
+            assert_eq!(signature(head, foot), format, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn progress_is_read_and_rubbish_is_not() {
+        for (text, done) in
+            [("    (0.00/100%)\r", Some(0)), ("(41.67/100%)", Some(4167)), ("(100.00/100%)", Some(10_000))]
+        {
+            assert_eq!(parse_percent(text), done);
+        }
+        for text in ["", "(", "(1/100%)", "(1000.00/100%)", "(99999999999999999999.1/", "(1.99999999999999999999/"] {
+            assert_eq!(parse_percent(text), None, "{text}");
+        }
+    }
+}
