@@ -1,9 +1,10 @@
 //! `ezio image import`: what other tools made of a disk becomes an image.
 //!
 //! Files named by their offset (partclone's BT directories, EZIO's torrents) hold the content already and are copied.
-//! Of a disk image, the disk is made in the draft, and then captured like any other.
+//! Of a disk image or a Clonezilla image, the disk is put together in the draft, and then captured like any other.
 
 mod child;
+mod clonezilla;
 mod disk_image;
 mod partclone_dir;
 mod torrent;
@@ -26,8 +27,8 @@ use crate::manifest::Origin;
 /// Makes an image of what another tool made of a disk or partition.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// A disk image (raw, qcow2, vmdk, vhdx, vhd, vdi, …), a directory that `partclone.<fs> -c -T` wrote (BT files and
-    /// torrent.info), or an EZIO .torrent.
+    /// A disk image (raw, qcow2, vmdk, vhdx, vhd, vdi, …), a Clonezilla image directory, a directory that
+    /// `partclone.<fs> -c -T` wrote (BT files and torrent.info), or an EZIO .torrent.
     source: PathBuf,
     /// Of a .torrent: the directory with its BT files (named by offset in hex), or one file with all its content.
     files: Option<PathBuf>,
@@ -43,6 +44,9 @@ pub struct Import {
     /// Of a disk image: copy every byte, used or not.
     #[arg(long)]
     whole: bool,
+    /// Of a Clonezilla image with several disks: which one, such as sda.
+    #[arg(long, value_name = "DISK")]
+    disk: Option<String>,
 }
 
 impl Import {
@@ -80,6 +84,9 @@ impl Import {
                 )
             })?;
             return torrent::import(library, name, source, files, self.verify, replace, stop);
+        }
+        if kind.is_dir() && clonezilla::is_clonezilla(source) {
+            return clonezilla::import(library, name, source, self.disk.as_deref(), replace, stop);
         }
         if kind.is_dir() {
             return partclone_dir::import(library, name, source, self.verify, replace, stop);

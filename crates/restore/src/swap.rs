@@ -11,7 +11,7 @@ use metainfo::SwapFacts;
 ///
 /// # Errors
 /// A recipe that makes no sense.
-pub(crate) fn swap_page(swap: &SwapFacts) -> Result<(u64, Vec<u8>), String> {
+pub fn swap_page(swap: &SwapFacts) -> Result<(u64, Vec<u8>), String> {
     Ok((swap.offset, header_page(swap)?))
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
 use layout::{Extent, ExtentSet, Layout};
 use metainfo::SwapFacts;
@@ -110,7 +110,19 @@ impl Plan {
         if partition.is_extended {
             return Ok(info(partition, Probe::default(), Captured::Container, String::new()));
         }
-        let found = probe(&source.path, &place)?;
+        if source.is_missing(&place) {
+            ensure!(!choices.whole, "it is missing in {}: copying every byte is not possible", source.path.display());
+            return Ok(info(
+                partition,
+                Probe::default(),
+                Captured::UsedBlocks,
+                "left out: not in the source".to_owned(),
+            ));
+        }
+        let found = match source.partition_file(&place) {
+            Some(path) => probe(path, &(0..partition.len))?,
+            None => probe(&source.path, &place)?,
+        };
         match found.file_system.as_str() {
             "swsuspend" if !choices.at_own_risk => bail!(health::LINUX_HIBERNATED),
             "ntfs" if !choices.at_own_risk => health::check_ntfs(Window::open(source, &place, scratch)?.path())?,

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,16 @@ pub struct Source {
     pub sector_size: Option<u32>,
     /// Its directory in sysfs, if it is a block device.
     sysfs: Option<PathBuf>,
+    /// Partitions that are not in `file`; ascending and disjoint.
+    apart: Vec<Apart>,
+}
+
+/// A partition whose bytes are elsewhere, or nowhere.
+#[derive(Debug)]
+struct Apart {
+    place: Range<u64>,
+    /// A file of the partition's length; `None` if nobody has its bytes.
+    file: Option<(PathBuf, File)>,
 }
 
 impl Source {
@@ -62,17 +73,68 @@ impl Source {
         let len = file.seek(SeekFrom::End(0)).with_context(|| format!("measuring {shown}"))?;
         ensure!(len > 0, "{shown} has no bytes: an empty file or a drive without a medium");
         let sector_size = sysfs.as_deref().map(logical_sector_size).transpose()?;
-        Ok(Source { path: path.to_owned(), file, len, sector_size, sysfs })
+        Ok(Source { path: path.to_owned(), file, len, sector_size, sysfs, apart: Vec::new() })
+    }
+
+    /// Takes bytes `place` of the disk from a file of their own, or counts them as missing. Places have to be disjoint.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or has another length.
+    pub fn set_partition(&mut self, place: Range<u64>, path: Option<PathBuf>) -> anyhow::Result<()> {
+        let open = |path: PathBuf| -> anyhow::Result<(PathBuf, File)> {
+            let opening = || format!("opening {}", path.display());
+            let file = File::open(&path).with_context(opening)?;
+            let len = file.metadata().with_context(opening)?.len();
+            ensure!(
+                len == place.end - place.start,
+                "{} has {len} bytes, its partition has another length",
+                path.display()
+            );
+            Ok((path, file))
+        };
+        let file = path.map(open).transpose()?;
+        let at = self.apart.partition_point(|apart| apart.place.start < place.start);
+        self.apart.insert(at, Apart { place, file });
+        Ok(())
+    }
+
+    /// The file that is exactly this partition, if it is kept apart.
+    pub fn partition_file(&self, place: &Range<u64>) -> Option<&Path> {
+        let apart = self.apart.iter().find(|apart| apart.place == *place)?;
+        apart.file.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Whether nobody has the bytes of this partition.
+    pub fn is_missing(&self, place: &Range<u64>) -> bool {
+        self.apart.iter().any(|apart| apart.place == *place && apart.file.is_none())
     }
 
     /// Fills `buf` from byte `at` on.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read, or is missing.
     pub fn read_at(&self, buf: &mut [u8], at: u64) -> anyhow::Result<()> {
-        let reading = || format!("reading {} bytes at byte {at} of {}", buf.len(), self.path.display());
-        let context = reading();
-        self.file.read_exact_at(buf, at).context(context)
+        let (mut rest, mut at) = (buf, at);
+        while !rest.is_empty() {
+            let next = self.apart.partition_point(|apart| apart.place.end <= at);
+            let (path, file, start, end) = match self.apart.get(next) {
+                Some(Apart { place, file: Some((path, file)) }) if place.contains(&at) => {
+                    (path, file, place.start, place.end)
+                }
+                Some(Apart { place, file: None }) if place.contains(&at) => {
+                    bail!("byte {at} of {} is missing", self.path.display())
+                }
+                Some(Apart { place, .. }) => (&self.path, &self.file, 0, place.start),
+                None => (&self.path, &self.file, 0, u64::MAX),
+            };
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            let reading = || format!("reading {len} bytes at byte {} of {}", at - start, path.display());
+            file.read_exact_at(now, at - start).with_context(reading)?;
+            at += u64::try_from(len)?;
+            rest = later;
+        }
+        Ok(())
     }
 
     /// The device node of the partition at this place, if the source is a disk whose partitions the kernel knows.
@@ -228,6 +290,31 @@ mod tests {
     #[test]
     fn escapes_that_are_none_stay() {
         assert_eq!(unescape("a\\b\\04\\134c"), "a\\b\\04\\c");
+    }
+
+    #[test]
+    fn partitions_may_be_files_of_their_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (disk, part) = (dir.path().join("disk"), dir.path().join("part"));
+        fs::write(&disk, b"0123456789").expect("written");
+        fs::write(&part, b"abc").expect("written");
+        let mut source = Source::open(&disk).expect("a file");
+        source.set_partition(7..9, None).expect("nothing to open");
+        source.set_partition(2..5, Some(part.clone())).expect("3 bytes");
+        assert!(source.set_partition(5..7, Some(part.clone())).is_err(), "another length");
+        assert_eq!(source.partition_file(&(2..5)), Some(part.as_path()));
+        assert_eq!((source.partition_file(&(2..4)), source.partition_file(&(7..9))), (None, None));
+        assert!(source.is_missing(&(7..9)) && !source.is_missing(&(2..5)));
+        let read = |range: Range<u64>| {
+            let mut buf = vec![0; usize::try_from(range.end - range.start).expect("small")];
+            source.read_at(&mut buf, range.start).map(|()| String::from_utf8(buf).expect("ASCII"))
+        };
+        for (range, wanted) in [(0..7, "01abc56"), (0..2, "01"), (3..4, "b"), (4..7, "c56"), (9..10, "9"), (5..5, "")] {
+            assert_eq!(read(range.clone()).expect("there"), wanted, "{range:?}");
+        }
+        for range in [6..8, 7..9, 8..10, 9..11] {
+            assert!(read(range.clone()).is_err(), "{range:?}");
+        }
     }
 
     #[test]

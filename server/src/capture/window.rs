@@ -36,7 +36,7 @@ enum Held {
 }
 
 impl Window {
-    /// Opens bytes `place` of the source: as the source itself, as the kernel's partition node, through a read-only
+    /// Opens bytes `place` of the source: as the source itself, as the file or node it is, through a read-only
     /// loop device (root only), or as a sparse copy in `scratch`.
     ///
     /// # Errors
@@ -44,6 +44,9 @@ impl Window {
     pub fn open(source: &Source, place: &Range<u64>, scratch: &Path) -> anyhow::Result<Window> {
         if *place == (0..source.len) {
             return Ok(Window { path: source.path.clone(), _held: Held::Nothing });
+        }
+        if let Some(path) = source.partition_file(place) {
+            return Ok(Window { path: path.to_owned(), _held: Held::Nothing });
         }
         if let Some(path) = source.partition_node(place.start, place.end - place.start) {
             return Ok(Window { path, _held: Held::Nothing });

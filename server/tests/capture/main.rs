@@ -2,6 +2,7 @@
 //!
 //! No root is needed; what root alone can test is skipped with the reason on standard error.
 
+mod clonezilla;
 mod disk_images;
 mod disks;
 mod import;

@@ -1,9 +1,10 @@
 //! Running programs, making disks, putting images back.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use layout::Layout;
 use metainfo::Metainfo;
@@ -141,6 +142,36 @@ impl Place {
             restored.write_all_at(&bytes, part.disk.0).expect("write");
         }
         target
+    }
+
+    /// Puts an image into a file as machines do: a seeder, a peer, `ezio restore`.
+    pub fn ezio_restore(&self, image: &str, target: &str) {
+        let torrent = self.image(image).join("image.torrent");
+        let mut seed = command(env!("CARGO_BIN_EXE_ezio"));
+        seed.arg("seed").arg(&torrent).arg(self.image(image).join("content")).args(["--listen", "127.0.0.1:0"]);
+        let mut seeder = seed.stdout(Stdio::piped()).spawn().expect("ezio runs");
+        let mut line = String::new();
+        BufReader::new(seeder.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let address = line.trim().rsplit(' ').next().expect("an address").to_owned();
+        let mut restore = command(env!("CARGO_BIN_EXE_ezio"));
+        let output = restore.arg("restore").arg(&torrent).args([target, "--peer", &address]).output();
+        let output = output.expect("ezio runs");
+        seeder.kill().and_then(|()| seeder.wait()).expect("its end");
+        assert!(output.status.success(), "ezio restore: {}", text(&output));
+    }
+
+    /// Checks that a disk has every byte of the image that another one has.
+    pub fn check_used(&self, image: &str, disk: &str, other: &str) {
+        let layout = Layout::new(&self.meta(image)).expect("extents");
+        let [disk, other] = [disk, other].map(|path| File::open(path).expect("a disk"));
+        for extent in layout.extents() {
+            let bytes = [&disk, &other].map(|disk| {
+                let mut bytes = vec![0; usize::try_from(extent.len).expect("small")];
+                disk.read_exact_at(&mut bytes, extent.disk.0).expect("inside the disk");
+                bytes
+            });
+            assert!(bytes[0] == bytes[1], "{} bytes at {:#x} differ", extent.len, extent.disk.0);
+        }
     }
 
     /// Copies bytes out of a disk into a file of their own.

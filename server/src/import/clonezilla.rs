@@ -1,0 +1,296 @@
+//! A Clonezilla image directory becomes the disk it was made of, and that is captured like any other.
+//!
+//! The partition table comes from the sectors that Clonezilla kept of it, each partition from its stream: split,
+//! compressed, and made by partclone (put back by `partclone.restore`) or by dd. Every partition becomes a sparse file
+//! of its own in the draft, so nothing is copied to put the disk together; they are gone when the image is listed.
+//! Partitions that are not in the directory (saveparts) are left out of the image.
+
+mod partclone_head;
+mod saved;
+mod stream;
+mod table;
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail, ensure};
+use indicatif::BinaryBytes;
+use layout::parttable::{Table, TableKind};
+use metainfo::SwapFacts;
+
+use self::partclone_head::Head;
+use self::saved::{Kept, Saved};
+use self::stream::Stream;
+use super::child::{Running, said};
+use crate::capture::pipeline::write_sparse;
+use crate::capture::progress::Progress;
+use crate::capture::source::Source;
+use crate::capture::{Order, check_room, make_image};
+use crate::library::{Image, Library};
+use crate::manifest::Origin;
+use crate::partclone::{find_program, last_words};
+
+/// How much goes through memory at a time, in bytes.
+const BUFFER_LEN: usize = 1 << 20;
+/// The page size of the machines Clonezilla runs on, in bytes; it does not write it down.
+const SWAP_PAGE_SIZE: u32 = 4096;
+
+/// Whether a directory looks like one of Clonezilla's.
+pub fn is_clonezilla(dir: &Path) -> bool {
+    saved::is_clonezilla(dir)
+}
+
+/// Imports the disk called `disk` there (the only one, if not given) as image `name`.
+///
+/// # Errors
+/// If the directory is incomplete, encrypted, or holds what cannot be put together; what, and what to do.
+pub fn import(
+    library: &Library,
+    name: &str,
+    dir: &Path,
+    disk: Option<&str>,
+    replace: bool,
+    stop: &AtomicBool,
+) -> anyhow::Result<Image> {
+    let saved = Saved::read(dir, disk)?;
+    let draft = library.draft(name, replace)?;
+    let scratch = draft.scratch()?;
+    // Named as the disk, because people see it in messages.
+    let base = scratch.join(&saved.disk);
+    let mut source = None;
+    let mut pieces = Vec::new();
+    if let Some(files) = saved.whole_disk()? {
+        pieces.push(Piece { name: saved.disk.clone(), path: base.clone(), len: None, kept: Kept::Stream(files) });
+    } else {
+        let sector_size = table::rebuild(&saved, &base, stop)?;
+        let mut disk = Source::open(&base)?;
+        disk.sector_size = Some(sector_size);
+        let reading = || format!("reading the partition table of {} that Clonezilla kept", saved.disk);
+        let table = Table::read(&mut &disk.file, disk.len, sector_size).with_context(reading)?;
+        ensure!(table.kind != TableKind::None, "{} has no partition table of {}", dir.display(), saved.disk);
+        let mut known = Vec::new();
+        for partition in table.partitions.iter().filter(|partition| !partition.is_extended) {
+            let name = saved.name_of(partition.number);
+            known.push(name.clone());
+            match saved.kept(&name)? {
+                Kept::Nothing => {
+                    log::warn!(
+                        "{name} is not in {}: it is left out, and lost on disks that get this image",
+                        dir.display()
+                    );
+                    disk.set_partition(partition.range(), None)?;
+                }
+                kept => {
+                    let path = scratch.join(&name);
+                    pieces.push(Piece { name, path, len: Some(partition.len), kept });
+                }
+            }
+        }
+        if let Some(stray) = saved.parts.iter().find(|part| !known.contains(part)) {
+            bail!("{} lists {stray}, which the partition table of {} does not have", dir.display(), saved.disk);
+        }
+        source = Some((disk, table));
+    }
+
+    let needed = pieces.iter().map(|piece| piece.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
+    check_room(&scratch, needed).context("making room for the disk that the Clonezilla image is turned into")?;
+    println!("putting {} together: {} of data, needed twice meanwhile", saved.disk, BinaryBytes(needed));
+    let mut progress = Progress::new("unpacking", pieces.iter().map(Piece::len_packed).sum());
+    for piece in &pieces {
+        let unpacking = || format!("unpacking {}", piece.name);
+        piece.unpack(&scratch, &mut progress, stop).with_context(unpacking)?;
+    }
+    progress.finish();
+
+    let source = match source {
+        None => Source::open(&base)?,
+        Some((mut disk, table)) => {
+            for partition in &table.partitions {
+                let name = saved.name_of(partition.number);
+                if let Some(piece) = pieces.iter().find(|piece| piece.name == name) {
+                    disk.set_partition(partition.range(), Some(piece.path.clone()))?;
+                }
+            }
+            disk
+        }
+    };
+    let mut origin = Origin::now("import of a Clonezilla image", dir);
+    origin.source = format!("{} ({})", origin.source, saved.disk);
+    let order = Order { whole: false, piece_len: None, threads: None, origin };
+    Ok(make_image(&source, draft, order, stop)?.0)
+}
+
+/// A partition to be unpacked.
+struct Piece {
+    name: String,
+    path: PathBuf,
+    /// Of the partition, in bytes; `None` if nobody wrote it down.
+    len: Option<u64>,
+    kept: Kept,
+}
+
+impl Piece {
+    /// How much room unpacking it takes, in bytes; as far as its head says.
+    fn needed(&self, scratch: &Path) -> anyhow::Result<u64> {
+        let Kept::Stream(files) = &self.kept else { return Ok(0) };
+        let mut stream = Stream::open(files, scratch)?;
+        let start = stream.start(partclone_head::LEN)?;
+        match Head::parse(&start) {
+            Some(head) => {
+                let len = self.len.unwrap_or(u64::MAX);
+                ensure!(
+                    head.device_size <= len,
+                    "{} holds a file system of {} bytes, the partition has {len}: they do not belong together",
+                    files.shown(),
+                    head.device_size
+                );
+                Ok(head.used_len)
+            }
+            None if partclone_head::is_partclone(&start) => Ok(0),
+            None => Ok(self.len.unwrap_or(0)),
+        }
+    }
+
+    fn len_packed(&self) -> u64 {
+        match &self.kept {
+            Kept::Stream(files) => files.len(),
+            Kept::Swap { .. } | Kept::Nothing => 0,
+        }
+    }
+
+    fn unpack(&self, scratch: &Path, progress: &mut Progress, stop: &AtomicBool) -> anyhow::Result<()> {
+        let making = || format!("making {}", self.path.display());
+        let file = File::create_new(&self.path).with_context(making)?;
+        match &self.kept {
+            Kept::Nothing => {}
+            Kept::Swap { uuid, label } => {
+                let length = self.len.context("a swap area without a partition")?;
+                let (uuid, label) = (uuid.clone(), label.clone());
+                let facts = SwapFacts { offset: 0, length, page_size: SWAP_PAGE_SIZE, label, uuid };
+                let (_, page) = restore::swap_page(&facts).map_err(anyhow::Error::msg)?;
+                file.write_all_at(&page, 0).with_context(making)?;
+            }
+            Kept::Stream(files) => {
+                let mut stream = Stream::open(files, scratch)?;
+                let start = stream.start(partclone_head::LEN)?;
+                if partclone_head::is_partclone(&start) {
+                    self.restore(&start, stream, scratch, progress, stop)?;
+                } else {
+                    self.copy(&file, &start, stream, progress, stop)?;
+                }
+            }
+        }
+        if let Some(len) = self.len {
+            let found = file.metadata().with_context(making)?.len();
+            ensure!(found <= len, "it has {found} bytes, the partition only {len}: they do not belong together");
+            file.set_len(len).with_context(making)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes as they are on the disk.
+    fn copy(
+        &self,
+        file: &File,
+        start: &[u8],
+        mut stream: Stream,
+        progress: &mut Progress,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        let mut at: u64 = 0;
+        let mut buf = vec![0; BUFFER_LEN];
+        buf[..start.len()].copy_from_slice(start);
+        let mut len = start.len();
+        loop {
+            let read = stream.read(&mut buf[len..])?;
+            progress.advance(stream.taken());
+            len += read;
+            ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+            if read > 0 && len < buf.len() {
+                continue;
+            }
+            let end = at + u64::try_from(len)?;
+            let room = self.len.unwrap_or(u64::MAX);
+            ensure!(end <= room, "it has more than the partition's {room} bytes: they do not belong together");
+            file.set_len(end)
+                .and_then(|()| write_sparse(file, &buf[..len], at))
+                .context("writing it: is the disk full?")?;
+            (at, len) = (end, 0);
+            if read == 0 {
+                break;
+            }
+        }
+        let room = self.len.unwrap_or(at);
+        ensure!(at == room, "it ends after {at} of {room} bytes: the directory is incomplete, copy it again");
+        stream.finish(stop)
+    }
+
+    /// Partclone's own format.
+    fn restore(
+        &self,
+        start: &[u8],
+        mut stream: Stream,
+        scratch: &Path,
+        progress: &mut Progress,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        let program = find_program("partclone.restore")
+            .context("looking for partclone.restore: run `apt install partclone` (as root)")?;
+        let output = tempfile::tempfile_in(scratch).context("making room for what partclone says")?;
+        let clone = || output.try_clone().context("making room for what partclone says");
+        let log = tempfile::Builder::new().prefix("log.").tempfile_in(scratch).context("making room for a log")?;
+        // -C: a file has no size to be compared; -W: it gets the file system's.
+        let child = Command::new(&program)
+            .args(["-C", "-W", "-s", "-", "-O"])
+            .arg(&self.path)
+            .arg("-L")
+            .arg(log.path())
+            .env("LC_ALL", "C")
+            .env("TERM", "dumb")
+            .stdin(Stdio::piped())
+            .stdout(clone()?)
+            .stderr(clone()?)
+            .spawn()
+            .context("running partclone.restore")?;
+        let mut running = Running(child);
+        let mut stdin = running.0.stdin.take().context("writing to partclone.restore")?;
+        let mut buf = vec![0; BUFFER_LEN];
+        let mut part = start;
+        let mut len = 0;
+        let is_read = loop {
+            match stdin.write_all(part) {
+                Ok(()) => {}
+                // It has gone, and will say why.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => break false,
+                Err(error) => return Err(error).context("writing to partclone.restore"),
+            }
+            ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+            if len == 0 && part.is_empty() {
+                break true;
+            }
+            len = stream.read(&mut buf)?;
+            progress.advance(stream.taken());
+            part = &buf[..len];
+            if len == 0 {
+                break true;
+            }
+        };
+        drop(stdin);
+        if is_read {
+            // A stream that is damaged is the cause of whatever partclone makes of it.
+            stream.finish(stop)?;
+        }
+        let status = running.wait(stop, || ())?;
+        let words = || said(&output).map(|said| last_words(&said)).unwrap_or_default();
+        ensure!(
+            status.success(),
+            "partclone.restore could not read it ({status}): the directory may be damaged, copy it again; it said:\n{}",
+            words()
+        );
+        Ok(())
+    }
+}
