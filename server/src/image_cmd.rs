@@ -12,6 +12,7 @@ use metainfo::PieceIndex;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{hex, partition_line, stop_on_signals, summary};
+use crate::export::Export;
 use crate::import::Import;
 use crate::library::{DEFAULT_DIR, Image, Library};
 use crate::pull::{Pull, unfinished_line};
@@ -21,7 +22,7 @@ const BAD_PIECES_SHOWN: usize = 20;
 /// How many places on the disk it names for each.
 const PLACES_SHOWN: usize = 3;
 
-/// Lists, shows, checks, imports, pulls and removes images.
+/// Lists, shows, checks, imports, exports, pulls and removes images.
 #[derive(Debug, Args)]
 pub struct ImageCommand {
     /// The directory that holds the images.
@@ -51,6 +52,7 @@ enum Action {
         name: String,
     },
     Import(Import),
+    Export(Export),
     /// Copies an image from another site's server, which has to publish it.
     Pull(Pull),
 }
@@ -75,6 +77,7 @@ impl ImageCommand {
             }
             Action::Pull(pull) => pull.run(&self.library),
             Action::Import(import) => import.run(&self.library),
+            Action::Export(export) => export.run(&self.library),
         }
     }
 }

@@ -6,6 +6,7 @@ mod binding;
 mod capture;
 mod config;
 mod dhcp;
+mod export;
 mod fleet;
 mod http;
 mod image_cmd;

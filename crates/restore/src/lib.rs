@@ -22,4 +22,4 @@ pub use layout::parttable::adapt::{Grow, Grown, Wish};
 pub use look::Sample;
 pub use run::{Progress, RestoreError, Restored, Wishes, restore, survey};
 pub use store::DiskStore;
-pub use swap::swap_page;
+pub use swap::{check_swap, swap_page};

@@ -19,7 +19,7 @@ pub fn swap_page(swap: &SwapFacts) -> Result<(u64, Vec<u8>), String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check_swap(swap: &SwapFacts, layout: &Layout, device_len: u64) -> io::Result<()> {
+pub fn check_swap(swap: &SwapFacts, layout: &Layout, device_len: u64) -> io::Result<()> {
     header_page(swap).map_err(io::Error::other)?;
     let end = swap.offset.checked_add(swap.length).filter(|&end| end <= device_len);
     let end =

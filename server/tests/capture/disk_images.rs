@@ -1,7 +1,7 @@
-//! Disk images of virtual machines come in.
+//! Disk images of virtual machines come in, and raw ones go out.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 
 use crate::disks::{GPT_TOOLS, gpt_disk};
 use crate::tools::{Place, have, run, text};
@@ -116,4 +116,73 @@ fn a_conversion_that_is_stopped_leaves_nothing() {
     assert!(!child.wait().expect("its end").success());
     assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "the program it ran is gone as well");
     assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
+}
+
+#[test]
+fn an_image_goes_out_as_the_disk_it_came_from() {
+    if !have(&GPT_TOOLS) || !have(&["mkswap", "blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let (disk, files) = gpt_disk(&place);
+    let swap = place.blank("swap.img", 20);
+    let uuid = "01234567-89ab-cdef-0123-456789abcdef";
+    run("mkswap", &["-q", "-L", "swappy", "-U", uuid, &swap]);
+    run("sgdisk", &["-n", "3:0:+20M", "-t", "3:8200", &disk]);
+    place.paste(&swap, &disk, 161 << 20);
+    place.ezio_ok(&["capture", &disk, "--name", "golden"]);
+
+    let raw = place.text("out.img");
+    let torrent = place.text("out.torrent");
+    let said = place.ezio_ok(&["image", "export", "golden", "--raw", &raw, "--torrent", &torrent]);
+    assert!(said.contains("a disk of 200.00 MiB") && said.contains("infohash"), "{said}");
+    assert_eq!(fs::read(&torrent).expect("read"), fs::read(place.image("golden").join("image.torrent")).expect("read"));
+    place.check_used("golden", &raw, &disk);
+    let found = fs::metadata(&raw).expect("the file");
+    assert_eq!(found.len(), 200 << 20);
+    assert!(found.blocks() * 512 < 60 << 20, "it is sparse: {} blocks", found.blocks());
+    assert_eq!(found.mode() & 0o400, 0o400);
+    assert!(run("sgdisk", &["-v", &raw]).contains("No problems found"));
+    place.check_ext4(&place.cut(&raw, 41 << 20, 120 << 20, "root.back"), &files);
+    let swap = run("blkid", &["-p", "-o", "export", &place.cut(&raw, 161 << 20, 20 << 20, "swap.back")]);
+    assert!(swap.contains("LABEL=swappy") && swap.contains(&format!("UUID={uuid}")), "{swap}");
+
+    let piped = place.ezio(&["image", "export", "golden", "--raw", "-"]).output().expect("ezio runs");
+    assert!(piped.status.success());
+    assert!(piped.stdout == fs::read(&raw).expect("read"), "a pipe gets the same bytes");
+
+    // Gaps read as zeros, so what comes back in is the same image.
+    place.ezio_ok(&["image", "import", &raw, "--name", "again"]);
+    assert_eq!(place.meta("again").infohash, place.meta("golden").infohash);
+
+    let refused = |args: &[&str]| place.ezio_refuses(&[&["image", "export", "golden"], args].concat());
+    assert!(refused(&["--raw", &raw]).contains("--force"));
+    assert!(refused(&["--torrent", &torrent]).contains("--force"));
+    assert!(refused(&["--raw", "/dev/null"]).contains("is not a file"));
+    assert!(refused(&["--raw", &place.text("missing/out.img")]).contains("making"));
+    assert!(refused(&[]).contains("--raw"));
+    let block = fs::read_dir("/dev").expect("read").filter_map(Result::ok).map(|entry| entry.path());
+    let block =
+        block.into_iter().find(|path| fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device()));
+    match block {
+        Some(path) => {
+            let said = refused(&["--force", "--raw", path.to_str().expect("UTF-8")]);
+            assert!(said.contains("ezio restore"), "{said}");
+        }
+        None => eprintln!("SKIPPED: no block device here"),
+    }
+
+    // A damaged image leaves what was there before.
+    let content = place.image("golden").join("content");
+    let mut bytes = fs::read(&content).expect("read");
+    bytes[300_000] ^= 1;
+    fs::write(&content, bytes).expect("write");
+    fs::write(&raw, "before").expect("write");
+    let said = refused(&["--raw", &raw, "--force"]);
+    assert!(said.contains("is damaged: piece 1 is bad"), "{said}");
+    assert_eq!(fs::read(&raw).expect("read"), b"before");
+    let left = fs::read_dir(place.path(".")).expect("read").filter_map(Result::ok);
+    assert!(!left.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".ezio-export")));
+    place.ezio_ok(&["image", "export", "again", "--raw", &raw, "--force"]);
+    assert_eq!(fs::metadata(&raw).expect("the file").len(), 200 << 20);
 }
