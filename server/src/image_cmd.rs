@@ -6,16 +6,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use indicatif::BinaryBytes;
 use metainfo::PieceIndex;
 
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{hex, partition_line, stop_on_signals, summary};
 use crate::export::Export;
+use crate::image_list::list;
 use crate::import::Import;
 use crate::library::{DEFAULT_DIR, Image, Library};
-use crate::pull::{Pull, unfinished_line};
+use crate::pull::Pull;
 
 /// How many bad pieces `verify` describes before it only counts them.
 const BAD_PIECES_SHOWN: usize = 20;
@@ -35,7 +35,11 @@ pub struct ImageCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Every image with its sizes; damaged ones say why.
-    List,
+    List {
+        /// Print one JSON object; sizes in bytes.
+        #[arg(long)]
+        json: bool,
+    },
     /// An image's partitions, and what became of each.
     Show {
         /// Its name.
@@ -64,7 +68,7 @@ impl ImageCommand {
     /// What went wrong, in words for the person at the terminal.
     pub fn run(self) -> anyhow::Result<()> {
         match self.action {
-            Action::List => list(&Library::open(self.library)?),
+            Action::List { json } => list(&Library::open(self.library)?, json),
             Action::Show { name } => {
                 show(&Library::open(self.library)?.image(&name)?);
                 Ok(())
@@ -80,34 +84,6 @@ impl ImageCommand {
             Action::Export(export) => export.run(&self.library),
         }
     }
-}
-
-fn list(library: &Library) -> anyhow::Result<()> {
-    for unfinished in library.unfinished()? {
-        println!("unfinished: {}; `ezio image pull` goes on with it or discards it", unfinished_line(&unfinished));
-    }
-    let entries = library.images()?;
-    if entries.is_empty() {
-        println!("no images in {} yet: `ezio capture` makes them", library.dir().display());
-        return Ok(());
-    }
-    let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0).max(4);
-    println!("{:<width$}  {:>11}  {:>11}  {:<5}  made", "name", "in use", "disk", "table");
-    for entry in entries {
-        match entry.image {
-            Ok(image) => println!(
-                "{:<width$}  {:>11}  {:>11}  {:<5}  {} on {}",
-                image.name,
-                BinaryBytes(image.layout.content_len()).to_string(),
-                BinaryBytes(image.manifest.disk_size).to_string(),
-                image.manifest.table,
-                image.manifest.origin.at_text(),
-                image.manifest.origin.host
-            ),
-            Err(error) => println!("{:<width$}  damaged: {error:#}", entry.name),
-        }
-    }
-    Ok(())
 }
 
 fn show(image: &Image) {

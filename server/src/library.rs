@@ -202,6 +202,11 @@ impl Library {
         Ok(())
     }
 
+    /// Where the image of that name is, or would be; damaged ones as well.
+    pub fn image_dir(&self, name: &str) -> PathBuf {
+        self.images_dir().join(name)
+    }
+
     fn images_dir(&self) -> PathBuf {
         self.dir.join("images")
     }

@@ -10,6 +10,7 @@ mod export;
 mod fleet;
 mod http;
 mod image_cmd;
+mod image_list;
 mod import;
 mod library;
 mod listener;

@@ -186,3 +186,34 @@ fn an_image_goes_out_as_the_disk_it_came_from() {
     place.ezio_ok(&["image", "export", "again", "--raw", &raw, "--force"]);
     assert_eq!(fs::metadata(&raw).expect("the file").len(), 200 << 20);
 }
+
+#[test]
+fn the_list_says_what_images_cost_and_save() {
+    if !have(&["mkfs.ext4", "partclone.ext4"]) {
+        return;
+    }
+    let place = Place::new();
+    let source = place.ext4("fs.img", 100, &place.files("files"));
+    place.ezio_ok(&["capture", &source, "--name", "used"]);
+    place.ezio_ok(&["capture", &source, "--name", "whole", "--whole"]);
+    let list = place.ezio_ok(&["image", "list"]);
+    for word in ["in use", "in library", "disk", "saved", "total", "100.00 MiB", "200.00 MiB", "   0 %"] {
+        assert!(list.contains(word), "{word}: {list}");
+    }
+    fs::write(place.image("whole").join("manifest.json"), "{}").expect("write");
+    let json = place.ezio_ok(&["image", "list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let (used, whole, totals) = (&json["images"][0], &json["images"][1], &json["totals"]);
+    let content_len = place.meta("used").geometry.content_len();
+    assert_eq!((used["name"].as_str(), used["content_len"].as_u64()), (Some("used"), Some(content_len)));
+    assert_eq!(used["disk_len"].as_u64(), Some(100 << 20));
+    assert_eq!(used["infohash"].as_str().map(str::len), Some(40));
+    let library_len = used["library_len"].as_u64().expect("a number");
+    assert!((9_000_000..content_len + 100_000).contains(&library_len), "{library_len} of {content_len}");
+    let saved = used["saved_percent"].as_f64().expect("a number");
+    assert!((saved - 100.0 * (1.0 - content_len as f64 / f64::from(100 << 20))).abs() < 0.1, "{saved}");
+    assert!(whole["error"].as_str().is_some_and(|why| why.contains("manifest.json")), "{whole}");
+    assert_eq!(totals["content_len"], used["content_len"]);
+    assert!(totals["library_len"].as_u64() > Some(library_len), "a damaged image takes room as well: {totals}");
+    assert_eq!(json["unfinished"], serde_json::json!([]));
+}
