@@ -25,7 +25,8 @@ use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, usual_piece_len};
 
 use self::pipeline::{Job, default_threads};
-use self::plan::{Choices, Plan};
+pub use self::plan::Choices;
+use self::plan::Plan;
 use self::probe::Probe;
 use self::progress::Progress;
 use self::source::Source;

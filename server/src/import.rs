@@ -20,7 +20,7 @@ use metainfo::{Geometry, PieceHash, PieceIndex};
 use crate::capture::pipeline::{Job, default_threads, write_sparse};
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
-use crate::capture::{Order, create_content, hex, make_image, stop_on_signals, summary};
+use crate::capture::{Choices, Order, create_content, hex, make_image, stop_on_signals, summary};
 use crate::library::{Image, Library, check_name};
 use crate::manifest::Origin;
 
@@ -44,6 +44,9 @@ pub struct Import {
     /// Of a disk image: copy every byte, used or not.
     #[arg(long)]
     whole: bool,
+    /// Of a disk image or Clonezilla image: take file systems that were not shut down, or are hibernated, as they are.
+    #[arg(long)]
+    at_own_risk: bool,
     /// Of a Clonezilla image with several disks: which one, such as sda.
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
@@ -86,7 +89,8 @@ impl Import {
             return torrent::import(library, name, source, files, self.verify, replace, stop);
         }
         if kind.is_dir() && clonezilla::is_clonezilla(source) {
-            return clonezilla::import(library, name, source, self.disk.as_deref(), replace, stop);
+            let order = self.order("import of a Clonezilla image");
+            return clonezilla::import(library, name, source, self.disk.as_deref(), replace, order, stop);
         }
         if kind.is_dir() {
             return partclone_dir::import(library, name, source, self.verify, replace, stop);
@@ -99,8 +103,13 @@ impl Import {
             ),
             None => (source.clone(), "import of a raw disk image".to_owned()),
         };
-        let order = Order { whole: self.whole, piece_len: None, threads: None, origin: Origin::now(&how, source) };
-        Ok(make_image(&Source::open(&disk)?, draft, order, stop)?.0)
+        Ok(make_image(&Source::open(&disk)?, draft, self.order(&how), stop)?.0)
+    }
+
+    fn order(&self, how: &str) -> Order {
+        let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
+        let origin = Origin::now(how, &self.source);
+        Order { choices, rescue: false, piece_len: None, threads: None, origin }
     }
 }
 

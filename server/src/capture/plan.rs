@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -209,9 +208,9 @@ impl Read for Part<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = (self.place.end - self.place.start).saturating_sub(self.at);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        let got = self.source.file.read_at(&mut buf[..len], self.place.start + self.at)?;
-        self.at += u64::try_from(got).expect("fits");
-        Ok(got)
+        self.source.read_at(&mut buf[..len], self.place.start + self.at).map_err(io::Error::other)?;
+        self.at += u64::try_from(len).expect("fits");
+        Ok(len)
     }
 }
 

@@ -31,7 +31,6 @@ use crate::capture::progress::Progress;
 use crate::capture::source::Source;
 use crate::capture::{Order, check_room, make_image};
 use crate::library::{Image, Library};
-use crate::manifest::Origin;
 use crate::partclone::{find_program, last_words};
 
 /// How much goes through memory at a time, in bytes.
@@ -54,6 +53,7 @@ pub fn import(
     dir: &Path,
     disk: Option<&str>,
     replace: bool,
+    mut order: Order,
     stop: &AtomicBool,
 ) -> anyhow::Result<Image> {
     let saved = Saved::read(dir, disk)?;
@@ -118,9 +118,7 @@ pub fn import(
             disk
         }
     };
-    let mut origin = Origin::now("import of a Clonezilla image", dir);
-    origin.source = format!("{} ({})", origin.source, saved.disk);
-    let order = Order { whole: false, piece_len: None, threads: None, origin };
+    order.origin.source = format!("{} ({})", order.origin.source, saved.disk);
     Ok(make_image(&source, draft, order, stop)?.0)
 }
 
