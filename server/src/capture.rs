@@ -120,7 +120,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         println!("{}", partition_line(partition));
     }
     let content_len = plan.layout.content_len();
-    check_room(draft.dir(), content_len)?;
+    check_room(draft.library_dir(), content_len)?;
     let piece_len = order.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
     let geometry = Geometry::new(content_len, piece_len)
         .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
@@ -260,19 +260,19 @@ pub fn create_content(path: &Path, len: u64) -> anyhow::Result<File> {
     file.with_context(|| format!("making {}", path.display()))
 }
 
-/// Whether the library's disk has room for that much more, in bytes.
+/// Whether the disk that a directory is on has room for that much more, in bytes.
 ///
 /// # Errors
 /// How much is needed and how much there is.
-pub fn check_room(library: &Path, len: u64) -> anyhow::Result<()> {
-    let disk = nix::sys::statvfs::statvfs(library).with_context(|| format!("measuring {}", library.display()))?;
+pub fn check_room(dir: &Path, len: u64) -> anyhow::Result<()> {
+    let disk = nix::sys::statvfs::statvfs(dir).with_context(|| format!("measuring {}", dir.display()))?;
     let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     let needed = len.saturating_add(SPARE_ROOM);
     ensure!(
         free >= needed,
-        "the image needs {}, {} has {} free: make room, or choose another library",
+        "{} are needed, {} has {} free: make room, or choose another place",
         BinaryBytes(needed),
-        library.display(),
+        dir.display(),
         BinaryBytes(free)
     );
     Ok(())

@@ -73,6 +73,9 @@ impl Import {
         if let Some(files) = self.files.as_ref().filter(|_| !is_torrent) {
             bail!("{} goes with a .torrent file only, which {} is not", files.display(), source.display());
         }
+        let is_clonezilla = kind.is_dir() && clonezilla::is_clonezilla(source);
+        ensure!(self.disk.is_none() || is_clonezilla, "--disk goes with a Clonezilla image only");
+        ensure!(!self.whole || !(kind.is_dir() || is_torrent), "--whole goes with a disk image only");
         ensure!(
             !kind.is_block_device(),
             "{} is a disk: `ezio capture {} --name {name}` makes an image of it",
@@ -88,7 +91,7 @@ impl Import {
             })?;
             return torrent::import(library, name, source, files, self.verify, replace, stop);
         }
-        if kind.is_dir() && clonezilla::is_clonezilla(source) {
+        if is_clonezilla {
             let order = self.order("import of a Clonezilla image");
             return clonezilla::import(library, name, source, self.disk.as_deref(), replace, order, stop);
         }
@@ -97,10 +100,9 @@ impl Import {
         }
         let draft = library.draft(name, replace)?;
         let (disk, how) = match disk_image::format_of(source)? {
-            Some(format) => (
-                disk_image::convert(source, format, &draft.scratch()?, stop)?,
-                format!("import of a {format} disk image"),
-            ),
+            Some(format) => {
+                (disk_image::convert(source, format, &draft, stop)?, format!("import of a {format} disk image"))
+            }
             None => (source.clone(), "import of a raw disk image".to_owned()),
         };
         Ok(make_image(&Source::open(&disk)?, draft, self.order(&how), stop)?.0)

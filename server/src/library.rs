@@ -264,9 +264,9 @@ impl Library {
 }
 
 impl Draft {
-    /// Where to put its files.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The directory of the library it is for.
+    pub fn library_dir(&self) -> &Path {
+        self.library.dir()
     }
 
     /// A directory for what is needed meanwhile, made if it is not there; it is gone when the image is listed.

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use super::child::{Running, said};
 use crate::capture::check_room;
 use crate::capture::progress::Progress;
+use crate::library::Draft;
 use crate::partclone::{find_program, last_words};
 
 /// Longest line of `qemu-img map`, in bytes; real ones have 120.
@@ -100,11 +101,11 @@ struct Mapped {
     data: bool,
 }
 
-/// Makes a raw disk of `path`, which is of this `format`, in the directory `scratch`; returns its file.
+/// Makes a raw disk of `path`, which is of this `format`, in the draft's scratch directory; returns its file.
 ///
 /// # Errors
 /// If `qemu-img` is missing or fails, the file needs others elsewhere, or there is no room.
-pub fn convert(path: &Path, format: &str, scratch: &Path, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
+pub fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
     let program = find_program("qemu-img").with_context(|| {
         format!("looking for qemu-img, which reads {format}: run `apt install qemu-utils` (as root)")
     })?;
@@ -114,7 +115,7 @@ pub fn convert(path: &Path, format: &str, scratch: &Path, stop: &AtomicBool) -> 
     let info = qemu.info(stop)?;
     qemu.refuse_other_files(&info)?;
     let data_len = qemu.data_len(stop)?;
-    check_room(scratch, data_len)
+    check_room(draft.library_dir(), data_len)
         .with_context(|| format!("making room for the raw disk that {} is turned into", qemu.path.display()))?;
     println!(
         "converting {} ({format}): {} of data on a disk of {}, needed twice meanwhile",
@@ -122,8 +123,9 @@ pub fn convert(path: &Path, format: &str, scratch: &Path, stop: &AtomicBool) -> 
         BinaryBytes(data_len),
         BinaryBytes(info.virtual_size)
     );
+    let scratch = draft.scratch()?;
     let raw = scratch.join("disk.raw");
-    qemu.convert(&raw, scratch, data_len, stop)?;
+    qemu.convert(&raw, &scratch, data_len, stop)?;
     Ok(raw)
 }
 

@@ -173,6 +173,10 @@ fn damaged_and_strange_clonezilla_images_are_refused() {
     let (image, _) = gpt_image(&place);
     let path = |name: &str| place.path("img").join(name);
 
+    let said = place.ezio_refuses(&["image", "import", &image.dir, "--name", "x", "--whole"]);
+    assert!(said.contains("--whole goes with a disk image only"), "{said}");
+    let said = place.ezio_refuses(&["image", "import", &image.disk, "--name", "x", "--disk", "sda"]);
+    assert!(said.contains("--disk goes with a Clonezilla image only"), "{said}");
     image.write("ecryptfs.info", "");
     assert!(image.refused().contains("is encrypted"));
     image.remove("ecryptfs.info");
