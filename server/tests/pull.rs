@@ -75,8 +75,13 @@ impl Sites {
                 break;
             }
         }
-        let facts =
-            ImageFacts { schema: 1, disk_size: 1 << 30, sector_size: 512, table: "none".into(), swap: Vec::new() };
+        let facts = ImageFacts {
+            schema: 1,
+            disk_size: 1 << 30,
+            sector_size: 512,
+            table: "none".into(),
+            ..ImageFacts::default()
+        };
         let extent_count = files.len();
         let torrent = NewTorrent {
             name: "root".into(),

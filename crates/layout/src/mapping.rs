@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use metainfo::{FileEntry, Metainfo};
+use metainfo::{FileEntry, ImageFacts, Metainfo, SwapFacts};
 
 use crate::extent::{DiskOffset, Extent};
 use crate::parttable::TableKind;
@@ -61,6 +61,14 @@ pub enum LayoutError {
         /// Where the one before ends.
         previous_end: u64,
     },
+    /// The image's zeros are where something else is.
+    #[error("the image wants zeros at disk offset {disk:#x}, {why}")]
+    Zeros {
+        /// Where they start.
+        disk: u64,
+        /// What is wrong with that.
+        why: &'static str,
+    },
     /// The image reaches past the end of the device.
     #[error("the image needs a disk of at least {needed} bytes, this one has {device}: choose a larger disk")]
     TooSmall {
@@ -101,16 +109,19 @@ pub struct Layout {
     /// Where each extent starts in the content; same length as `extents`.
     starts: Vec<u64>,
     content_len: u64,
+    /// Ascending and disjoint, inside the disk, and away from extents, swap areas and what is deferred.
+    zeros: Vec<Range<u64>>,
     table: TableKind,
     sector_size: Option<u32>,
     disk_size: Option<u64>,
 }
 
 impl Layout {
-    /// Reads the extents out of a torrent's file names.
+    /// Reads the extents out of a torrent's file names, and what else of the disk its facts speak of.
     ///
     /// # Errors
-    /// [`LayoutError::Name`], [`LayoutError::Overflow`] or [`LayoutError::Overlap`] for the first file that is wrong.
+    /// [`LayoutError::Name`], [`LayoutError::Overflow`] or [`LayoutError::Overlap`] for the first file that is wrong,
+    /// [`LayoutError::Zeros`] for the first zeros.
     pub fn new(meta: &Metainfo) -> Result<Layout, LayoutError> {
         let extents =
             meta.files.iter().enumerate().map(|(index, file)| extent_of(index, file)).collect::<Result<Vec<_>, _>>()?;
@@ -123,6 +134,8 @@ impl Layout {
                 "mbr" => TableKind::Mbr,
                 _ => TableKind::None,
             };
+            layout.check_zeros(facts)?;
+            layout.zeros = facts.zeros.ranges().to_vec();
         }
         Ok(layout)
     }
@@ -146,7 +159,15 @@ impl Layout {
             content_len += extent.len;
             previous_end = end;
         }
-        Ok(Layout { extents, starts, content_len, table: TableKind::None, sector_size: None, disk_size: None })
+        Ok(Layout {
+            extents,
+            starts,
+            content_len,
+            zeros: Vec::new(),
+            table: TableKind::None,
+            sector_size: None,
+            disk_size: None,
+        })
     }
 
     /// The extents in disk order, which is content order.
@@ -154,14 +175,20 @@ impl Layout {
         &self.extents
     }
 
+    /// What is zeros on the disk and not in the content, ascending and disjoint.
+    pub fn zeros(&self) -> &[Range<u64>] {
+        &self.zeros
+    }
+
     /// Length of the content in bytes.
     pub fn content_len(&self) -> u64 {
         self.content_len
     }
 
-    /// How large a device has to be, in bytes: the end of the last extent.
+    /// How large a device has to be, in bytes: the end of the last extent or zeros.
     pub fn needed_len(&self) -> u64 {
-        self.extents.last().map_or(0, Extent::end)
+        let extents = self.extents.last().map_or(0, Extent::end);
+        self.zeros.last().map_or(0, |range| range.end).max(extents)
     }
 
     /// Size of the disk the image was captured from in bytes, if the torrent says; else [`Layout::needed_len`].
@@ -242,6 +269,40 @@ impl Layout {
         ranges.retain(|range| !range.is_empty());
         ranges
     }
+
+    /// Whether zeros are in nobody's way. What is deferred is decided by the partition table, on every disk anew.
+    fn check_zeros(&self, facts: &ImageFacts) -> Result<(), LayoutError> {
+        let zeros = facts.zeros.ranges();
+        if zeros.is_empty() {
+            return Ok(());
+        }
+        let mut deferred = self.deferred(self.disk_size());
+        deferred.push(facts.disk_size..u64::MAX);
+        let others = [
+            ("which its files hold as well", self.extents.iter().map(|extent| extent.disk.0..extent.end()).collect()),
+            ("where its partition table or the end of its disk is", deferred),
+            ("where it has a swap area", facts.swap.iter().map(swap_range).collect()),
+        ];
+        for (why, others) in others {
+            if let Some(zeros) = first_overlap(zeros, others) {
+                return Err(LayoutError::Zeros { disk: zeros.start, why });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn swap_range(swap: &SwapFacts) -> Range<u64> {
+    swap.offset..swap.offset.saturating_add(swap.length)
+}
+
+/// The first of `ranges`, which are ascending and disjoint, that one of the others touches.
+fn first_overlap(ranges: &[Range<u64>], others: Vec<Range<u64>>) -> Option<&Range<u64>> {
+    let hit = |other: Range<u64>| {
+        let index = ranges.partition_point(|range| range.end <= other.start);
+        ranges.get(index).filter(|range| range.start < other.end && !other.is_empty())
+    };
+    others.into_iter().filter_map(hit).min_by_key(|range| range.start)
 }
 
 fn extent_of(index: usize, file: &FileEntry) -> Result<Extent, LayoutError> {
@@ -264,6 +325,7 @@ fn name_error(index: usize, name: &str) -> LayoutError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use metainfo::Zeros;
     use proptest::prelude::*;
 
     fn layout(extents: &[(u64, u64)]) -> Result<Layout, LayoutError> {
@@ -305,6 +367,40 @@ mod tests {
         assert_eq!(split(20..20), []);
         assert_eq!(split(19..20), [(19, 209, 1)]);
         assert!(matches!(layout.on_disk(0..21).err(), Some(LayoutError::PastEnd { .. })));
+    }
+
+    #[test]
+    fn zeros_on_top_of_anything_are_refused() {
+        const MIB: u64 = 1 << 20;
+        let check = |zeros: Range<u64>| {
+            let mut layout = layout(&[(0, 512), (4 * MIB, MIB)]).expect("sane");
+            (layout.table, layout.disk_size) = (TableKind::Gpt, Some(16 * MIB));
+            let swap = SwapFacts { offset: 8 * MIB, length: MIB, ..SwapFacts::default() };
+            let zeros = Zeros::new(vec![zeros]).expect("whole blocks");
+            let facts = ImageFacts { disk_size: 16 * MIB, swap: vec![swap], zeros, ..ImageFacts::default() };
+            layout.check_zeros(&facts).map_err(|error| match error {
+                LayoutError::Zeros { disk, why } => (disk, why.split(' ').nth(2).unwrap_or_default()),
+                other => panic!("{other}"),
+            })
+        };
+        for good in [MIB..4 * MIB, 5 * MIB..8 * MIB, 9 * MIB..15 * MIB] {
+            assert_eq!(check(good.clone()), Ok(()), "{good:?}");
+        }
+        let block = 64 << 10;
+        assert_eq!(check(MIB..4 * MIB + block), Err((MIB, "files")));
+        assert_eq!(check(5 * MIB - block..5 * MIB), Err((5 * MIB - block, "files")));
+        assert_eq!(check(MIB - block..MIB), Err((MIB - block, "partition")));
+        assert_eq!(check(15 * MIB..15 * MIB + block), Err((15 * MIB, "partition")));
+        assert_eq!(check(16 * MIB..17 * MIB), Err((16 * MIB, "partition")));
+        assert_eq!(check(7 * MIB..10 * MIB), Err((7 * MIB, "has")));
+        assert_eq!(check(1 << 62..(1 << 62) + block), Err((1 << 62, "partition")));
+    }
+
+    #[test]
+    fn a_disk_has_to_hold_the_zeros_as_well() {
+        let mut layout = layout(&[(0, 512)]).expect("sane");
+        layout.zeros.push(1 << 20..2 << 20);
+        assert_eq!(layout.needed_len(), 2 << 20);
     }
 
     #[test]

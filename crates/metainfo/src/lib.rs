@@ -5,6 +5,8 @@
 pub mod bencode;
 mod geometry;
 mod torrent;
+mod zeros;
 
 pub use geometry::{BLOCK_LEN, Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex, usual_piece_len};
 pub use torrent::{FileEntry, ImageFacts, Infohash, Metainfo, MetainfoError, NewTorrent, PieceHash, SwapFacts};
+pub use zeros::{MAX_ZERO_RANGES, ZERO_BLOCK_LEN, Zeros, ZerosError};

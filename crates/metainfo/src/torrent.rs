@@ -9,6 +9,7 @@ use sha1::{Digest, Sha1};
 
 use crate::bencode::{self, BencodeError};
 use crate::geometry::{Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex};
+use crate::zeros::Zeros;
 
 /// SHA-1 of one piece.
 pub type PieceHash = [u8; 20];
@@ -71,6 +72,9 @@ pub struct ImageFacts {
     /// Swap areas, which are made anew, not copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub swap: Vec<SwapFacts>,
+    /// Stretches in use that are zeros, which are made anew, not copied.
+    #[serde(default, skip_serializing_if = "Zeros::is_empty")]
+    pub zeros: Zeros,
 }
 
 /// A swap area: enough to make it again.
@@ -318,7 +322,7 @@ mod tests {
                 disk_size: 1 << 30,
                 sector_size: 512,
                 table: "gpt".into(),
-                swap: vec![],
+                ..ImageFacts::default()
             }),
             private: true,
         }
@@ -353,6 +357,28 @@ mod tests {
         let bytes = sample().to_bytes().expect("sane");
         let theirs = librqbit_core::torrent_metainfo::torrent_from_bytes(&bytes).expect("librqbit reads it");
         assert_eq!(theirs.info_hash.0, Metainfo::parse(&bytes).expect("ours").infohash.0);
+    }
+
+    #[test]
+    fn zeros_are_part_of_the_infohash_and_absent_if_there_are_none() {
+        let plain = sample().to_bytes().expect("sane");
+        assert!(!String::from_utf8_lossy(&plain).contains("zeros"));
+        let mut torrent = sample();
+        let range = 16 << 20..17 << 20;
+        let zeros = Zeros::new(vec![range]).expect("sane");
+        torrent.facts.as_mut().expect("facts").zeros = zeros.clone();
+        let bytes = torrent.to_bytes().expect("sane");
+        let meta = Metainfo::parse(&bytes).expect("own torrent");
+        assert_eq!(meta.facts.expect("facts").zeros, zeros);
+        assert_ne!(meta.infohash, Metainfo::parse(&plain).expect("own torrent").infohash);
+        let at = bytes.windows(8).position(|window| window == b"5:zeros3").expect("the key");
+        // 256 blocks in front take two bytes, 16 blocks one.
+        assert_eq!(&bytes[at + 7..at + 12], b"3:\x80\x02\x10");
+        let mut hostile = bytes.clone();
+        hostile[at + 11] = 0;
+        let error = Metainfo::parse(&hostile).expect_err("an empty range");
+        let cause = std::error::Error::source(&error).expect("a cause").to_string();
+        assert!(cause.contains("range 0 of zeros cannot be"), "{cause}");
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn loopback() -> Options {
 }
 
 fn gpt_facts() -> ImageFacts {
-    ImageFacts { schema: 1, disk_size: DISK_LEN, sector_size: 512, table: "gpt".to_owned(), swap: vec![] }
+    ImageFacts { schema: 1, disk_size: DISK_LEN, sector_size: 512, table: "gpt".to_owned(), ..ImageFacts::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

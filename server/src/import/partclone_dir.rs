@@ -59,7 +59,7 @@ pub fn import(
         disk_size: info.partition_len,
         sector_size: SECTOR_SIZE,
         table: "none".to_owned(),
-        swap: Vec::new(),
+        ..ImageFacts::default()
     };
     let torrent_bytes = torrent(&layout, PIECE_LEN, info.hashes, facts)?;
     let found = identify(&draft.content_path(), &layout);

@@ -27,7 +27,13 @@ pub fn add_image(lan: &Lan, name: &str, len: usize) -> (Vec<u8>, Metainfo) {
             FileEntry { length: (len - first) as u64, path: vec![format!("{:032x}", 1 << 30)] },
         ],
         hashes: content.chunks(PIECE_LEN).map(|piece| Sha1::digest(piece).into()).collect(),
-        facts: Some(ImageFacts { schema: 1, disk_size: 2 << 30, sector_size: 512, table: "none".into(), swap: vec![] }),
+        facts: Some(ImageFacts {
+            schema: 1,
+            disk_size: 2 << 30,
+            sector_size: 512,
+            table: "none".into(),
+            ..ImageFacts::default()
+        }),
         private: true,
     };
     let torrent = torrent.to_bytes().expect("a sound torrent");
