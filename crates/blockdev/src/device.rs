@@ -14,6 +14,14 @@ use crate::ffi;
 /// reader per core fits 512 MB.
 const READ_LEN: usize = 1 << 20;
 
+/// What is written where zeros are wanted, and compared with where they are expected.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// Whether all of these bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
+}
+
 /// What went wrong with a disk; the cause is the source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -171,6 +179,27 @@ impl Device {
                 )),
             },
         }
+    }
+
+    /// Makes a range read as zeros: a block device is told to (`BLKZEROOUT`, which some do without moving the bytes), a
+    /// regular file is written to.
+    ///
+    /// # Errors
+    /// The kernel's, with offset and length in its text; also if the range leaves the device.
+    pub fn zero_out(&self, at: DiskOffset, len: u64) -> io::Result<()> {
+        self.check_bounds(at, usize::try_from(len).unwrap_or(usize::MAX))?;
+        // A device that cannot, or fails half-way, is written to like a file, and a write that fails says where.
+        if matches!(self.kind, Kind::Block { .. }) && ffi::zero_out(&self.file, at.0, len).is_ok() {
+            return Ok(());
+        }
+        let end = at.0 + len;
+        let mut next = at.0;
+        while next < end {
+            let now = usize::try_from(end - next).unwrap_or(usize::MAX).min(ZEROS.len());
+            self.write_all_at(&ZEROS[..now], DiskOffset(next))?;
+            next += u64::try_from(now).expect("at most the length of ZEROS");
+        }
+        Ok(())
     }
 
     /// Makes the kernel read the partition table again, so that the new partitions appear. Nothing for a regular file, a
@@ -339,6 +368,21 @@ mod tests {
         assert!(error.to_string().contains("which has 1024 bytes"), "{error}");
         assert!(device.write_all_at(&[0; 1], DiskOffset(u64::MAX)).is_err());
         assert_eq!(std::fs::metadata(device.path()).expect("still there").len(), 1024);
+    }
+
+    #[test]
+    fn zeros_go_where_they_are_wanted() {
+        let (_dir, device) = disk(1 << 20);
+        device.write_all_at(&vec![7; 1 << 20], DiskOffset(0)).expect("fits");
+        let last = device.len() - 1;
+        for (at, len) in [(1, 300_000), (last, 1), (500_000, 0)] {
+            device.zero_out(DiskOffset(at), len).expect("inside");
+        }
+        let bytes = std::fs::read(device.path()).expect("the disk");
+        assert!(bytes[0] == 7 && is_zero(&bytes[1..300_001]) && bytes[300_001] == 7 && bytes[500_000] == 7);
+        assert!(bytes[bytes.len() - 2] == 7 && is_zero(&bytes[bytes.len() - 1..]) && !is_zero(&bytes));
+        assert!(device.zero_out(DiskOffset(last), 2).is_err() && device.zero_out(DiskOffset(0), u64::MAX).is_err());
+        assert!(is_zero(&[]) && is_zero(&vec![0; 1 << 20]) && !is_zero(&[0, 1]));
     }
 
     #[test]

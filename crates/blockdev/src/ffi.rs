@@ -12,6 +12,7 @@ mod raw {
     nix::ioctl_none_bad!(blkrrpart, 0x125f);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
     nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
+    nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
     // EXT4_IOC_RESIZE_FS of fs/ext4/ext4.h.
     nix::ioctl_write_ptr!(ext4_resize_fs, b'f', 16, u64);
 }
@@ -52,6 +53,15 @@ pub(crate) fn discard(file: &File, start: u64, len: u64) -> io::Result<()> {
     let range = [start, len];
     // SAFETY: the descriptor is owned by `file` and open; the kernel reads two u64 from `range`, which outlives the call.
     unsafe { raw::blkdiscard(file.as_raw_fd(), &range)? };
+    Ok(())
+}
+
+/// Makes the device's `len` bytes at `start`, both in bytes and whole sectors, read as zeros: by a command of its own where
+/// it has one, else the kernel writes them. What the page cache has of them is dropped.
+pub(crate) fn zero_out(file: &File, start: u64, len: u64) -> io::Result<()> {
+    let range = [start, len];
+    // SAFETY: the descriptor is owned by `file` and open; the kernel reads two u64 from `range`, which outlives the call.
+    unsafe { raw::blkzeroout(file.as_raw_fd(), &range)? };
     Ok(())
 }
 

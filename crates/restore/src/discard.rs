@@ -12,7 +12,7 @@ const ALIGN: u64 = 1 << 20;
 /// One discard is at most so long: some disks take seconds for more, and nothing else gets through meanwhile.
 const MOST: u64 = 1 << 30;
 
-/// Discards every gap between the image's extents. Advice: a disk that cannot, or fails, is no worse for it. Blocks.
+/// Discards every gap between the image's extents and zeros. Advice: a disk that cannot, or fails, is no worse for it. Blocks.
 pub(crate) fn discard_unused(layout: &Layout, store: &DiskStore, is_over: &AtomicBool) -> u64 {
     let mut discarded = 0;
     let deferred: Vec<Range<u64>> = store.deferred().ranges().collect();
@@ -34,9 +34,11 @@ pub(crate) fn discard_unused(layout: &Layout, store: &DiskStore, is_over: &Atomi
     discarded
 }
 
-/// What lies between extents and deferred ranges, cut to whole units.
+/// What lies between extents, zeros and deferred ranges, cut to whole units.
 fn gaps(layout: &Layout, deferred: &[Range<u64>], device_len: u64) -> Vec<Range<u64>> {
     let mut used: Vec<Range<u64>> = layout.extents().iter().map(|extent| extent.disk.0..extent.end()).collect();
+    // Zeros are used as well: what was discarded may read as anything.
+    used.extend(layout.zeros().iter().cloned());
     used.extend(deferred.iter().cloned());
     used.push(device_len..u64::MAX);
     used.sort_unstable_by_key(|range| range.start);
@@ -59,6 +61,7 @@ fn gaps(layout: &Layout, deferred: &[Range<u64>], device_len: u64) -> Vec<Range<
 mod tests {
     use super::*;
     use layout::Extent;
+    use metainfo::{FileEntry, ImageFacts, Metainfo, NewTorrent, Zeros};
 
     #[test]
     fn gaps_are_whole_units_outside_of_everything() {
@@ -70,5 +73,24 @@ mod tests {
         assert_eq!(gaps(&layout, &deferred, 10 * MIB), [MIB..3 * MIB, 4 * MIB..5 * MIB, 6 * MIB..9 * MIB]);
         assert_eq!(gaps(&layout, &[], 6 * MIB + 512), [MIB..3 * MIB, 4 * MIB..5 * MIB]);
         assert_eq!(gaps(&layout, &deferred[..1], 50 * MIB)[2], 6 * MIB..50 * MIB);
+    }
+
+    #[test]
+    fn zeros_are_no_gap() {
+        const MIB: u64 = 1 << 20;
+        let zeros = Zeros::new(vec![MIB..2 * MIB, 7 * MIB + (64 << 10)..8 * MIB]).expect("whole blocks");
+        let torrent = NewTorrent {
+            name: "root".to_owned(),
+            announce: None,
+            piece_len: 16 << 10,
+            files: vec![FileEntry { length: 512, path: vec!["0".to_owned()] }],
+            hashes: vec![[0; 20]],
+            facts: Some(ImageFacts { disk_size: 10 * MIB, zeros, table: "none".to_owned(), ..ImageFacts::default() }),
+            private: true,
+        };
+        let meta = Metainfo::parse(&torrent.to_bytes().expect("sane")).expect("sane");
+        let layout = Layout::new(&meta).expect("sane");
+        let head = 0..MIB;
+        assert_eq!(gaps(&layout, &[head], 10 * MIB), [2 * MIB..7 * MIB, 8 * MIB..10 * MIB]);
     }
 }

@@ -1,7 +1,7 @@
 //! Image to disk, as `/init` and `ezio restore` do it.
 //!
 //! The order is the promise: check that the image fits; look at what the disk holds already; before the first write take
-//! away what could boot; write pieces, each hashed before it is written; at a distance behind the writes flush, read back
+//! away what could boot; write pieces, each hashed before it is written, and zeros where the image has nothing else; at a distance behind the writes flush, read back
 //! from the medium and hash again; only when everything is proven write the sectors that make the disk bootable; flush; read
 //! those back too.
 //!
@@ -17,9 +17,10 @@ mod proof;
 mod run;
 mod store;
 mod swap;
+mod zeros;
 
 pub use layout::parttable::adapt::{Grow, Grown, Wish};
 pub use look::Sample;
-pub use run::{Progress, RestoreError, Restored, Wishes, restore, survey};
+pub use run::{Lost, Progress, RestoreError, Restored, Wishes, restore, survey};
 pub use store::DiskStore;
 pub use swap::{check_swap, swap_page};

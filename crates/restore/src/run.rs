@@ -1,6 +1,8 @@
 //! The steps in their order.
 
+use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +24,10 @@ use crate::look::{Sample, look, sample};
 use crate::proof::{Proof, Unproven};
 use crate::store::{DiskStore, WrongPiece};
 use crate::swap::check_swap;
+use crate::zeros::{first_unkept, make_zeros};
+
+const LOOKING: &str = "looking at what is there already on";
+const PROVING: &str = "proving what was written to";
 
 /// How often the caller hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -87,15 +93,15 @@ pub enum RestoreError {
     },
     /// What was read back is not what was written.
     #[error(
-        "{path} does not hold what was written to it: piece {piece}, from disk offset {disk_offset}, reads back wrong; \
+        "{path} does not hold what was written to it: {what}, from disk offset {disk_offset}, reads back wrong; \
          the disk is failing or lies about its writes, replace it"
     )]
     ReadBack {
         /// The device.
         path: PathBuf,
-        /// The piece.
-        piece: PieceIndex,
-        /// Where the piece starts on the disk, in bytes.
+        /// What is not there.
+        what: Lost,
+        /// Where it starts on the disk, in bytes.
         disk_offset: u64,
     },
     /// The proof's thread ended without a result.
@@ -104,6 +110,27 @@ pub enum RestoreError {
         /// The device.
         path: PathBuf,
     },
+}
+
+/// What a disk did not keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A piece of the image.
+    Piece(PieceIndex),
+    /// Zeros that the image has without content.
+    Zeros,
+    /// Boot code, partition table, or a swap area.
+    Table,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lost::Piece(piece) => write!(f, "piece {piece}"),
+            Lost::Zeros => f.write_str("a stretch of zeros"),
+            Lost::Table => f.write_str("a partition table or swap area"),
+        }
+    }
 }
 
 /// How a restore is to go.
@@ -174,6 +201,9 @@ struct Run {
     swarm: Swarm,
     proof: Arc<Proof>,
     following: JoinHandle<Result<(), Unproven>>,
+    zeroing: JoinHandle<io::Result<Vec<Range<u64>>>>,
+    /// What has been zeroed and not been read back yet.
+    zeroed: Vec<Range<u64>>,
     discarding: Option<JoinHandle<u64>>,
     background: Background,
     meter: Meter,
@@ -198,8 +228,16 @@ impl Run {
             let proof = Arc::clone(&proof);
             move || proof.follow()
         });
+        let background = Background { store: Arc::clone(&store), is_over: Arc::default() };
+        let zeroing = spawn_blocking({
+            let (layout, store) = (Arc::clone(&layout), Arc::clone(&store));
+            let is_over = Arc::clone(&background.is_over);
+            move || make_zeros(&layout, &store, &is_over)
+        });
         Ok(Run {
-            background: Background { store: Arc::clone(&store), is_over: Arc::default() },
+            background,
+            zeroing,
+            zeroed: Vec::new(),
             meter: Meter::new(meta.geometry.content_len()),
             ticks: tokio::time::interval(PROGRESS_EVERY),
             discarding: None,
@@ -214,22 +252,30 @@ impl Run {
         })
     }
 
-    /// Until every piece is on the disk; gives the bytes that were there already.
+    /// Until every piece is on the disk, and zeros where they belong; gives the bytes of content that were there already.
     async fn fetch(&mut self, each: &mut impl FnMut(Progress)) -> Result<u64, RestoreError> {
         let path = self.device.path().to_owned();
         let (mut looking, mut news) = self.look();
         let mut kept = None;
+        let (mut is_complete, mut is_zeroed) = (false, false);
         let completed = self.swarm.completed();
         tokio::pin!(completed);
-        loop {
+        while !(is_complete && is_zeroed) {
             tokio::select! {
-                result = &mut completed => break result.map_err(|source| RestoreError::Swarm { path: path.clone(), source })?,
+                result = &mut completed, if !is_complete => {
+                    result.map_err(|source| RestoreError::Swarm { path: path.clone(), source })?;
+                    is_complete = true;
+                }
+                result = &mut self.zeroing, if !is_zeroed => {
+                    self.zeroed = done(result, "writing zeros to", &path)?;
+                    is_zeroed = true;
+                }
                 Some((right, wrong)) = news.recv() => {
                     right.iter().for_each(|&piece| self.proof.found(piece));
                     self.swarm.found(&right);
                     self.swarm.lacks(&wrong);
                 }
-                result = &mut looking, if kept.is_none() => kept = Some(looked(result, &path)?),
+                result = &mut looking, if kept.is_none() => kept = Some(done(result, LOOKING, &path)?),
                 result = &mut self.following => return Err(unproven(result, &path)),
                 _ = self.ticks.tick() => {
                     each(self.meter.progress(Stage::Restore, self.swarm.stats().bytes_have, &self.swarm, &self.store));
@@ -245,7 +291,7 @@ impl Run {
         each(self.meter.progress(Stage::Restore, self.meta.geometry.content_len(), &self.swarm, &self.store));
         match kept {
             Some(kept) => Ok(kept),
-            None => looked(looking.await, &path),
+            None => done(looking.await, LOOKING, &path),
         }
     }
 
@@ -272,11 +318,22 @@ impl Run {
     async fn prove(&mut self, each: &mut impl FnMut(Progress)) -> Result<(), RestoreError> {
         self.store.ledger().complete();
         self.meter.restart(self.proof.bytes_proven());
-        loop {
+        let path = self.device.path().to_owned();
+        let (mut is_proven, mut are_zeros_kept) = (false, !self.wishes.verify);
+        let mut reading_zeros = spawn_blocking({
+            let (store, is_over) = (Arc::clone(&self.store), Arc::clone(&self.background.is_over));
+            let zeroed = if self.wishes.verify { std::mem::take(&mut self.zeroed) } else { Vec::new() };
+            move || first_unkept(&store, &zeroed, &is_over)
+        });
+        while !(is_proven && are_zeros_kept) {
             tokio::select! {
-                result = &mut self.following => match result {
-                    Ok(Ok(())) => break,
-                    bad => return Err(unproven(bad, self.device.path())),
+                result = &mut self.following, if !is_proven => match result {
+                    Ok(Ok(())) => is_proven = true,
+                    bad => return Err(unproven(bad, &path)),
+                },
+                result = &mut reading_zeros, if !are_zeros_kept => match done(result, PROVING, &path)? {
+                    None => are_zeros_kept = true,
+                    Some(disk_offset) => return Err(RestoreError::ReadBack { path, what: Lost::Zeros, disk_offset }),
                 },
                 _ = self.ticks.tick() => if self.wishes.verify {
                     each(self.meter.progress(Stage::Verify, self.proof.bytes_proven(), &self.swarm, &self.store));
@@ -318,7 +375,7 @@ impl Run {
         let finished = finished.map_err(|source| RestoreError::Disk { doing, path: path.clone(), source })?;
         match finished.wrong_at {
             None => Ok(finished),
-            Some(disk_offset) => Err(RestoreError::ReadBack { path, piece: PieceIndex(0), disk_offset }),
+            Some(disk_offset) => Err(RestoreError::ReadBack { path, what: Lost::Table, disk_offset }),
         }
     }
 }
@@ -326,8 +383,8 @@ impl Run {
 /// Pieces that were looked at: those that are right, those that are not.
 type Seen = (Vec<PieceIndex>, Vec<PieceIndex>);
 
-fn looked(result: Result<io::Result<u64>, JoinError>, path: &Path) -> Result<u64, RestoreError> {
-    let doing = "looking at what is there already on";
+/// What a thread of its own has come to.
+fn done<T>(result: Result<io::Result<T>, JoinError>, doing: &'static str, path: &Path) -> Result<T, RestoreError> {
     let result = result.map_err(|_| RestoreError::Interrupted { path: path.to_owned() })?;
     result.map_err(|source| RestoreError::Disk { doing, path: path.to_owned(), source })
 }
@@ -337,10 +394,10 @@ fn unproven(result: Result<Result<(), Unproven>, JoinError>, path: &Path) -> Res
     let path = path.to_owned();
     match result {
         Ok(Err(Unproven::Flush(source) | Unproven::Read(source))) => {
-            RestoreError::Disk { doing: "proving what was written to", path, source }
+            RestoreError::Disk { doing: PROVING, path, source }
         }
         Ok(Err(Unproven::Wrong(WrongPiece { piece, disk_offset }))) => {
-            RestoreError::ReadBack { path, piece, disk_offset }
+            RestoreError::ReadBack { path, what: Lost::Piece(piece), disk_offset }
         }
         Ok(Ok(())) | Err(_) => RestoreError::Interrupted { path },
     }

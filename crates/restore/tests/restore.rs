@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use blockdev::Device;
 use layout::Layout;
-use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts};
+use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts, Zeros};
 use report::Stage;
-use restore::{DiskStore, Grow, Progress, RestoreError, Wish, Wishes, restore};
+use restore::{DiskStore, Grow, Lost, Progress, RestoreError, Wish, Wishes, restore};
 use sha1::{Digest as _, Sha1};
 use swarm::{Have, Options, Storage, Swarm};
 
@@ -281,6 +281,89 @@ async fn what_was_there_at_the_power_cut_is_kept() {
     assert_eq!((cost.kept + cost.fetched, cost.written), (len, cost.fetched));
     // The first piece, the last, and those that the middle one touched.
     assert!(cost.fetched <= 7 * u64::from(PIECE_LEN), "{cost:?}");
+}
+
+/// Between the extents, one of them longer than what is looked at in one go.
+fn zeros() -> Vec<std::ops::Range<u64>> {
+    vec![3 * MIB + (64 << 10)..5 * MIB, 8 * MIB + (64 << 10)..8 * MIB + (128 << 10)]
+}
+
+fn facts_with_zeros() -> ImageFacts {
+    ImageFacts { zeros: Zeros::new(zeros()).expect("whole blocks"), ..gpt_facts() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zeros_without_content_are_made_and_left_alone_where_they_are() {
+    let room = Room::new(facts_with_zeros()).await;
+    let path = room.disk(DISK_LEN);
+    let watched = std::fs::File::open(&path).expect("the disk");
+    let is_zero_at = |at: u64| {
+        let mut bytes = [1; 4096];
+        watched.read_exact_at(&mut bytes, at).expect("the disk");
+        bytes == [0; 4096]
+    };
+    room.restore(&path, |progress| {
+        if is_zero_at(3 * MIB + (64 << 10)) && progress.stage <= Stage::Verify {
+            assert!(is_zero_at(0), "nothing to boot once anything is written, in stage {}", progress.stage);
+        }
+    })
+    .await
+    .expect("a sound disk");
+    room.expect_restored(&path);
+    let disk = std::fs::read(&path).expect("the disk");
+    for range in zeros() {
+        let (start, end) = (usize_of(range.start), usize_of(range.end));
+        assert!(disk[start..end].iter().all(|&byte| byte == 0), "{range:?}");
+        assert_eq!(disk[start - 1], UNTOUCHED, "not more than that: {range:?}");
+    }
+    assert_eq!(disk[usize_of(9 * MIB)..usize_of(10 * MIB)], vec![UNTOUCHED; usize_of(MIB)]);
+
+    let before = std::fs::metadata(&path).expect("the disk").modified().expect("a time");
+    let len = room.meta.geometry.content_len();
+    let again = room.restore(&path, |_| ()).await.expect("a sound disk");
+    assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 });
+    assert_eq!(std::fs::metadata(&path).expect("the disk").modified().expect("a time"), before, "written to");
+
+    // One byte of junk: the content is all there, and the disk is not as it should be.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
+    file.write_all_at(&[1], 5 * MIB - 1).expect("the disk");
+    let again = room.restore(&path, |_| ()).await.expect("a sound disk");
+    assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 });
+    assert!(std::fs::read(&path).expect("the disk") == disk, "as before, the table too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_keeps_junk_where_zeros_belong_is_found_out() {
+    let room = Room::new(facts_with_zeros()).await;
+    let path = room.disk(DISK_LEN);
+    let saboteur = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
+    let sabotage = |progress: Progress| {
+        if progress.stage == Stage::Restore && progress.bytes_done == progress.bytes_total {
+            saboteur.write_all_at(&[1], 4 * MIB + 77).expect("the disk");
+        }
+    };
+    let trusting = Wishes { verify: false, ..Wishes::default() };
+    room.restore_as(&path, trusting, sabotage).await.expect("nobody looks");
+    // Junk all over again, or the zeros that are there would need no writing.
+    let path = room.disk(DISK_LEN);
+    let result = room.restore(&path, sabotage).await;
+    let error = result.expect_err("one byte is wrong");
+    let RestoreError::ReadBack { what: Lost::Zeros, disk_offset, .. } = error else { panic!("{error}") };
+    assert_eq!(disk_offset, 3 * MIB + (64 << 10), "the part of a MiB that the byte is in");
+    assert!(error.to_string().contains("a stretch of zeros, from disk offset 3211264, reads back wrong"), "{error}");
+    let disk = std::fs::read(&path).expect("the disk");
+    assert!(disk[..usize_of(MIB)].iter().all(|&byte| byte == 0), "nothing to boot");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_room_for_the_zeros_is_not_touched() {
+    let range = 13 * MIB..14 * MIB;
+    let zeros = Zeros::new(vec![range]).expect("whole blocks");
+    let room = Room::new(ImageFacts { disk_size: 20 * MIB, zeros, ..gpt_facts() }).await;
+    let path = room.disk(14 * MIB - 512);
+    let error = room.restore(&path, |_| ()).await.expect_err("too small");
+    assert!(matches!(error, RestoreError::DoesNotFit { .. }), "{error}");
+    assert!(std::fs::read(&path).expect("the disk").iter().all(|&byte| byte == UNTOUCHED));
 }
 
 #[tokio::test(flavor = "multi_thread")]
