@@ -8,6 +8,7 @@ mod plan;
 mod probe;
 mod rescue;
 mod window;
+mod zeros;
 
 pub mod pipeline;
 pub mod progress;
@@ -22,7 +23,9 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::BinaryBytes;
 use layout::Layout;
-use metainfo::{FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, usual_piece_len};
+use metainfo::{
+    FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, Zeros, usual_piece_len,
+};
 
 use self::pipeline::{Job, default_threads};
 pub use self::plan::Choices;
@@ -38,6 +41,7 @@ use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA, Unreada
 const TORRENT_NAME: &str = "root";
 /// Room that stays free beside the content, in bytes: torrent, manifest, and a little peace.
 const SPARE_ROOM: u64 = 64 << 20;
+const RESCUE_HINT: &str = "--rescue goes on without what cannot be read, and records it";
 
 /// Makes an image of a disk: only the blocks in use, with its partition table and boot loader.
 #[derive(Debug, Args)]
@@ -59,6 +63,9 @@ pub struct Capture {
     /// Go on where the disk cannot be read: zeros are taken instead, and the places recorded.
     #[arg(long)]
     rescue: bool,
+    /// Leave blocks of zeros out of the image, and make them anew when it is restored. Only EZIO knows how.
+    #[arg(long)]
+    skip_zeros: bool,
     /// Length of a piece, such as 4M: a power of two from 16K to 64M. Chosen by the size of the image if not given.
     #[arg(long, value_name = "LEN", value_parser = parse_piece_len)]
     piece_len: Option<u32>,
@@ -83,8 +90,8 @@ impl Capture {
         let draft = library.draft(&self.name, self.replace)?;
         let origin = Origin::now("capture", &self.source);
         let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
-        let (piece_len, threads, rescue) = (self.piece_len, self.threads, self.rescue);
-        let order = Order { choices, rescue, piece_len, threads, origin };
+        let (piece_len, threads, rescue, skip_zeros) = (self.piece_len, self.threads, self.rescue, self.skip_zeros);
+        let order = Order { choices, rescue, skip_zeros, piece_len, threads, origin };
         let (image, rate) = make_image(&source, draft, order, stop)?;
         println!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
         Ok(())
@@ -98,6 +105,8 @@ pub struct Order {
     pub choices: Choices,
     /// Go on where the source cannot be read.
     pub rescue: bool,
+    /// Leave out stretches of zeros, to be made anew.
+    pub skip_zeros: bool,
     /// Length of a piece in bytes; chosen by the size of the image if `None`.
     pub piece_len: Option<u32>,
     /// Threads that hash; all cores if `None`.
@@ -111,7 +120,7 @@ pub struct Order {
 /// # Errors
 /// What went wrong, in words for the person at the terminal. Nothing is left behind then.
 pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool) -> anyhow::Result<(Image, f64)> {
-    let plan = Plan::make(source, &draft.scratch()?, order.choices)?;
+    let mut plan = Plan::make(source, &draft.scratch()?, order.choices)?;
     ensure!(!stop.load(Ordering::Relaxed), "interrupted");
     for warning in &plan.warnings {
         log::warn!("{}: {warning}", source.path.display());
@@ -119,6 +128,13 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
     for partition in &plan.partitions {
         println!("{}", partition_line(partition));
     }
+    let zeros = if order.skip_zeros {
+        let deferred = plan.deferred(source.len);
+        zeros::find(source, &plan.layout, &deferred, order.rescue, stop)?
+    } else {
+        Zeros::default()
+    };
+    plan.leave_out(&zeros)?;
     let content_len = plan.layout.content_len();
     check_room(draft.library_dir(), content_len)?;
     let piece_len = order.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
@@ -138,7 +154,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
             if order.rescue && read.is_err() {
                 unreadable.extend(rescue::read(now, part.disk.0, &|buf, at| source.file.read_exact_at(buf, at)));
             } else {
-                read.context("--rescue goes on without what cannot be read, and records it")?;
+                read.context(RESCUE_HINT)?;
             }
             rest = later;
         }
@@ -156,7 +172,9 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         sector_size: plan.sector_size,
         table: plan.table.as_str().to_owned(),
         swap: plan.swap,
+        zeros,
     };
+    let zeros_len = facts.zeros.len();
     let torrent_bytes = torrent(&plan.layout, piece_len, hashed.pieces, facts)?;
     let mut origin = order.origin;
     origin.tools.extend(plan.tools);
@@ -171,6 +189,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         content_sha256: hex(&hashed.sha256),
         infohash: metainfo::Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
         extent_count: plan.layout.extents().len() as u64,
+        zeros_len,
         unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
         origin,
     };
@@ -181,8 +200,12 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
 /// An image in one line: sizes, extents, pieces, infohash.
 pub fn summary(image: &Image) -> String {
     let geometry = image.meta.geometry;
+    let zeros = match image.manifest.zeros_len {
+        0 => String::new(),
+        len => format!(" ({} of zeros left out)", BinaryBytes(len)),
+    };
     format!(
-        "{}: {} in use of {}, {} extents, {} pieces of {}, infohash {}",
+        "{}: {} in use{zeros} of {}, {} extents, {} pieces of {}, infohash {}",
         image.name,
         BinaryBytes(image.layout.content_len()),
         BinaryBytes(image.manifest.disk_size),

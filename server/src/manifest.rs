@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub const SCHEMA: u32 = 1;
 
 /// Everything known about an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this structure: [`SCHEMA`].
     pub schema: u32,
@@ -39,11 +39,19 @@ pub struct Manifest {
     pub infohash: String,
     /// How many extents the content consists of.
     pub extent_count: u64,
+    /// Bytes of zeros in used data that are not in `content`, because the torrent's facts say where they are.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub zeros_len: u64,
     /// Places that could not be read and are zeros in the content.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<Unreadable>,
     /// Where it came from.
     pub origin: Origin,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_nothing(len: &u64) -> bool {
+    *len == 0
 }
 
 /// A stretch of the disk that could not be read.
@@ -222,6 +230,7 @@ mod tests {
             content_sha256: String::new(),
             infohash: "00".repeat(20),
             extent_count: 1,
+            zeros_len: 65_536,
             unreadable: vec![Unreadable { start: 4096, length: 512 }],
             origin: Origin::now("capture", Path::new("/dev/sda")),
         }

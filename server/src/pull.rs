@@ -232,6 +232,7 @@ pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, sour
         content_sha256: String::new(),
         infohash: meta.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
+        zeros_len: facts.zeros.len(),
         unreadable: Vec::new(),
         origin: Origin::now(how, Path::new(source)),
     }

@@ -10,4 +10,4 @@ mod mapping;
 pub mod parttable;
 
 pub use extent::{DiskOffset, Extent, ExtentSet};
-pub use mapping::{ContentOffset, Layout, LayoutError, OnDisk};
+pub use mapping::{ContentOffset, Layout, LayoutError, OnDisk, deferred};

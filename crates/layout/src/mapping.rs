@@ -250,24 +250,9 @@ impl Layout {
         }))
     }
 
-    /// The half-open ranges of a device of this length that are written last, ascending and disjoint: the first MiB, and
-    /// for a disk with a partition table the last MiB of the device and of the disk that the image came from. Without them
-    /// no firmware finds anything to boot.
+    /// The half-open ranges of a device of this length that are written last: see [`deferred`].
     pub fn deferred(&self, device_len: u64) -> Vec<Range<u64>> {
-        let mut ends = vec![DEFERRED_LEN.min(device_len)];
-        if self.is_whole_disk() {
-            ends.extend([self.disk_size().min(device_len), device_len]);
-        }
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for end in ends {
-            let start = end.saturating_sub(DEFERRED_LEN);
-            match ranges.last_mut() {
-                Some(last) if start <= last.end => last.end = last.end.max(end),
-                _ => ranges.push(start..end),
-            }
-        }
-        ranges.retain(|range| !range.is_empty());
-        ranges
+        deferred(self.table, self.disk_size(), device_len)
     }
 
     /// Whether zeros are in nobody's way. What is deferred is decided by the partition table, on every disk anew.
@@ -290,6 +275,26 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// The half-open ranges of a device of `device_len` bytes that are written last, ascending and disjoint: the first MiB, and
+/// for an image with a partition table the last MiB of the device and of the disk of `disk_size` bytes that it came from.
+/// Without them no firmware finds anything to boot.
+pub fn deferred(table: TableKind, disk_size: u64, device_len: u64) -> Vec<Range<u64>> {
+    let mut ends = vec![DEFERRED_LEN.min(device_len)];
+    if table != TableKind::None {
+        ends.extend([disk_size.min(device_len), device_len]);
+    }
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for end in ends {
+        let start = end.saturating_sub(DEFERRED_LEN);
+        match ranges.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges.retain(|range| !range.is_empty());
+    ranges
 }
 
 fn swap_range(swap: &SwapFacts) -> Range<u64> {

@@ -8,12 +8,13 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
 use layout::{Extent, ExtentSet, Layout};
-use metainfo::SwapFacts;
+use metainfo::{SwapFacts, Zeros};
 
 use super::health;
 use super::probe::{Probe, probe, swap_facts};
 use super::source::Source;
 use super::window::Window;
+use super::zeros::leave_out;
 use crate::manifest::{Captured, PartitionInfo};
 use crate::partclone::{self, Support};
 
@@ -89,11 +90,30 @@ impl Plan {
             plan.partitions.push(info);
         }
         let extents = extents.into_extents(u64::from(sector_size), source.len);
-        for partition in plan.partitions.iter_mut().filter(|info| info.captured != Captured::Container) {
+        plan.set_extents(extents)?;
+        Ok(plan)
+    }
+
+    /// The ends of the source that a restore writes last.
+    pub fn deferred(&self, source_len: u64) -> Vec<Range<u64>> {
+        layout::deferred(self.table, source_len, source_len)
+    }
+
+    /// Leaves these ranges out of the content.
+    ///
+    /// # Errors
+    /// If nothing sane is left.
+    pub fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
+        let extents = leave_out(self.layout.extents(), zeros.ranges());
+        self.set_extents(extents)
+    }
+
+    fn set_extents(&mut self, extents: Vec<Extent>) -> anyhow::Result<()> {
+        for partition in self.partitions.iter_mut().filter(|info| info.captured != Captured::Container) {
             partition.captured_len = len_inside(&extents, partition.start..partition.start + partition.length);
         }
-        plan.layout = Layout::of_extents(extents).context("laying out the image")?;
-        Ok(plan)
+        self.layout = Layout::of_extents(extents).context("laying out the image")?;
+        Ok(())
     }
 
     /// Decides about one partition.

@@ -113,8 +113,8 @@ fn copy(source: &Source, place: &Range<u64>, scratch: &Path) -> anyhow::Result<N
     Ok(copy)
 }
 
-/// The first run of data in `at..end`; without SEEK_DATA everything counts as data.
-fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+/// The first run of data in `at..end`, `None` if there is only a hole; without SEEK_DATA everything counts as data.
+pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
     }

@@ -117,6 +117,7 @@ fn check(manifest: &Manifest, meta: &Metainfo, layout: &Layout) -> anyhow::Resul
     agree("extent_count", manifest.extent_count, layout.extents().len() as u64)?;
     let Some(facts) = &meta.facts else { return Ok(()) };
     agree("disk_size", manifest.disk_size, facts.disk_size)?;
+    agree("zeros_len", manifest.zeros_len, facts.zeros.len())?;
     agree("sector_size", u64::from(manifest.sector_size), u64::from(facts.sector_size))?;
     ensure!(
         manifest.table == facts.table,

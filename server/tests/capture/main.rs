@@ -8,3 +8,4 @@ mod disks;
 mod import;
 mod refusals;
 mod tools;
+mod zeros;

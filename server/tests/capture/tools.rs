@@ -1,10 +1,10 @@
 //! Running programs, making disks, putting images back.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use layout::Layout;
 use metainfo::Metainfo;
@@ -141,6 +141,33 @@ impl Place {
             assert!(bytes == original, "extent at {:#x} is not the source's", part.disk.0);
             restored.write_all_at(&bytes, part.disk.0).expect("write");
         }
+        for range in layout.zeros() {
+            let len = usize::try_from(range.end - range.start).expect("small");
+            let mut original = vec![1; len];
+            source.read_exact_at(&mut original, range.start).expect("source");
+            assert!(original.iter().all(|&byte| byte == 0), "zeros at {:#x} are none in the source", range.start);
+            restored.write_all_at(&vec![0; len], range.start).expect("write");
+        }
+        target
+    }
+
+    /// Restores the image with `ezio restore` from `ezio seed`, which reads from `seeds_from`, into a file of junk.
+    pub fn deploy(&self, image: &str, seeds_from: &[&str], target_len: u64) -> String {
+        let target = self.text("deployed");
+        let mut junk = vec![0; usize::try_from(target_len).expect("small")];
+        Junk(99).fill(&mut junk);
+        fs::write(&target, junk).expect("write junk");
+        let torrent = self.image(image).join("image.torrent");
+        let mut seed = command(env!("CARGO_BIN_EXE_ezio"));
+        seed.arg("seed").arg(&torrent).args(seeds_from).args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+        let mut seed = Running(seed.spawn().expect("ezio runs"));
+        let lines = BufReader::new(seed.0.stdout.take().expect("piped")).lines();
+        let address = lines.map_while(Result::ok).find_map(|line| Some(line.rsplit_once(" on ")?.1.to_owned()));
+        let address = address.expect("it says where it seeds");
+        let mut restore = command(env!("CARGO_BIN_EXE_ezio"));
+        restore.arg("restore").arg(&torrent).args([&target, "--yes", "--peer", &address]);
+        let output = restore.output().expect("ezio runs");
+        assert!(output.status.success(), "ezio restore: {}", text(&output));
         target
     }
 
@@ -220,6 +247,16 @@ impl Place {
         run("debugfs", &["-R", &format!("rdump / {}", out.display()), image]);
         let _ = fs::remove_dir(out.join("lost+found"));
         run("diff", &["-r", files, &self.text("dumped")]);
+    }
+}
+
+/// A process that ends with the test.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
