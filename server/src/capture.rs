@@ -34,6 +34,7 @@ use self::probe::Probe;
 use self::progress::Progress;
 use self::source::Source;
 use crate::library::{DEFAULT_DIR, Draft, Image, Library, check_name};
+use crate::live;
 use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA, Unreadable};
 
 /// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
@@ -63,6 +64,9 @@ pub struct Capture {
     /// Go on where the disk cannot be read: zeros are taken instead, and the places recorded.
     #[arg(long)]
     rescue: bool,
+    /// Copy nothing: the image is seeded straight from SOURCE, which has to stay as it is. Only hashes are kept.
+    #[arg(long, conflicts_with = "rescue")]
+    live: bool,
     /// Leave blocks of zeros out of the image, and make them anew when it is restored. Only EZIO knows how.
     #[arg(long)]
     skip_zeros: bool,
@@ -91,7 +95,7 @@ impl Capture {
         let origin = Origin::now("capture", &self.source);
         let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
         let (piece_len, threads, rescue, skip_zeros) = (self.piece_len, self.threads, self.rescue, self.skip_zeros);
-        let order = Order { choices, rescue, skip_zeros, piece_len, threads, origin };
+        let order = Order { choices, rescue, skip_zeros, live: self.live, piece_len, threads, origin };
         let (image, rate) = make_image(&source, draft, order, stop)?;
         println!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
         Ok(())
@@ -107,6 +111,8 @@ pub struct Order {
     pub rescue: bool,
     /// Leave out stretches of zeros, to be made anew.
     pub skip_zeros: bool,
+    /// Copy nothing, and seed from the source.
+    pub live: bool,
     /// Length of a piece in bytes; chosen by the size of the image if `None`.
     pub piece_len: Option<u32>,
     /// Threads that hash; all cores if `None`.
@@ -136,15 +142,18 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
     };
     plan.leave_out(&zeros)?;
     let content_len = plan.layout.content_len();
-    check_room(draft.library_dir(), content_len)?;
+    check_room(draft.library_dir(), if order.live { 0 } else { content_len })?;
     let piece_len = order.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
     let geometry = Geometry::new(content_len, piece_len)
         .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
 
-    let content = create_content(&draft.content_path(), content_len)?;
+    let content = match order.live {
+        true => None,
+        false => Some(create_content(&draft.content_path(), content_len)?),
+    };
     let mut progress = Progress::new("capturing", content_len);
     let threads = order.threads.unwrap_or_else(default_threads);
-    let job = Job { geometry, threads, out: Some(&content), stop, progress: &mut progress };
+    let job = Job { geometry, threads, out: content.as_ref(), stop, progress: &mut progress };
     let mut unreadable = Vec::new();
     let hashed = job.run(|range, buf| {
         let mut rest = buf;
@@ -191,6 +200,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         extent_count: plan.layout.extents().len() as u64,
         zeros_len,
         unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
+        live: order.live.then(|| live::describe(&source.path)).transpose()?,
         origin,
     };
     ensure!(!stop.load(Ordering::Relaxed), "interrupted");

@@ -4,19 +4,21 @@ use std::collections::VecDeque;
 use std::fs::{self, File, Permissions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::BinaryBytes;
+use metainfo::PieceIndex;
 use tempfile::NamedTempFile;
 
 use crate::capture::pipeline::{Job, default_threads, write_sparse};
 use crate::capture::progress::Progress;
 use crate::capture::{check_room, stop_on_signals};
 use crate::library::{Image, Library};
+use crate::source::open_image;
 
 /// How much nothing is written to a pipe at a time, in bytes.
 const ZEROS_LEN: usize = 1 << 20;
@@ -171,8 +173,7 @@ impl<W: Write + Send> Target for Pipe<W> {
 
 /// Writes the disk, and checks every piece on the way.
 fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow::Result<()> {
-    let path = image.content_path();
-    let content = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let storage = open_image(image)?;
     let geometry = image.meta.geometry;
     let disk_len = image.manifest.disk_size.max(image.layout.needed_len());
     let mut swap = swap_pages(image, disk_len)?;
@@ -180,8 +181,8 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
     let mut progress = Progress::new("exporting", geometry.content_len());
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
     let hashed = job.run(|range, buf| {
-        let reading = || format!("reading {} at byte {}", path.display(), range.start);
-        content.read_exact_at(buf, range.start).with_context(reading)?;
+        let piece = PieceIndex(u32::try_from(range.start / u64::from(geometry.piece_len()))?);
+        storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))?;
         let mut rest = &*buf;
         for part in image.layout.on_disk(range.clone())? {
             let (now, later) = rest.split_at(usize::try_from(part.len)?);

@@ -1,7 +1,5 @@
 //! `ezio image`: what the library holds.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -16,6 +14,7 @@ use crate::image_list::list;
 use crate::import::Import;
 use crate::library::{DEFAULT_DIR, Image, Library};
 use crate::pull::Pull;
+use crate::source::open_image;
 
 /// How many bad pieces `verify` describes before it only counts them.
 const BAD_PIECES_SHOWN: usize = 20;
@@ -96,6 +95,9 @@ fn show(image: &Image) {
     let tools: Vec<String> = origin.tools.iter().map(|(tool, version)| format!("{tool} {version}")).collect();
     println!("tools: {}", tools.join(", "));
     println!("in {}, content SHA-256 {}", image.dir.display(), manifest.content_sha256);
+    if let Some(live) = &manifest.live {
+        println!("live: no content here, it is read from {live}");
+    }
     println!("partitions:");
     for partition in &manifest.partitions {
         println!("{}", partition_line(partition));
@@ -103,16 +105,14 @@ fn show(image: &Image) {
 }
 
 fn verify(image: &Image) -> anyhow::Result<()> {
-    let path = image.content_path();
-    let content = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let storage = open_image(image)?;
     let geometry = image.meta.geometry;
     let mut progress = Progress::new("verifying", geometry.content_len());
     let stop = stop_on_signals()?;
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
     let hashed = job.run(|range, buf| {
-        content
-            .read_exact_at(buf, range.start)
-            .with_context(|| format!("reading {} at byte {}", path.display(), range.start))
+        let piece = PieceIndex(u32::try_from(range.start / u64::from(geometry.piece_len()))?);
+        storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))
     })?;
     let rate = progress.finish();
     let is_bad = |piece: &PieceIndex| hashed.pieces[piece.as_usize()] != *image.meta.piece_hash(*piece);
@@ -134,8 +134,9 @@ fn verify(image: &Image) -> anyhow::Result<()> {
         );
     }
     if !bad.is_empty() {
+        let what = if image.manifest.live.is_some() { "has a source that has changed" } else { "is damaged" };
         bail!(
-            "image {:?} is damaged, {} of {} pieces are bad: capture it again",
+            "image {:?} {what}, {} of {} pieces are bad: capture it again",
             image.name,
             bad.len(),
             geometry.piece_count()

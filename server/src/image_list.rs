@@ -43,6 +43,9 @@ struct Good {
     made_at: u64,
     made_on: String,
     how: String,
+    /// The disk that it is seeded from, if it has no content of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<String>,
     #[serde(skip)]
     made_at_text: String,
 }
@@ -111,12 +114,13 @@ pub fn list(library: &Library, json: bool) -> anyhow::Result<()> {
     for row in &list.images {
         match &row.about {
             About::Good(good) => println!(
-                "{:<width$}  {}  {:<5}  {} on {}",
+                "{:<width$}  {}  {:<5}  {} on {}{}",
                 row.name,
                 good.sizes.columns(),
                 good.table,
                 good.made_at_text,
-                good.made_on
+                good.made_on,
+                good.live.as_ref().map(|source| format!(", live from {source}")).unwrap_or_default()
             ),
             About::Damaged { error, .. } => println!("{:<width$}  damaged: {error}", row.name),
         }
@@ -136,6 +140,7 @@ fn row(library: &Library, entry: ImageEntry) -> Row {
             made_at: image.manifest.origin.at,
             made_on: image.manifest.origin.host.clone(),
             how: image.manifest.origin.how.clone(),
+            live: image.manifest.live.as_ref().map(|live| live.source.clone()),
             made_at_text: image.manifest.origin.at_text(),
         })),
         Err(error) => {

@@ -111,7 +111,7 @@ impl Import {
     fn order(&self, how: &str) -> Order {
         let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
         let origin = Origin::now(how, &self.source);
-        Order { choices, rescue: false, skip_zeros: false, piece_len: None, threads: None, origin }
+        Order { choices, rescue: false, skip_zeros: false, live: false, piece_len: None, threads: None, origin }
     }
 }
 

@@ -36,7 +36,8 @@ pub struct Library {
     dir: PathBuf,
 }
 
-/// An image that has been checked: torrent, manifest and the length of the content agree.
+/// An image that has been checked: torrent, manifest and the length of the content agree. Whether the source of a live
+/// image is there shows when it is opened.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Its name in the library.
@@ -77,7 +78,22 @@ pub struct Draft {
 }
 
 impl Image {
-    /// The file that holds the content: every extent's bytes, in order.
+    /// The image whose torrent this is, in whatever library.
+    ///
+    /// # Errors
+    /// If it lies in none, or the image is damaged.
+    pub fn of_torrent(torrent: &Path) -> anyhow::Result<Image> {
+        let torrent = std::path::absolute(torrent).with_context(|| format!("finding {}", torrent.display()))?;
+        let dir =
+            torrent.parent().filter(|dir| torrent.ends_with("image.torrent") && dir.join("manifest.json").exists());
+        let dir = dir.with_context(|| {
+            format!("{} is not the image.torrent of an image in a library: say where its bytes are", torrent.display())
+        })?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        load(&name, dir.to_owned()).with_context(|| format!("image {name:?} cannot be used"))
+    }
+
+    /// The file that holds the content: every extent's bytes, in order. A live image has none.
     pub fn content_path(&self) -> PathBuf {
         self.dir.join("content")
     }
@@ -293,10 +309,12 @@ impl Draft {
         remove_all(&self.dir.join(SCRATCH))?;
         write_synced(&self.dir.join("image.torrent"), torrent_bytes)?;
         write_synced(&self.dir.join("manifest.json"), &manifest.to_json())?;
-        let content = self.content_path();
-        File::open(&content)
-            .and_then(|file| file.sync_all())
-            .with_context(|| format!("flushing {}", content.display()))?;
+        if manifest.live.is_none() {
+            let content = self.content_path();
+            File::open(&content)
+                .and_then(|file| file.sync_all())
+                .with_context(|| format!("flushing {}", content.display()))?;
+        }
         sync_dir(&self.dir)?;
         load(&self.name, self.dir.clone()).context("checking the finished image")?;
 
@@ -356,9 +374,14 @@ fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
     if manifest.infohash != meta.infohash.to_string() {
         bail!("manifest.json belongs to infohash {}, image.torrent is {}", manifest.infohash, meta.infohash);
     }
-    let content = dir.join("content");
-    let found = fs::metadata(&content).with_context(|| format!("opening {}", content.display()))?;
-    let wanted = layout.content_len();
+    if manifest.live.is_none() {
+        check_content(&dir.join("content"), layout.content_len())?;
+    }
+    Ok(Image { name: name.to_owned(), dir, meta: Arc::new(meta), layout, torrent_bytes, manifest })
+}
+
+fn check_content(content: &Path, wanted: u64) -> anyhow::Result<()> {
+    let found = fs::metadata(content).with_context(|| format!("opening {}", content.display()))?;
     ensure!(found.is_file(), "{} is not a regular file", content.display());
     ensure!(
         found.len() == wanted,
@@ -366,7 +389,7 @@ fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
         content.display(),
         found.len()
     );
-    Ok(Image { name: name.to_owned(), dir, meta: Arc::new(meta), layout, torrent_bytes, manifest })
+    Ok(())
 }
 
 /// Reads a file that may have at most `limit` bytes.

@@ -14,6 +14,7 @@ mod image_list;
 mod import;
 mod library;
 mod listener;
+mod live;
 mod manifest;
 mod partclone;
 mod pull;

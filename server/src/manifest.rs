@@ -4,6 +4,7 @@
 //! schema version, and a manifest newer than this program is refused, not half understood.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
@@ -45,8 +46,41 @@ pub struct Manifest {
     /// Places that could not be read and are zeros in the content.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<Unreadable>,
+    /// Present if there is no `content`: the image is seeded from the disk that it was captured from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<Live>,
     /// Where it came from.
     pub origin: Origin,
+}
+
+/// Where the bytes of a live image are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// Absolute path of the device or disk image file, as it was named.
+    pub source: String,
+    /// Another name of the device that stays the same when disks are attached in another order; empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stable: String,
+    /// The disk's serial number, for people; empty if it is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub serial: String,
+}
+
+impl Live {
+    /// What to open.
+    pub fn path(&self) -> &Path {
+        Path::new(if self.stable.is_empty() { &self.source } else { &self.stable })
+    }
+}
+
+impl fmt::Display for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)?;
+        let more = [("", &self.stable), ("serial number ", &self.serial)];
+        let more: Vec<String> =
+            more.iter().filter(|(_, text)| !text.is_empty()).map(|(what, text)| format!("{what}{text}")).collect();
+        if more.is_empty() { Ok(()) } else { write!(f, " ({})", more.join(", ")) }
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -232,6 +266,7 @@ mod tests {
             extent_count: 1,
             zeros_len: 65_536,
             unreadable: vec![Unreadable { start: 4096, length: 512 }],
+            live: None,
             origin: Origin::now("capture", Path::new("/dev/sda")),
         }
     }
@@ -239,6 +274,17 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         assert_eq!(Manifest::parse(&sample().to_json()).expect("own manifest"), sample());
+    }
+
+    #[test]
+    fn a_live_source_is_opened_by_the_name_that_stays() {
+        let mut live = Live { source: "/dev/sdb".into(), ..Live::default() };
+        assert_eq!((live.path(), live.to_string().as_str()), (Path::new("/dev/sdb"), "/dev/sdb"));
+        (live.stable, live.serial) = ("/dev/disk/by-id/ata-X".into(), "X7".into());
+        assert_eq!(live.path(), Path::new("/dev/disk/by-id/ata-X"));
+        assert_eq!(live.to_string(), "/dev/sdb (/dev/disk/by-id/ata-X, serial number X7)");
+        let manifest = Manifest { live: Some(live), ..sample() };
+        assert_eq!(Manifest::parse(&manifest.to_json()).expect("own manifest"), manifest);
     }
 
     #[test]

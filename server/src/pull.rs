@@ -194,6 +194,8 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
         manifest.content_sha256
     );
     manifest.content_sha256 = sha256;
+    // Here the content is a file, whatever it is there; and nobody elsewhere says which disk of ours is given away.
+    manifest.live = None;
     ensure!(!stop.load(Ordering::Relaxed), "interrupted; run the same command again to go on");
     draft.completed()?;
     // Where it was announced there says nothing here.
@@ -233,7 +235,7 @@ pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, sour
         infohash: meta.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
         zeros_len: facts.zeros.len(),
-        unreadable: Vec::new(),
         origin: Origin::now(how, Path::new(source)),
+        ..Manifest::default()
     }
 }

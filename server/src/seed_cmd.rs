@@ -15,7 +15,8 @@ use restore::DiskStore;
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::source::{BtFiles, FlatContent};
+use crate::library::Image;
+use crate::source::{BtFiles, FlatContent, open_image};
 
 /// How often a line says how much was given.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -25,8 +26,8 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 pub struct SeedCommand {
     /// The .torrent file.
     torrent: PathBuf,
-    /// Where its bytes are.
-    source: PathBuf,
+    /// Where its bytes are; if not given, TORRENT is the image.torrent of an image in a library, and that is seeded.
+    source: Option<PathBuf>,
     /// What SOURCE is; guessed if not given: a directory is btfiles, a device is a disk, a file of the content's length
     /// is flat, any other file a disk image.
     #[arg(long = "as", value_enum)]
@@ -57,8 +58,13 @@ impl SeedCommand {
     /// Runs until Ctrl-C or SIGTERM.
     pub fn run(self) -> Result<()> {
         let meta = Arc::new(read_torrent(&self.torrent)?);
-        let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
-        let storage = open_source(&self.source, self.kind, &meta, layout)?;
+        let storage = match &self.source {
+            Some(source) => {
+                let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
+                open_source(source, self.kind, &meta, layout)?
+            }
+            None => open_image(&Image::of_torrent(&self.torrent)?)?,
+        };
         let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
         let options =
             Options { listen: self.listen, trackers, have: Have::All, up_bytes_per_s: self.up, ..Options::default() };

@@ -17,7 +17,7 @@ use crate::armed::Armed;
 use crate::library::Image;
 use crate::room::Room;
 use crate::serve;
-use crate::source::FlatContent;
+use crate::source::open_image;
 use crate::tracker::TrackerService;
 
 /// How often `armed.json` is looked at. Half of what somebody who has just typed `ezio arm` notices.
@@ -192,7 +192,7 @@ async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Optio
         [only] => only.address,
         _ => Ipv4Addr::UNSPECIFIED,
     };
-    let storage = Arc::new(FlatContent::open(&image.content_path(), image.meta.geometry)?);
+    let storage = open_image(image)?;
     let base = room.settings.peer_port.unwrap_or(0);
     let first = if base == 0 { 0 } else { base.saturating_add(u16::try_from(index).unwrap_or(0)) };
     let mut result = None;

@@ -1,15 +1,37 @@
-//! What a seeder reads from: the flat content of the library, or a directory of partclone's BT files.
+//! What a seeder reads from: the flat content of the library, the source of a live image, or a directory of partclone's BT files.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use layout::Layout;
 use metainfo::{Geometry, PieceIndex};
+use restore::DiskStore;
 use swarm::Storage;
+
+use crate::library::Image;
+use crate::live;
+
+/// Opens what an image of a library is seeded from: its content, or the source of a live image.
+///
+/// # Errors
+/// If it is not there, or cannot be this image's.
+pub fn open_image(image: &Image) -> Result<Arc<dyn Storage>> {
+    let geometry = image.meta.geometry;
+    Ok(match &image.manifest.live {
+        None => Arc::new(FlatContent::open(&image.content_path(), geometry)?),
+        Some(live) => {
+            let device = Arc::new(live::open(live, &image.manifest)?);
+            let sector_size = device.sector_size();
+            image.layout.check_device(device.len(), sector_size).with_context(|| format!("looking at {live}"))?;
+            Arc::new(DiskStore::complete(geometry, Arc::new(image.layout.clone()), device))
+        }
+    })
+}
 
 /// The concatenated content in one file.
 #[derive(Debug)]

@@ -84,9 +84,8 @@ pub fn import(
         content_sha256,
         infohash: Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
-        zeros_len: 0,
-        unreadable: Vec::new(),
         origin: Origin::now("import of a partclone BT directory", dir),
+        ..Manifest::default()
     };
     draft.publish(&torrent_bytes, &manifest)
 }

@@ -6,6 +6,7 @@ mod clonezilla;
 mod disk_images;
 mod disks;
 mod import;
+mod live;
 mod refusals;
 mod tools;
 mod zeros;

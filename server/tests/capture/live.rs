@@ -1,0 +1,145 @@
+//! Images without content, seeded from the disk they were captured from.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::tools::{Junk, Place, Running, command, have, run};
+
+const MIB: u64 = 1 << 20;
+/// Much longer than anything here takes, even on a slow, shared machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A GPT disk image of 32 MiB with junk and zeros in its partition.
+fn disk(place: &Place) -> String {
+    let disk = place.blank("disk.img", 32);
+    run("sgdisk", &["-n", "1:2048:0", &disk]);
+    let mut junk = vec![0; 5 << 20];
+    Junk(8).fill(&mut junk);
+    fs::write(place.path("junk"), &junk).expect("write");
+    place.paste(&place.text("junk"), &disk, 3 * MIB);
+    disk
+}
+
+#[test]
+fn a_live_image_is_seeded_from_its_source() {
+    if !have(&["sgdisk", "blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let disk = disk(&place);
+    place.ezio_ok(&["capture", &disk, "--name", "copied"]);
+    place.ezio_ok(&["capture", &disk, "--name", "live", "--live"]);
+    assert!(!place.image("live").join("content").exists(), "nothing is copied");
+    assert_eq!(place.meta("live").infohash, place.meta("copied").infohash, "the same torrent");
+
+    let list = place.ezio_ok(&["image", "list"]);
+    let line = list.lines().find(|line| line.starts_with("live")).expect("it is listed");
+    assert!(line.ends_with(&format!("live from {disk}")), "{list}");
+    assert_eq!(list.matches("live from").count(), 1, "{list}");
+    assert!(place.ezio_ok(&["image", "show", "live"]).contains(&format!("it is read from {disk}")));
+    assert!(place.ezio_ok(&["image", "verify", "live"]).contains("live is good"));
+
+    // Without a source, and with the one that it was captured from.
+    for seeds_from in [&[][..], &[disk.as_str()]] {
+        let deployed = place.deploy("live", seeds_from, 32 * MIB);
+        assert!(fs::read(&deployed).expect("read") == fs::read(&disk).expect("read"), "every byte of the disk");
+    }
+    place.ezio_ok(&["capture", &disk, "--name", "lean", "--live", "--skip-zeros"]);
+    assert!(place.meta("lean").geometry.content_len() < 8 * MIB);
+    let deployed = place.deploy("lean", &[], 32 * MIB);
+    assert!(fs::read(&deployed).expect("read") == fs::read(&disk).expect("read"), "every byte of the disk");
+    place.ezio_ok(&["image", "export", "lean", "--raw", &place.text("exported")]);
+    assert!(fs::read(place.path("exported")).expect("read") == fs::read(&disk).expect("read"), "zeros and all");
+    place.ezio_ok(&["image", "remove", "live"]);
+    assert!(fs::exists(&disk).expect("a path"), "the source is nobody's to delete");
+}
+
+#[test]
+fn a_source_that_is_gone_or_another_is_refused_in_words() {
+    if !have(&["sgdisk", "blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let disk = disk(&place);
+    let said = place.ezio_refuses(&["capture", &disk, "--name", "live", "--live", "--rescue"]);
+    assert!(said.contains("cannot be used with"), "{said}");
+    place.ezio_ok(&["capture", &disk, "--name", "live", "--live"]);
+    let torrent = place.image("live").join("image.torrent");
+    let seed = || {
+        let output = command(env!("CARGO_BIN_EXE_ezio")).arg("seed").arg(&torrent).output().expect("ezio runs");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+
+    // Changed: it can be seeded, since only whoever receives a piece can tell; verify names what is wrong.
+    place.paste(&place.text("junk"), &disk, 10 * MIB);
+    let said = place.ezio_refuses(&["image", "verify", "live"]);
+    assert!(said.contains("has a source that has changed") && said.contains("capture it again"), "{said}");
+
+    fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(31 << 20)).expect("cut");
+    let said = seed();
+    assert!(said.contains("has 32505856 bytes, it had 33554432 when it was captured"), "{said}");
+    fs::remove_file(&disk).expect("removed");
+    let gone = format!("the source {disk} of this live image is not to be had: attach the disk again");
+    assert!(seed().contains(&gone));
+    assert!(place.ezio_refuses(&["image", "verify", "live"]).contains(&gone));
+    assert!(place.ezio_ok(&["image", "list"]).contains("live from"), "it is still known");
+    let stray = place.text("stray.torrent");
+    fs::copy(&torrent, &stray).expect("copied");
+    let output = command(env!("CARGO_BIN_EXE_ezio")).args(["seed", &stray]).output().expect("ezio runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("say where its bytes are"));
+}
+
+#[test]
+fn the_server_seeds_a_live_image_once_its_source_is_there() {
+    if !have(&["sgdisk", "blkid"]) {
+        return;
+    }
+    let place = Place::new();
+    let disk = disk(&place);
+    place.ezio_ok(&["capture", &disk, "--name", "live", "--live"]);
+    fs::rename(&disk, place.path("unplugged")).expect("moved");
+    let boot = place.path("boot");
+    fs::create_dir(&boot).expect("a directory");
+    for name in ["vmlinuz", "initrd.img", "undionly.kpxe", "snponly.efi"] {
+        fs::write(boot.join(name), "not booted here").expect("write");
+    }
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let mut serve = place.ezio(&["serve", "--dhcp", "off", "--tftp", "false", "--address", "127.0.0.1"]);
+    serve.args(["--http-port", &port.to_string()]).arg("--boot-dir").arg(&boot);
+    serve.stdout(Stdio::null()).stderr(Stdio::null());
+    let _serve = Running(serve.spawn().expect("ezio runs"));
+    let status = |wanted: &dyn Fn(&Value) -> bool| {
+        let started = Instant::now();
+        loop {
+            let output = place.ezio(&["status", "--json"]).output().expect("ezio runs");
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(started.elapsed() < DEADLINE, "it never came about: {status}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    status(&|status| status.is_object());
+    place.ezio_ok(&["arm", "live"]);
+    let shown = status(&|status| status["images"][0]["error"].is_string());
+    let error = shown["images"][0]["error"].as_str().expect("words").to_owned();
+    assert!(error.contains("not to be had: attach the disk again"), "{error}");
+
+    fs::rename(place.path("unplugged"), &disk).expect("moved back");
+    let shown = status(&|status| status["images"][0]["port"].as_u64().is_some_and(|port| port > 0));
+    assert!(shown["images"][0]["error"].is_null(), "{shown}");
+    let target = place.text("restored");
+    let torrent = place.image("live").join("image.torrent");
+    let tracker = format!("http://127.0.0.1:{port}/announce");
+    let mut restore = command(env!("CARGO_BIN_EXE_ezio"));
+    let output =
+        restore.arg("restore").arg(torrent).args([&target, "--tracker", &tracker]).output().expect("ezio runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(&target).expect("read") == fs::read(&disk).expect("read"), "every byte of the disk");
+}
