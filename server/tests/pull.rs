@@ -220,6 +220,22 @@ fn a_pulled_image_is_the_one_there() {
     sites.check("golden");
 }
 
+#[test]
+fn what_is_pulled_is_never_live() {
+    let sites = Sites::new(MIB);
+    let _serving = sites.serve(&["--publish", "true"]);
+    let peer = format!("127.0.0.1:{}", sites.seeding()["port"]);
+    let image = sites.path("there/images/golden");
+    let torrent = sites.path("gold.torrent");
+    fs::copy(image.join("image.torrent"), &torrent).expect("copied");
+    let text = fs::read(image.join("manifest.json")).expect("there");
+    let mut manifest: Value = serde_json::from_slice(&text).expect("JSON");
+    manifest["live"] = json!({ "source": "/dev/sda" });
+    fs::write(sites.path("gold.json"), manifest.to_string()).expect("written");
+    succeed(&mut sites.image(&["pull", torrent.to_str().expect("plain"), "--peer", &peer]));
+    assert!(sites.check("gold").get("live").is_none(), "no disk of ours is given away because another site says so");
+}
+
 /// librqbit, which pulls, from our seeder.
 #[test]
 fn librqbit_takes_every_piece_length() {
