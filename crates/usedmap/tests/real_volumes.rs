@@ -1,8 +1,6 @@
 //! Volumes of the real mkfs, filled by the real file system in a virtual machine: what is captured of one must be a
 //! whole one again, on a disk full of other bytes.
 
-mod vm;
-
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -11,8 +9,8 @@ use std::process::Command;
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
+use testvm::{LVM, Vm, WAIT, move_superblock, program, run};
 use usedmap::{Kind, Used, detect, used};
-use vm::{Vm, WAIT, program, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -333,31 +331,6 @@ fn ufs_survives() {
         assert_eq!(golden, cloned, "{order} {options}");
     }
 }
-
-/// makefs writes the superblock of UFS2 where that of UFS1 is, and says so in it. BSD looks there too, Linux does not:
-/// for it, it has to be where newfs would have written it. With these options unused inodes are there.
-fn move_superblock(volume: &Path, is_big_endian: bool) {
-    let mut bytes = fs::read(volume).expect("the volume");
-    // An inode has 256 bytes and starts with its mode and count of links.
-    let is_unused = bytes[65_536..65_536 + 8192].chunks(256).all(|inode| inode[..4] == [0; 4]);
-    assert!(is_unused, "inodes that are in use");
-    bytes.copy_within(8192..16_384, 65_536);
-    bytes[8192..16_384].fill(0);
-    let place: u64 = 65_536;
-    let place = if is_big_endian { place.to_be_bytes() } else { place.to_le_bytes() };
-    bytes[65_536 + 1000..65_536 + 1008].copy_from_slice(&place);
-    fs::write(volume, bytes).expect("the volume");
-}
-
-/// For lvm without udev and without a list of devices.
-const LVM: &str = r#"
-mkdir -p /etc/lvm /run/lock/lvm /run/lvm
-cat >/etc/lvm/lvm.conf <<'CONF'
-devices { obtain_device_list_from_udev = 0 external_device_info_source = "none" use_devicesfile = 0 }
-activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }
-CONF
-lvm() { /bin/lvm "$@" >/tmp/said 2>&1 || { cat /tmp/said; failed lvm "$@"; }; }
-"#;
 
 /// The last sectors make no extent.
 const LVM_LEN: u64 = 64 * MIB + 512 * 77;

@@ -1,4 +1,4 @@
-//! A small virtual machine with Debian's kernel, which mounts what this machine's kernel cannot.
+//! A small virtual machine with Debian's kernel, which mounts what this machine's kernel cannot. For tests only.
 //!
 //! Needs programs of Debian (qemu-system-x86, busybox-static, cpio, kmod), and its generic kernel: from the cache of
 //! `make image FLAVOUR=generic` if that ran, else by `apt-get download`. No root, no KVM, no network of its own.
@@ -18,6 +18,16 @@ const DEADLINE: Duration = Duration::from_secs(600);
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 /// What each machine loads before what its test wants.
 const DISK_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+
+/// For lvm without udev and without a list of devices.
+pub const LVM: &str = r#"
+mkdir -p /etc/lvm /run/lock/lvm /run/lvm
+cat >/etc/lvm/lvm.conf <<'CONF'
+devices { obtain_device_list_from_udev = 0 external_device_info_source = "none" use_devicesfile = 0 }
+activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }
+CONF
+lvm() { /bin/lvm "$@" >/tmp/said 2>&1 || { cat /tmp/said; failed lvm "$@"; }; }
+"#;
 
 /// A command for the script: stand still. Nothing that was read before is remembered after it.
 pub const WAIT: &str = "echo VM-WAIT; read answer; echo 3 >/proc/sys/vm/drop_caches\n";
@@ -54,11 +64,32 @@ pub fn run(command: &mut Command) -> String {
     said
 }
 
+/// makefs writes the superblock of UFS2 where that of UFS1 is, and says so in it. BSD looks there too, Linux does not:
+/// for it, it has to be where newfs would have written it. With these options unused inodes are there.
+///
+/// # Panics
+/// If the place is not free.
+pub fn move_superblock(volume: &Path, is_big_endian: bool) {
+    let mut bytes = fs::read(volume).expect("the volume");
+    // An inode has 256 bytes and starts with its mode and count of links.
+    let is_unused = bytes[65_536..65_536 + 8192].chunks(256).all(|inode| inode[..4] == [0; 4]);
+    assert!(is_unused, "inodes that are in use");
+    bytes.copy_within(8192..16_384, 65_536);
+    bytes[8192..16_384].fill(0);
+    let place: u64 = 65_536;
+    let place = if is_big_endian { place.to_be_bytes() } else { place.to_le_bytes() };
+    bytes[65_536 + 1000..65_536 + 1008].copy_from_slice(&place);
+    fs::write(volume, bytes).expect("the volume");
+}
+
+/// What `make clean` removes; what was downloaded lives on there until then.
+const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../build");
+
 /// Directory with `boot/vmlinuz-*` and `lib/modules/*` of Debian's generic kernel.
 fn kernel() -> &'static Path {
     static KERNEL: OnceLock<PathBuf> = OnceLock::new();
     KERNEL.get_or_init(|| {
-        let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/cache/unpacked");
+        let cache = Path::new(BUILD).join("cache/unpacked");
         let is_generic = |path: &Path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.starts_with("linux-image-") && name.contains("-amd64_") && !name.contains("cloud")
@@ -67,19 +98,19 @@ fn kernel() -> &'static Path {
         if let Some(dir) = cached.filter(|path| is_generic(path) && path.join("boot").is_dir()).max() {
             return dir;
         }
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel");
+        let dir = Path::new(BUILD).join("testvm");
         let unpacked = dir.join("unpacked");
         if !unpacked.join("boot").is_dir() {
             let depends = run(Command::new(program("apt-cache")).args(["depends", "--important", KERNEL_PACKAGE]));
             let package =
                 depends.split_whitespace().find(|word| word.starts_with("linux-image-") && *word != KERNEL_PACKAGE);
             let package = package.unwrap_or_else(|| panic!("{KERNEL_PACKAGE} names no kernel: {depends}"));
-            let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for the kernel");
+            fs::create_dir_all(&dir).expect("a directory for the kernel");
+            let fresh = tempfile::tempdir_in(&dir).expect("a directory for the kernel");
             run(Command::new(program("apt-get")).args(["download", "-qq", package]).current_dir(fresh.path()));
             let deb = fs::read_dir(fresh.path()).expect("downloaded").next().expect("a package").expect("its name");
             let contents = fresh.path().join("unpacked");
             run(Command::new(program("dpkg-deb")).arg("-x").arg(deb.path()).arg(&contents));
-            fs::create_dir_all(&dir).expect("a directory for the kernel");
             // Whoever comes second finds it there and keeps that.
             fs::rename(contents, &unpacked)
                 .or_else(|error| if unpacked.is_dir() { Ok(()) } else { Err(error) })
@@ -160,7 +191,7 @@ impl Vm<'_> {
             fs::read_dir(kernel().join("boot")).expect("the kernel").filter_map(|entry| Some(entry.ok()?.path()));
         let vmlinuz = vmlinuz.into_iter().find(|path| path.to_string_lossy().contains("vmlinuz-")).expect("vmlinuz");
         let mut qemu = Command::new(program("qemu-system-x86_64"));
-        qemu.args(["-accel", "tcg", "-m", "384", "-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"]);
+        qemu.args(["-accel", "tcg", "-m", "512", "-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"]);
         qemu.arg("-kernel").arg(vmlinuz).arg("-initrd").arg(&initrd);
         qemu.args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1 no_timer_check"]);
         for (number, disk) in self.disks.iter().enumerate() {
