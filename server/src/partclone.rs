@@ -65,6 +65,17 @@ pub fn support(file_system: &str) -> Support {
     }
 }
 
+/// Why partclone cannot be asked about this version of a file system, as `blkid` calls both, that it knows by name.
+pub fn blind_spot(file_system: &str, version: &str) -> Option<&'static str> {
+    match (file_system, version) {
+        // It reads entries of 12 bits as if they had 16 (issue 268), and so leaves out clusters in use.
+        ("vfat", "FAT12") => Some("partclone does not know which clusters of FAT12 are in use"),
+        // It looks for the maps where they are not, and gives up.
+        ("minix", "3") => Some("partclone does not know which zones of Minix 3 are in use"),
+        _ => None,
+    }
+}
+
 /// Finds a program in `PATH`, and beside `/usr/bin` also where Debian keeps system tools, which an ordinary user's
 /// `PATH` leaves out.
 pub fn find_program(name: &str) -> Option<PathBuf> {

@@ -157,6 +157,11 @@ impl Plan {
             return Ok(info(partition, found, Captured::Recipe, String::new()));
         }
         let note = match partclone::support(&found.file_system) {
+            Support::Program(_) | Support::Missing(_)
+                if let Some(note) = partclone::blind_spot(&found.file_system, &found.version) =>
+            {
+                note.to_owned()
+            }
             Support::Program(program) => {
                 let window = Window::open(source, &place, scratch)?;
                 let used = partclone::used_ranges(&program, window.path(), &place, scratch, choices.at_own_risk)?;

@@ -27,6 +27,8 @@ pub struct Probe {
     pub label: String,
     /// UUID as it is written for this file system.
     pub uuid: String,
+    /// Which kind of it, where there are several: `FAT12`.
+    pub version: String,
 }
 
 /// Looks at bytes `place` of the source.
@@ -96,7 +98,7 @@ fn parse(text: &str) -> Probe {
     let mut pairs: BTreeMap<&str, String> =
         text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key, unescape(value))).collect();
     let mut take = |key| pairs.remove(key).unwrap_or_default();
-    Probe { file_system: take("TYPE"), label: take("LABEL"), uuid: take("UUID") }
+    Probe { file_system: take("TYPE"), label: take("LABEL"), uuid: take("UUID"), version: take("VERSION") }
 }
 
 #[cfg(test)]
@@ -105,8 +107,14 @@ mod tests {
 
     #[test]
     fn export_lines_parse() {
-        let probe = parse("DEVNAME=x\nLABEL=My\\ Disk\\\\\nUUID=ab-12\nTYPE=vfat\nUSAGE=filesystem\nrubbish\n");
-        let wanted = Probe { file_system: "vfat".into(), label: "My Disk\\".into(), uuid: "ab-12".into() };
+        let probe =
+            parse("DEVNAME=x\nLABEL=My\\ Disk\\\\\nUUID=ab-12\nTYPE=vfat\nVERSION=FAT12\nUSAGE=filesystem\nrubbish\n");
+        let wanted = Probe {
+            file_system: "vfat".into(),
+            label: "My Disk\\".into(),
+            uuid: "ab-12".into(),
+            version: "FAT12".into(),
+        };
         assert_eq!(probe, wanted);
         assert_eq!(parse("PTTYPE=dos\n"), Probe::default());
     }
