@@ -1,0 +1,90 @@
+//! docs/filesystems.md: what the test saw.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use crate::Seen;
+use crate::volumes::{Fsck, Life, VOLUMES, Volume};
+
+const HEAD: &str = "\
+# File systems
+
+What an image holds of each file system, and that it comes back whole. `server/tests/filesystems` writes this page when
+every row of it holds: each volume is made by its own mkfs, filled by its own driver in a virtual machine (small, large,
+sparse and fragmented files, deleted ones, hard and symbolic links where it has them), unmounted, captured by `ezio capture`,
+and restored by `ezio restore` from a peer onto a disk full of random bytes. Then its own fsck has to find nothing, and every
+file, name, size, mode and link has to be what it was.
+
+Sizes are in MiB. What df calls used leaves out most of a file system's own structures (journals, tables of inodes, copies),
+which an image needs too. Who found the used blocks: *partclone* is Debian's `partclone.<fs>`, *EZIO* our own readers
+(`crates/usedmap`).
+
+| file system | used blocks found by | volume | used (df) | captured | files compared | its own fsck |
+|---|---|---:|---:|---:|---:|---|
+";
+
+const TAIL: &str = "
+HFS+ is made by xorriso with its files in it, because Debian 12 has neither mkfs nor fsck for it; UFS by makefs, because Linux
+only reads it. Linux not know Reiser4: its own fsck, and the bytes of the image compared with the volume, have to do. FAT12 and Minix 3 are copied
+whole, because partclone misreads them.
+
+## Not tested
+
+| file system | what happens | why it is not above |
+|---|---|---|
+| APFS | partclone.apfs finds the used blocks | nothing in Debian makes one |
+| VMFS | copied whole, unless a partclone.vmfs is installed | nothing in Debian makes one, and Debian's partclone does not know it |
+| ReFS, ZFS, bcachefs and others | copied whole | like UDF above: nothing here knows their used blocks |
+";
+
+/// Writes the page if it says anything else than before.
+pub fn write(seen: &[Seen]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/filesystems.md");
+    let old = fs::read_to_string(&path).unwrap_or_default();
+    let rows_before = rows_by_name(&old);
+    let mut text = HEAD.to_owned();
+    for (volume, seen) in VOLUMES.iter().zip(seen) {
+        let before = rows_before.get(volume.name).map_or(&[][..], Vec::as_slice);
+        let cell = |column: usize, bytes: u64| steady(before.get(column).copied(), bytes);
+        let used = seen.used.map_or("-".to_owned(), |bytes| cell(3, bytes));
+        let files = if seen.files == 0 { "-".to_owned() } else { seen.files.to_string() };
+        writeln!(
+            text,
+            "| {} | {} | {} | {used} | {} | {files} | {} |",
+            volume.name,
+            seen.found_by,
+            seen.len >> 20,
+            cell(4, seen.captured),
+            fsck(volume)
+        )
+        .expect("a string takes it");
+    }
+    text += TAIL;
+    if text != old {
+        fs::write(&path, text).expect("docs/filesystems.md");
+    }
+}
+
+/// The cells of each row of the page, by the first of them.
+fn rows_by_name(page: &str) -> BTreeMap<&str, Vec<&str>> {
+    let cells = |line| str::split(line, '|').skip(1).map(str::trim).collect::<Vec<_>>();
+    page.lines().filter(|line| line.starts_with("| ")).map(cells).map(|cells| (cells[0], cells)).collect()
+}
+
+/// MiB, rounded up. Where blocks end up depends on when the kernel wrote them: what differs only so much is not news.
+fn steady(before: Option<&str>, bytes: u64) -> String {
+    let mib = bytes.div_ceil(1 << 20);
+    let before = before.and_then(|cell| cell.parse::<u64>().ok()).filter(|old| old.abs_diff(mib) <= 2 + mib / 8);
+    before.unwrap_or(mib).to_string()
+}
+
+fn fsck(volume: &Volume) -> String {
+    match (&volume.fsck, &volume.life) {
+        (Fsck::Tool(words, _), _) => format!("`{}`", words.join(" ")),
+        (Fsck::InScript(what), _) => (*what).to_owned(),
+        (Fsck::None, Life::Script(..)) => "-".to_owned(),
+        (Fsck::None, _) => "none in Debian 12".to_owned(),
+    }
+}
