@@ -37,6 +37,8 @@ use crate::partclone::{find_program, last_words};
 const BUFFER_LEN: usize = 1 << 20;
 /// The page size of the machines Clonezilla runs on, in bytes; it does not write it down.
 const SWAP_PAGE_SIZE: u32 = 4096;
+/// How much of a boot sector of NTFS matters, in bytes, however long its sectors are.
+const NTFS_SECTOR_LEN: usize = 512;
 
 /// Whether a directory looks like one of Clonezilla's.
 pub fn is_clonezilla(dir: &Path) -> bool {
@@ -163,7 +165,7 @@ impl Piece {
 
     fn unpack(&self, scratch: &Path, progress: &mut Progress, stop: &AtomicBool) -> anyhow::Result<()> {
         let making = || format!("making {}", self.path.display());
-        let file = File::create_new(&self.path).with_context(making)?;
+        let file = File::options().read(true).write(true).create_new(true).open(&self.path).with_context(making)?;
         match &self.kept {
             Kept::Nothing => {}
             Kept::Swap { uuid, label } => {
@@ -188,7 +190,7 @@ impl Piece {
             ensure!(found <= len, "it has {found} bytes, the partition only {len}: they do not belong together");
             file.set_len(len).with_context(making)?;
         }
-        Ok(())
+        keep_ntfs_copy(&file).with_context(making)
     }
 
     /// Bytes as they are on the disk.
@@ -291,5 +293,56 @@ impl Piece {
             words()
         );
         Ok(())
+    }
+}
+
+/// Copies an NTFS's boot sector to the sector behind its last one, where Windows keeps a second: partclone does not count
+/// that one as used, and leaves it out.
+fn keep_ntfs_copy(file: &File) -> std::io::Result<()> {
+    let len = file.metadata()?.len();
+    let mut boot = [0; NTFS_SECTOR_LEN];
+    if len < boot.len() as u64 {
+        return Ok(());
+    }
+    file.read_exact_at(&mut boot, 0)?;
+    let Some(at) = ntfs_copy_at(&boot, len) else { return Ok(()) };
+    let mut copy = [0; NTFS_SECTOR_LEN];
+    file.read_exact_at(&mut copy, at)?;
+    if copy == [0; NTFS_SECTOR_LEN] { file.write_all_at(&boot, at) } else { Ok(()) }
+}
+
+/// Where the second boot sector of an NTFS belongs, if this is the first and there is room for another.
+fn ntfs_copy_at(boot: &[u8; NTFS_SECTOR_LEN], len: u64) -> Option<u64> {
+    let sector_len = u64::from(u16::from_le_bytes([boot[0x0b], boot[0x0c]]));
+    let sectors = u64::from_le_bytes(boot[0x28..0x30].try_into().expect("8 bytes"));
+    let at = sectors.checked_mul(sector_len)?;
+    let is_ntfs = boot[3..11] == *b"NTFS    " && boot[510..] == [0x55, 0xaa];
+    let has_room = at >= boot.len() as u64 && at.checked_add(boot.len() as u64)? <= len;
+    (is_ntfs && has_room).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_second_boot_sector_lies_behind_the_first_and_in_the_partition(
+            sector_len in any::<u16>(),
+            sectors in prop_oneof![0u64..100, any::<u64>()],
+            len in 512u64..100_000,
+        ) {
+            let mut boot = [0; NTFS_SECTOR_LEN];
+            boot[3..11].copy_from_slice(b"NTFS    ");
+            boot[510..].copy_from_slice(&[0x55, 0xaa]);
+            boot[0x0b..0x0d].copy_from_slice(&sector_len.to_le_bytes());
+            boot[0x28..0x30].copy_from_slice(&sectors.to_le_bytes());
+            if let Some(at) = ntfs_copy_at(&boot, len) {
+                prop_assert!((512..=len - 512).contains(&at));
+            }
+            boot[3] = b'n';
+            prop_assert_eq!(ntfs_copy_at(&boot, len), None);
+        }
     }
 }

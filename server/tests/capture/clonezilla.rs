@@ -340,3 +340,18 @@ fn what_saveparts_saves_is_imported_and_nothing_else() {
     place.check_ext4(&bare, &files);
     assert_eq!(place.unfinished(), 0);
 }
+
+#[test]
+fn an_ntfs_keeps_its_second_boot_sector() {
+    if !have(&["mkntfs", "partclone.ntfs", "partclone.restore", "gzip"]) {
+        return;
+    }
+    let place = Place::new();
+    let image = Image::new(&place, 60);
+    run("mkntfs", &["-q", "-F", &image.disk]);
+    image.keep("sda3", "ntfs", 0, 60 * MIB / SECTOR, "gzip -1 >sda3.ntfs-ptcl-img.gz.aa");
+    image.write("parts", "sda3\n");
+    image.import(&["--name", "imported"]);
+    place.ezio_ok(&["capture", &image.disk, "--name", "captured"]);
+    assert_eq!(place.meta("imported").infohash, place.meta("captured").infohash);
+}
