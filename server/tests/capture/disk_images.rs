@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::Path;
 
 use crate::disks::{GPT_TOOLS, gpt_disk};
+use crate::refusals::wait_for;
 use crate::tools::{Place, have, run, text};
 
 #[test]
@@ -106,16 +108,26 @@ fn a_conversion_that_is_stopped_leaves_nothing() {
     run("chmod", &["+x", &place.text("bin/qemu-img")]);
     symlink("/usr/bin/sleep", qemu.join("sleep")).expect("a link");
     run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &disk, &place.text("disk.qcow2")]);
-    let mut child = place
-        .ezio(&["image", "import", &place.text("disk.qcow2"), "--name", "x"])
-        .env("PATH", &qemu)
-        .spawn()
-        .expect("ezio runs");
-    let pid = crate::refusals::wait_for(&place.path("bin/qemu-img.pid"), &mut child);
+    let start = || {
+        let _ = fs::remove_file(place.path("bin/qemu-img.pid"));
+        let import = ["image", "import", &place.text("disk.qcow2"), "--name", "x"];
+        let mut child = place.ezio(&import).env("PATH", &qemu).spawn().expect("ezio runs");
+        let pid = wait_for(&place.path("bin/qemu-img.pid"), &mut child);
+        (child, pid.trim().to_owned())
+    };
+    let (mut child, pid) = start();
     run("sh", &["-c", &format!("kill -TERM {}", child.id())]);
     assert!(!child.wait().expect("its end").success());
-    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "the program it ran is gone as well");
+    assert!(!Path::new("/proc").join(pid).exists(), "the program it ran is gone as well");
     assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
+
+    let (mut child, pid) = start();
+    child.kill().and_then(|()| child.wait()).expect("kill -9");
+    run("kill", &[&pid]);
+    assert_eq!((place.listed().len(), place.unfinished()), (0, 1));
+    assert!(place.ezio_ok(&["image", "list"]).contains("no images"));
+    place.ezio_ok(&["image", "import", &disk, "--name", "other", "--whole"]);
+    assert_eq!((place.listed(), place.unfinished()), (vec!["other".to_owned()], 0), "the next one clears it away");
 }
 
 #[test]
