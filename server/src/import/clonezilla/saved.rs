@@ -110,7 +110,7 @@ impl Saved {
         if let Some(stray) = saved_parts.iter().find(|part| !disks.iter().any(|disk| is_of(disk, part))) {
             bail!(
                 "{} has {stray}, which is no partition of {}: logical volumes and RAID cannot be put together; \
-                 restore it to a disk with Clonezilla, and capture that with --whole",
+                 restore it to a disk with Clonezilla, and capture that",
                 dir.display(),
                 disks.join(" ")
             );
