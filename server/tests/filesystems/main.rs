@@ -126,9 +126,11 @@ fn in_machine(work: &Path, volumes: &[PathBuf], is_filling: bool) -> Vec<Vec<Str
         script += &format!("echo VOLUME\ndevice=/dev/vd{disk}\n");
         script += &match (&volume.life, is_filling) {
             (Life::Filled(kind, options, links), true) => {
-                format!("volume {kind} {options} $device; fill '{links}'; sums; leave\n")
+                // Read again from the disk, as the restored one will be, and not from the driver's memory.
+                let again = format!("volume {kind} {options},ro $device; sums; leave");
+                format!("volume {kind} {options} $device; fill '{links}'; leave; {again}\n")
             }
-            (Life::Filled(kind, options, _), false) => format!("volume {kind} ro,{options} $device; sums; leave\n"),
+            (Life::Filled(kind, options, _), false) => format!("volume {kind} {options},ro $device; sums; leave\n"),
             (Life::Read(kind, options), _) => format!("volume {kind} {options} $device; sums; leave\n"),
             (Life::Script(fill, _), true) => format!("{fill}\n"),
             (Life::Script(_, read), false) => format!("{read}\n"),
