@@ -206,7 +206,11 @@ pub fn last_words(output: &[u8]) -> String {
         let is_chatter = ["Partclone v", "Starting to map", "Partclone fail"].iter().any(|word| line.starts_with(word));
         !line.is_empty() && !is_progress && !is_chatter && !line.contains('\x1b')
     };
-    let lines: Vec<&str> = text.split(['\n', '\r']).map(str::trim).filter(is_message).collect();
+    // What it says when it gives up stands on the same line as the chatter.
+    let lines = text.split(['\n', '\r']).map(|line| line.split("Partclone fail").next().unwrap_or_default().trim());
+    let messages: Vec<&str> = lines.clone().filter(is_message).collect();
+    // Better everything than nothing.
+    let lines = if messages.is_empty() { lines.filter(|line| !line.is_empty()).collect() } else { messages };
     let last: Vec<String> =
         lines[lines.len().saturating_sub(MESSAGE_LINES)..].iter().map(|line| format!("    {line}")).collect();
     last.join("\n")
@@ -279,6 +283,9 @@ mod tests {
     fn progress_is_no_message() {
         let said = b"Partclone v0.3.23 http://partclone.org\nElapsed: 1\rext: FS was not cleanly unmounted\n\n";
         assert_eq!(last_words(said), "    ext: FS was not cleanly unmounted");
+        let said = b"Partclone v0.3.23\nminixclone.c: seek failedPartclone fail, please check log !\n";
+        assert_eq!(last_words(said), "    minixclone.c: seek failed");
+        assert_eq!(last_words(b"Elapsed: 1, bitmap count error\n"), "    Elapsed: 1, bitmap count error");
     }
 
     proptest! {
