@@ -251,6 +251,8 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
 
     fn sample() -> Manifest {
         Manifest {
@@ -268,6 +270,21 @@ mod tests {
             unreadable: vec![Unreadable { start: 4096, length: 512 }],
             live: None,
             origin: Origin::now("capture", Path::new("/dev/sda")),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_manifest_is_an_error_or_can_be_shown(at: Index, byte: u8, cut: Index) {
+            let mut json = sample().to_json();
+            let at = at.index(json.len());
+            json[at] = byte;
+            for bytes in [&json[..], &json[..cut.index(json.len())]] {
+                if let Ok(manifest) = Manifest::parse(bytes) {
+                    prop_assert!(!manifest.origin.at_text().is_empty());
+                    prop_assert!(manifest.partitions.iter().all(|part| !crate::capture::partition_line(part).is_empty()));
+                }
+            }
         }
     }
 
