@@ -1,4 +1,4 @@
-//! The table of faults tried: every case notes its own, and a whole run that passed writes `docs/faults.md`.
+//! The table of faults tried: every case notes its own, and a run after which every case has passed writes `docs/faults.md`.
 
 use std::fs::{self, File};
 use std::io::Write;
