@@ -8,7 +8,8 @@ use metainfo::{FileEntry, ImageFacts, Metainfo, SwapFacts};
 use crate::extent::{DiskOffset, Extent};
 use crate::parttable::TableKind;
 
-/// Bytes at the start of the device, and for GPT also at its end, that are written last: until then nothing boots.
+/// Bytes at the start of the device, and with a partition table also at its end, that are written last: until then
+/// nothing boots.
 /// One MiB holds every partition table and the boot code that lives in the gap before the first partition.
 const DEFERRED_LEN: u64 = 1 << 20;
 
