@@ -10,11 +10,11 @@ mod rescue;
 mod window;
 mod zeros;
 
+pub mod content;
 pub mod pipeline;
 pub mod progress;
 pub mod source;
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +27,7 @@ use metainfo::{
     FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, Zeros, usual_piece_len,
 };
 
+use self::content::Content;
 use self::pipeline::{Job, default_threads};
 pub use self::plan::Choices;
 use self::plan::Plan;
@@ -76,7 +77,7 @@ pub struct Capture {
     /// Replace the image of that name, if there is one, once the new one is complete.
     #[arg(long)]
     replace: bool,
-    /// Threads that hash; all cores if not given. The image is the same with any number.
+    /// Pieces to work on at a time; two more than cores if not given. The image is the same with any number.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
@@ -115,7 +116,7 @@ pub struct Order {
     pub live: bool,
     /// Length of a piece in bytes; chosen by the size of the image if `None`.
     pub piece_len: Option<u32>,
-    /// Threads that hash; all cores if `None`.
+    /// Pieces to work on at a time; two more than cores if `None`.
     pub threads: Option<usize>,
     /// Where it comes from, for the manifest.
     pub origin: Origin,
@@ -149,13 +150,13 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
 
     let content = match order.live {
         true => None,
-        false => Some(create_content(&draft.content_path(), content_len)?),
+        false => Some(Content::create(&draft.content_path(), content_len)?),
     };
     let mut progress = Progress::new("capturing", content_len);
     let threads = order.threads.unwrap_or_else(default_threads);
     let job = Job { geometry, threads, out: content.as_ref(), stop, progress: &mut progress };
     let mut unreadable = Vec::new();
-    let hashed = job.run(|range, buf| {
+    let hashes = job.hash(|range, buf| {
         let mut rest = buf;
         for part in plan.layout.on_disk(range)? {
             let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
@@ -184,7 +185,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         zeros,
     };
     let zeros_len = facts.zeros.len();
-    let torrent_bytes = torrent(&plan.layout, piece_len, hashed.pieces, facts)?;
+    let torrent_bytes = torrent(&plan.layout, piece_len, hashes, facts)?;
     let mut origin = order.origin;
     origin.tools.extend(plan.tools);
     let manifest = Manifest {
@@ -195,7 +196,6 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         disk_id: plan.disk_id,
         partitions: plan.partitions,
         content_len,
-        content_sha256: hex(&hashed.sha256),
         infohash: metainfo::Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
         extent_count: plan.layout.extents().len() as u64,
         zeros_len,
@@ -282,15 +282,6 @@ pub fn identify(content: &Path, layout: &Layout) -> Probe {
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The content file at its full length, all hole.
-///
-/// # Errors
-/// If it cannot be made.
-pub fn create_content(path: &Path, len: u64) -> anyhow::Result<File> {
-    let file = File::create_new(path).and_then(|file| file.set_len(len).map(|()| file));
-    file.with_context(|| format!("making {}", path.display()))
 }
 
 /// Whether the disk that a directory is on has room for that much more, in bytes.

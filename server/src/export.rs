@@ -14,7 +14,8 @@ use indicatif::BinaryBytes;
 use metainfo::PieceIndex;
 use tempfile::NamedTempFile;
 
-use crate::capture::pipeline::{Job, default_threads, write_sparse};
+use crate::capture::content::write_sparse;
+use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{check_room, stop_on_signals};
 use crate::library::{Image, Library};
@@ -180,7 +181,7 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
     let writing = "writing the disk image: is the disk full?";
     let mut progress = Progress::new("exporting", geometry.content_len());
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
-    let hashed = job.run(|range, buf| {
+    let hashes = job.hash(|range, buf| {
         let piece = PieceIndex(u32::try_from(range.start / u64::from(geometry.piece_len()))?);
         storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))?;
         let mut rest = &*buf;
@@ -199,7 +200,7 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
     }
     target.end(disk_len).context(writing)?;
     progress.finish();
-    let mut bad = geometry.pieces().filter(|&piece| hashed.pieces[piece.as_usize()] != *image.meta.piece_hash(piece));
+    let mut bad = geometry.pieces().filter(|&piece| hashes[piece.as_usize()] != *image.meta.piece_hash(piece));
     if let Some(piece) = bad.next() {
         bail!("image {:?} is damaged: piece {piece} is bad; `ezio image verify {}` says more", image.name, image.name);
     }

@@ -9,18 +9,20 @@ mod disk_image;
 mod partclone_dir;
 mod torrent;
 
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use metainfo::{Geometry, PieceHash, PieceIndex};
 
-use crate::capture::pipeline::{Job, default_threads, write_sparse};
+use crate::capture::content::Content;
+use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
-use crate::capture::{Choices, Order, create_content, hex, make_image, stop_on_signals, summary};
+use crate::capture::{Choices, Order, hex, make_image, stop_on_signals, summary};
 use crate::library::{Image, Library, check_name};
 use crate::manifest::Origin;
 
@@ -126,8 +128,7 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
-    /// Copies what `read` gives for a content offset and a buffer; returns the content's SHA-256 in hex if everything
-    /// was hashed, else nothing.
+    /// Copies what `read` gives for a content offset and a buffer.
     ///
     /// # Errors
     /// If reading or writing fails, or a piece has another hash.
@@ -135,28 +136,21 @@ impl Copying<'_> {
         self,
         content: &Path,
         read: impl Fn(u64, &mut [u8]) -> anyhow::Result<()> + Send + Sync,
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<()> {
         let Copying { geometry, stop, .. } = self;
-        let out = create_content(content, geometry.content_len())?;
+        let out = Content::create(content, geometry.content_len())?;
         let mut progress = Progress::new("importing", geometry.content_len());
-        let Some(hash_of) = self.hash_of else {
-            let mut buf = vec![0; usize::try_from(geometry.piece_len())?];
-            for piece in geometry.pieces() {
-                ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-                let range = geometry.piece_range(piece);
-                let buf = &mut buf[..usize::try_from(range.end - range.start)?];
-                read(range.start, buf)?;
-                write_sparse(&out, buf, range.start).context("writing the content: is the disk full?")?;
-                progress.advance(range.end - range.start);
-            }
-            progress.finish();
-            return Ok(String::new());
-        };
         let job = Job { geometry, threads: default_threads(), out: Some(&out), stop, progress: &mut progress };
-        let hashed = job.run(|range, buf| read(range.start, buf))?;
+        let fill = |range: Range<u64>, buf: &mut [u8]| read(range.start, buf);
+        let Some(hash_of) = self.hash_of else {
+            job.copy(fill)?;
+            progress.finish();
+            return Ok(());
+        };
+        let hashes = job.hash(fill)?;
         progress.finish();
         for piece in geometry.pieces() {
-            let (is, should) = (hashed.pieces[piece.as_usize()], hash_of(piece));
+            let (is, should) = (hashes[piece.as_usize()], hash_of(piece));
             ensure!(
                 is == should,
                 "piece {piece} of {} hashes to {} and should to {}: it is damaged, copy it again",
@@ -165,6 +159,6 @@ impl Copying<'_> {
                 hex(&should)
             );
         }
-        Ok(hex(&hashed.sha256))
+        Ok(())
     }
 }

@@ -33,9 +33,6 @@ pub struct Manifest {
     pub partitions: Vec<PartitionInfo>,
     /// Length of `content` in bytes.
     pub content_len: u64,
-    /// SHA-256 of `content`, 64 hex digits; empty if it was never computed.
-    #[serde(default)]
-    pub content_sha256: String,
     /// The torrent's infohash, 40 hex digits.
     pub infohash: String,
     /// How many extents the content consists of.
@@ -263,7 +260,6 @@ mod tests {
             disk_id: String::new(),
             partitions: vec![PartitionInfo { number: 1, length: 4096, ..PartitionInfo::default() }],
             content_len: 4096,
-            content_sha256: String::new(),
             infohash: "00".repeat(20),
             extent_count: 1,
             zeros_len: 65_536,

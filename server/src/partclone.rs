@@ -115,6 +115,8 @@ pub fn used_ranges(
     let output = Command::new(program)
         .args(at_own_risk.then_some("--ignore_fschk"))
         .arg("-D")
+        // Seconds between looks at the progress: without it, it sleeps for two when the map is already complete.
+        .args(["-f", "0"])
         .arg("-s")
         .arg(device)
         .arg("-o")

@@ -28,7 +28,7 @@ use self::fetch::Offer;
 use self::storage::Content;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
-use crate::capture::{check_room, hex, identify, stop_on_signals, summary};
+use crate::capture::{check_room, identify, stop_on_signals, summary};
 use crate::library::unfinished::{Unfinished, len_on_disk};
 use crate::library::{Draft, Image, Library, check_name};
 use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
@@ -168,32 +168,23 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
     content.sync_all().with_context(|| format!("flushing {}", path.display()))?;
     let mut progress = Progress::new("verifying", geometry.content_len());
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
-    let hashed = job.run(|range, buf| {
+    let hashes = job.hash(|range, buf| {
         content
             .read_exact_at(buf, range.start)
             .with_context(|| format!("reading {} at byte {}", path.display(), range.start))
     })?;
     progress.finish();
-    if let Some(bad) = geometry.pieces().find(|&piece| hashed.pieces[piece.as_usize()] != *offer.meta.piece_hash(piece))
-    {
+    if let Some(bad) = geometry.pieces().find(|&piece| hashes[piece.as_usize()] != *offer.meta.piece_hash(piece)) {
         bail!(
             "piece {bad} was right when it came and is wrong on the disk: look after the disk of {}, then run the same \
              command again",
             path.display()
         );
     }
-    let sha256 = hex(&hashed.sha256);
     let mut manifest = match &offer.manifest {
         Some(manifest) => manifest.clone(),
         None => made_up("pull without a manifest", &offer.meta, &offer.layout, &path, &offer.source),
     };
-    ensure!(
-        manifest.content_sha256.is_empty() || manifest.content_sha256 == sha256,
-        "every piece is right, but the manifest there names the SHA-256 {} where the content has {sha256}: the \
-         manifest was changed; pull the .torrent file alone to do without it",
-        manifest.content_sha256
-    );
-    manifest.content_sha256 = sha256;
     // Here the content is a file, whatever it is there; and nobody elsewhere says which disk of ours is given away.
     manifest.live = None;
     ensure!(!stop.load(Ordering::Relaxed), "interrupted; run the same command again to go on");
@@ -231,7 +222,6 @@ pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, sour
         disk_id: String::new(),
         partitions,
         content_len: layout.content_len(),
-        content_sha256: String::new(),
         infohash: meta.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
         zeros_len: facts.zeros.len(),

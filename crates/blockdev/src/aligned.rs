@@ -1,28 +1,32 @@
 //! A buffer whose address suits O_DIRECT.
 
-/// Address, offset and length of direct reads are multiples of this unless the device's sectors are larger. 4096
+/// Address, offset and length of direct reads and writes are multiples of this unless the device's sectors are larger. 4096
 /// satisfies every disk in use, whatever its logical sectors.
-pub(crate) const ALIGN: usize = 4096;
+pub const ALIGN: usize = 4096;
 
 /// Bytes that start at a multiple of [`ALIGN`].
-pub(crate) struct AlignedBuf {
+#[derive(Debug)]
+pub struct AlignedBuf {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl AlignedBuf {
-    pub(crate) fn new(len: usize) -> AlignedBuf {
+    /// `len` bytes of zeros.
+    pub fn new(len: usize) -> AlignedBuf {
         let bytes = vec![0; len + ALIGN];
         let start = bytes.as_ptr().align_offset(ALIGN);
         AlignedBuf { bytes, start, len }
     }
 
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+    /// All of them, to be filled.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len]
     }
 
-    pub(crate) fn as_slice(&self) -> &[u8] {
+    /// All of them.
+    pub fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..self.start + self.len]
     }
 }

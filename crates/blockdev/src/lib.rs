@@ -10,6 +10,7 @@ pub mod inventory;
 use std::fs::File;
 use std::io;
 
+pub use aligned::{ALIGN, AlignedBuf};
 pub use device::{Device, DeviceError, Uncached, is_zero};
 
 /// Grows a mounted ext4, whose root directory this is, to so many of its blocks (`EXT4_IOC_RESIZE_FS`).

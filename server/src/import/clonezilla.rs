@@ -26,7 +26,7 @@ use self::partclone_head::Head;
 use self::saved::{Kept, Saved};
 use self::stream::Stream;
 use super::child::{Running, said};
-use crate::capture::pipeline::write_sparse;
+use crate::capture::content::write_sparse;
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
 use crate::capture::{Order, check_room, make_image};

@@ -52,7 +52,7 @@ pub fn import(
     let geometry = Geometry::new(content_len, PIECE_LEN).context("cutting the content into pieces")?;
     let hash_of = |piece: PieceIndex| info.hashes[piece.as_usize()];
     let copying = Copying { geometry, hash_of: verify.then_some(&hash_of), from: dir, stop };
-    let content_sha256 = copying.run(&draft.content_path(), |at, buf| runs.read(at, buf))?;
+    copying.run(&draft.content_path(), |at, buf| runs.read(at, buf))?;
 
     let facts = ImageFacts {
         schema: 1,
@@ -81,7 +81,6 @@ pub fn import(
         disk_id: String::new(),
         partitions: vec![partition],
         content_len,
-        content_sha256,
         infohash: Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
         origin: Origin::now("import of a partclone BT directory", dir),

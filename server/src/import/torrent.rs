@@ -46,15 +46,13 @@ pub fn import(
     check_room(library.dir(), content_len)?;
     let hash_of = |piece: PieceIndex| *meta.piece_hash(piece);
     let copying = Copying { geometry, hash_of: verify.then_some(&hash_of), from: files, stop };
-    let content_sha256 = copying.run(&draft.content_path(), |at, buf| {
+    copying.run(&draft.content_path(), |at, buf| {
         let piece = geometry.piece(u32::try_from(at / u64::from(geometry.piece_len()))?);
         let piece = piece.context("reading past the last piece")?;
         source.read(piece, 0, buf).with_context(|| format!("reading piece {piece} from {}", files.display()))
     })?;
 
-    let mut manifest =
-        made_up("import of a torrent", &meta, &layout, &draft.content_path(), &files.display().to_string());
-    manifest.content_sha256 = content_sha256;
+    let manifest = made_up("import of a torrent", &meta, &layout, &draft.content_path(), &files.display().to_string());
     // Where it was announced there says nothing here.
     draft.publish(&torrent_file::with_announce(&bytes, None)?, &manifest)
 }
