@@ -33,9 +33,12 @@ demo:
 test:
 	scripts/test
 
-# Our swarm beside udpcast, aria2 and libtorrent on a rack of shaped links; an hour. Figures in build/bench.
+# Our swarm beside udpcast, aria2 and libtorrent on a rack of shaped links, and capture beside partclone; an hour.
+# Figures in build/bench.
 bench: setup
-	$(CARGO) build --release --locked -p server -p bench && target/release/bench all
+	$(CARGO) build --release --locked -p server -p bench
+	target/release/bench capture
+	target/release/bench all
 
 check:
 	$(CARGO) fmt --all -- --check

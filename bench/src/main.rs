@@ -1,5 +1,6 @@
-//! `bench`: one seeder and many receivers on shaped links, our swarm beside the tools that others use.
+//! `bench`: one seeder and many receivers on shaped links, our swarm beside the tools that others use; and capture.
 
+mod capture;
 mod goodput;
 mod image;
 mod machine;
@@ -21,6 +22,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::capture::CaptureOptions;
+use crate::outcome::Case;
 use crate::tool::Tool;
 
 /// Races swarms over a rack of network namespaces. Needs no root, and leaves nothing behind but its results.
@@ -42,6 +45,8 @@ enum Command {
     Hostile(Options),
     /// Unshaped, one to one and one to three.
     Raw(Options),
+    /// A disk that becomes an image, beside partclone and beside reading, hashing and writing alone.
+    Capture(CaptureOptions),
     /// Makes the tables and the plot again from results that are there.
     Report(Options),
 }
@@ -83,13 +88,18 @@ struct Options {
 
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
-    if let Command::Report(options) = &cli.command {
-        session::report(&options.out)?;
-        return Ok(ExitCode::SUCCESS);
-    }
+    let (cases, options): (&[Case], &Options) = match &cli.command {
+        Command::Report(options) => return session::report(&options.out).map(|()| ExitCode::SUCCESS),
+        Command::Capture(options) => return capture::run(options),
+        Command::All(options) => (&[Case::Shaped, Case::Faults, Case::Hostile, Case::Raw], options),
+        Command::Shaped(options) => (&[Case::Shaped], options),
+        Command::Faults(options) => (&[Case::Faults], options),
+        Command::Hostile(options) => (&[Case::Hostile], options),
+        Command::Raw(options) => (&[Case::Raw], options),
+    };
     if !sandbox::is_inside() {
         return sandbox::run_inside();
     }
     sandbox::enter()?;
-    session::run(&cli.command)
+    session::run(cases, options)
 }

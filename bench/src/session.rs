@@ -14,7 +14,7 @@ use crate::outcome::{Case, Misdeed, Outcome};
 use crate::race::Race;
 use crate::sandbox::SCRATCH;
 use crate::tool::{self, Tool};
-use crate::{Command, Options, goodput, plot, summary};
+use crate::{Options, goodput, plot, summary};
 
 /// Receivers of the shaped case.
 const SHAPED: [usize; 4] = [1, 2, 8, 16];
@@ -30,18 +30,11 @@ const FAULTY: usize = 8;
 const HOSTILE: usize = 8 + Misdeed::ALL.len();
 const RESULTS: &str = "results.json";
 
-/// Runs what the command says.
+/// Runs these cases.
 ///
 /// # Errors
 /// If nothing can be measured here. A run that fails is an outcome, shown and remembered in the exit code.
-pub fn run(command: &Command) -> Result<ExitCode> {
-    let (cases, options): (&[Case], &Options) = match command {
-        Command::All(options) => (&[Case::Shaped, Case::Faults, Case::Hostile, Case::Raw], options),
-        Command::Shaped(options) => (&[Case::Shaped], options),
-        Command::Faults(options) => (&[Case::Faults], options),
-        Command::Hostile(options) => (&[Case::Hostile], options),
-        Command::Raw(options) | Command::Report(options) => (&[Case::Raw], options),
-    };
+pub fn run(cases: &[Case], options: &Options) -> Result<ExitCode> {
     // A copy, so that a build meanwhile changes nothing.
     let ezio = Path::new(SCRATCH).join("ezio");
     if options.ezio.is_file() {
