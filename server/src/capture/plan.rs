@@ -142,9 +142,12 @@ impl Plan {
             Some(path) => probe(path, &(0..partition.len))?,
             None => probe(&source.path, &place)?,
         };
+        let mut window = None;
         match found.file_system.as_str() {
             "swsuspend" if !choices.at_own_risk => bail!(health::LINUX_HIBERNATED),
-            "ntfs" if !choices.at_own_risk => health::check_ntfs(Window::open(source, &place, scratch)?.path())?,
+            "ntfs" if !choices.at_own_risk => {
+                health::check_ntfs(window.insert(Window::open(source, &place, scratch)?).path())?;
+            }
             _ => {}
         }
         if choices.whole {
@@ -163,7 +166,10 @@ impl Plan {
                 note.to_owned()
             }
             Support::Program(program) => {
-                let window = Window::open(source, &place, scratch)?;
+                let window = match window {
+                    Some(window) => window,
+                    None => Window::open(source, &place, scratch)?,
+                };
                 let used = partclone::used_ranges(&program, window.path(), &place, scratch, choices.at_own_risk)?;
                 used.into_iter().for_each(|range| extents.insert(range));
                 if let Some(version) = partclone::version(&program) {
