@@ -158,14 +158,10 @@ fn succeed(command: &mut Command) -> Output {
     output
 }
 
-/// Whether a foreign program is there; if not, the test says so and proves nothing.
-fn has(program: &[&str]) -> bool {
+/// Fails unless a foreign program is there.
+fn need(program: &[&str]) {
     let probe = Command::new(program[0]).args(&program[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let is_there = probe.is_ok_and(|status| status.success());
-    if !is_there {
-        eprintln!("SKIPPED: {program:?} does not run here; `make setup` installs it");
-    }
-    is_there
+    assert!(probe.is_ok_and(|status| status.success()), "{program:?} does not run here; `make setup` installs it");
 }
 
 fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
@@ -195,9 +191,7 @@ const ARIA2: [&str; 6] = [
 
 #[test]
 fn aria2_downloads_from_our_seeder() {
-    if !has(&["aria2c", "--version"]) {
-        return;
-    }
+    need(&["aria2c", "--version"]);
     let captured = Captured::new();
     let (_serving, tracker) = captured.serve();
     let dir = captured.path("download");
@@ -210,9 +204,7 @@ fn aria2_downloads_from_our_seeder() {
 
 #[test]
 fn we_restore_from_aria2() {
-    if !has(&["aria2c", "--version"]) {
-        return;
-    }
+    need(&["aria2c", "--version"]);
     let captured = Captured::new();
     let port = free_port();
     let mut aria2 = Command::new("aria2c");
@@ -251,9 +243,7 @@ fn libtorrent(captured: &Captured, dir: &Path, port: u16, tracker: &str) -> Comm
 
 #[test]
 fn libtorrent_downloads_from_our_seeder() {
-    if !has(&[PYTHON, "-c", "import libtorrent"]) {
-        return;
-    }
+    need(&[PYTHON, "-c", "import libtorrent"]);
     let captured = Captured::new();
     let (_serving, tracker) = captured.serve();
     let dir = captured.path("download");
@@ -264,9 +254,7 @@ fn libtorrent_downloads_from_our_seeder() {
 
 #[test]
 fn we_restore_from_libtorrent() {
-    if !has(&[PYTHON, "-c", "import libtorrent"]) {
-        return;
-    }
+    need(&[PYTHON, "-c", "import libtorrent"]);
     let captured = Captured::new();
     let port = free_port();
     let files = captured.bt_files();
@@ -279,10 +267,7 @@ fn we_restore_from_libtorrent() {
 #[test]
 fn partclones_bt_files_are_restored_to_a_partition() {
     let partclone = "/usr/sbin/partclone.ext4";
-    if !Path::new(partclone).exists() {
-        eprintln!("SKIPPED: {partclone} is not there; `make setup` installs it");
-        return;
-    }
+    need(&[partclone, "-v"]);
     let captured = Captured::new();
     let files = captured.path("btfiles");
     let mut clone = Command::new(partclone);

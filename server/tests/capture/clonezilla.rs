@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::tools::{Junk, Place, have, run};
+use crate::tools::{Junk, Place, need, run};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
@@ -138,9 +138,7 @@ fn gpt_image(place: &Place) -> (Image<'_>, String) {
 
 #[test]
 fn a_clonezilla_disk_becomes_the_image_that_capture_makes() {
-    if !have(&GPT_TOOLS) {
-        return;
-    }
+    need(&GPT_TOOLS);
     let place = Place::new();
     let (image, files) = gpt_image(&place);
     let said = image.import(&["--name", "imported"]);
@@ -166,9 +164,7 @@ fn a_clonezilla_disk_becomes_the_image_that_capture_makes() {
 
 #[test]
 fn damaged_and_strange_clonezilla_images_are_refused() {
-    if !have(&GPT_TOOLS) {
-        return;
-    }
+    need(&GPT_TOOLS);
     let place = Place::new();
     let (image, _) = gpt_image(&place);
     let path = |name: &str| place.path("img").join(name);
@@ -248,9 +244,8 @@ fn damaged_and_strange_clonezilla_images_are_refused() {
 
 #[test]
 fn a_clonezilla_disk_with_logical_partitions_comes_back() {
-    if !have(&GPT_TOOLS) || !have(&["lz4", "xz", "bzip2"]) {
-        return;
-    }
+    need(&GPT_TOOLS);
+    need(&["lz4", "xz", "bzip2"]);
     let place = Place::new();
     let files = place.files("files");
     let image = Image::new(&place, 160);
@@ -304,9 +299,7 @@ fn a_clonezilla_disk_with_logical_partitions_comes_back() {
 
 #[test]
 fn what_saveparts_saves_is_imported_and_nothing_else() {
-    if !have(&GPT_TOOLS) {
-        return;
-    }
+    need(&GPT_TOOLS);
     let place = Place::new();
     let (image, files) = gpt_image(&place);
     image.remove("disk");
@@ -343,9 +336,7 @@ fn what_saveparts_saves_is_imported_and_nothing_else() {
 
 #[test]
 fn an_ntfs_keeps_its_second_boot_sector() {
-    if !have(&["mkntfs", "partclone.ntfs", "partclone.restore", "gzip"]) {
-        return;
-    }
+    need(&["mkntfs", "partclone.ntfs", "partclone.restore", "gzip"]);
     let place = Place::new();
     let image = Image::new(&place, 60);
     run("mkntfs", &["-q", "-F", &image.disk]);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::tools::{Junk, Place, have, run};
+use crate::tools::{Junk, Place, need, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -27,9 +27,7 @@ pub const GPT_TOOLS: [&str; 9] =
 
 #[test]
 fn a_gpt_disk_comes_back_with_its_files() {
-    if !have(&GPT_TOOLS) {
-        return;
-    }
+    need(&GPT_TOOLS);
     let place = Place::new();
     let (disk, files) = gpt_disk(&place);
     let said = place.ezio_ok(&["capture", &disk, "--name", "one"]);
@@ -60,9 +58,7 @@ fn a_gpt_disk_comes_back_with_its_files() {
 
 #[test]
 fn the_same_disk_has_the_same_infohash() {
-    if !have(&GPT_TOOLS) {
-        return;
-    }
+    need(&GPT_TOOLS);
     let place = Place::new();
     let (disk, _) = gpt_disk(&place);
     for (name, threads) in [("one", "1"), ("five", "5")] {
@@ -87,9 +83,7 @@ fn the_same_disk_has_the_same_infohash() {
 
 #[test]
 fn an_mbr_disk_with_logical_partitions_comes_back() {
-    if !have(&["mkfs.ext4", "mkswap", "sfdisk", "partclone.ext4", "e2fsck", "debugfs"]) {
-        return;
-    }
+    need(&["mkfs.ext4", "mkswap", "sfdisk", "partclone.ext4", "e2fsck", "debugfs"]);
     let place = Place::new();
     let files = place.files("files");
     let disk = place.blank("disk.img", 160);
@@ -138,10 +132,71 @@ fn an_mbr_disk_with_logical_partitions_comes_back() {
 }
 
 #[test]
-fn a_file_system_without_a_table_comes_back() {
-    if !have(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]) {
-        return;
+fn an_odd_disk_comes_back() {
+    need(&GPT_TOOLS);
+    let place = Place::new();
+    let files = place.files("files");
+    let disk = place.blank("disk.img", 160);
+    // Numbers against the order on the disk, starts at odd sectors, boot loaders in partitions of their own and in a gap,
+    // and an MBR that names one of the partitions as well.
+    const ROOT: u64 = 100_001 * 512;
+    const BIOS: u64 = 2_048 * 512;
+    const PREP: u64 = 5_003 * 512;
+    let starts = ["-n", "1:100001:+90M", "-n", "2:5003:+4M", "-n", "3:2048:+1M"];
+    let types = ["-t", "1:8300", "-t", "2:4100", "-t", "3:ef02", "-h", "1"];
+    run("sgdisk", &[&["-a", "1"], &starts[..], &types, &[&disk]].concat());
+    place.paste(&place.ext4("root.img", 90, &files), &disk, ROOT);
+    let junk = |name: &str, len: usize, seed: u64| {
+        let mut bytes = vec![0; len];
+        Junk(seed).fill(&mut bytes);
+        fs::write(place.path(name), &bytes).expect("write");
+        place.text(name)
+    };
+    let loaders = [(junk("code", 440, 1), 0), (junk("bios", 1 << 20, 2), BIOS), (junk("prep", 4 << 20, 3), PREP)];
+    for (file, at) in loaders.iter().chain(&[(junk("table gap", 5_000, 4), 40 * 512)]) {
+        place.paste(file, &disk, *at);
     }
+
+    let said = place.ezio_ok(&["capture", &disk, "--name", "odd"]);
+    assert!(said.contains("BIOS boot") && said.contains("PReP") && said.contains("ext4"), "{said}");
+    let restored = place.restore("odd", &disk);
+    let dump = |disk: &str| run("sgdisk", &["-p", "-O", disk]).replace(disk, "disk");
+    assert_eq!(dump(&restored), dump(&disk), "both tables are as they were");
+    assert!(dump(&disk).contains("0x83"), "the hybrid names partition 1: {}", dump(&disk));
+    for (file, at) in loaders.iter().chain(&[(place.text("table gap"), 40 * 512)]) {
+        let bytes = fs::read(file).expect("read");
+        let back = fs::read(place.cut(&restored, *at, bytes.len() as u64, "part.back")).expect("read");
+        assert!(back == bytes, "{file} at {at}");
+    }
+    place.check_ext4(&place.cut(&restored, ROOT, 90 * MIB, "root.back"), &files);
+    let content_len = place.meta("odd").geometry.content_len();
+    assert!(content_len < 60 * MIB, "free blocks were left out of {content_len} bytes");
+}
+
+#[test]
+fn a_disk_of_large_sectors_comes_back() {
+    need(&GPT_TOOLS);
+    need(&["fdisk"]);
+    let place = Place::new();
+    let files = place.files("files");
+    let disk = place.blank("disk.img", 120);
+    // A GPT, and in it a partition from sector 1,000 to 20,000.
+    fs::write(place.path("keys"), "g\nn\n1\n1000\n20000\nw\n").expect("write");
+    run("sh", &["-c", &format!("fdisk -b 4096 {disk} < {}", place.text("keys"))]);
+    place.paste(&place.ext4("root.img", 70, &files), &disk, 1000 * 4096);
+    place.ezio_ok(&["capture", &disk, "--name", "large"]);
+    let restored = place.restore("large", &disk);
+    let list = |disk: &str| run("fdisk", &["-b", "4096", "-l", disk]).replace(disk, "disk");
+    assert_eq!(list(&restored), list(&disk));
+    assert!(list(&disk).contains("20000"), "{}", list(&disk));
+    place.check_ext4(&place.cut(&restored, 1000 * 4096, 70 * MIB, "root.back"), &files);
+    let facts = place.meta("large").facts.expect("facts");
+    assert_eq!((facts.table.as_str(), facts.sector_size, facts.disk_size), ("gpt", 4096, 120 * MIB));
+}
+
+#[test]
+fn a_file_system_without_a_table_comes_back() {
+    need(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]);
     let place = Place::new();
     let files = place.files("files");
     let bare = place.ext4("bare.img", 90, &files);
@@ -156,9 +211,7 @@ fn a_file_system_without_a_table_comes_back() {
 /// File systems whose used blocks we find ourselves, as a partition of a disk.
 #[test]
 fn a_disk_with_file_systems_that_partclone_does_not_know_comes_back() {
-    if !have(&["mkfs.jfs", "mkfs.nilfs2", "mkfs.reiserfs", "sgdisk"]) {
-        return;
-    }
+    need(&["mkfs.jfs", "mkfs.nilfs2", "mkfs.reiserfs", "sgdisk"]);
     let place = Place::new();
     let disk = place.blank("disk.img", 700);
     run("sgdisk", &["-n", "1:2048:+200M", "-n", "2:0:+200M", "-n", "3:0:+200M", &disk]);

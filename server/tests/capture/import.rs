@@ -4,13 +4,11 @@ use std::fs;
 
 use metainfo::{FileEntry, Metainfo, NewTorrent};
 
-use crate::tools::{Place, command, have, run};
+use crate::tools::{Place, command, need, run};
 
 #[test]
 fn a_partclone_directory_becomes_the_image_that_capture_makes() {
-    if !have(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]) {
-        return;
-    }
+    need(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]);
     let place = Place::new();
     let files = place.files("files");
     let source = place.ext4("fs.img", 90, &files);
@@ -52,9 +50,7 @@ fn a_partclone_directory_becomes_the_image_that_capture_makes() {
 
 #[test]
 fn partclone_itself_still_writes_what_is_read_here() {
-    if !have(&["mkfs.vfat", "mcopy", "partclone.vfat"]) {
-        return;
-    }
+    need(&["mkfs.vfat", "mcopy", "partclone.vfat"]);
     let place = Place::new();
     let fat = place.blank("fat.img", 40);
     run("mkfs.vfat", &["-F", "32", &fat]);
@@ -76,9 +72,7 @@ fn partclone_itself_still_writes_what_is_read_here() {
 
 #[test]
 fn an_ezio_torrent_and_its_files_become_the_same_image() {
-    if !have(&["mkfs.ext4", "partclone.ext4"]) {
-        return;
-    }
+    need(&["mkfs.ext4", "partclone.ext4"]);
     let place = Place::new();
     let source = place.ext4("fs.img", 90, &place.files("files"));
     let bt = place.text("bt");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::tools::{Junk, Place, Running, command, have, run};
+use crate::tools::{Junk, Place, Running, command, need, run};
 
 const MIB: u64 = 1 << 20;
 /// Much longer than anything here takes, even on a slow, shared machine.
@@ -26,9 +26,7 @@ fn disk(place: &Place) -> String {
 
 #[test]
 fn a_live_image_is_seeded_from_its_source() {
-    if !have(&["sgdisk", "blkid"]) {
-        return;
-    }
+    need(&["sgdisk", "blkid"]);
     let place = Place::new();
     let disk = disk(&place);
     place.ezio_ok(&["capture", &disk, "--name", "copied"]);
@@ -60,9 +58,7 @@ fn a_live_image_is_seeded_from_its_source() {
 
 #[test]
 fn a_source_that_is_gone_or_another_is_refused_in_words() {
-    if !have(&["sgdisk", "blkid"]) {
-        return;
-    }
+    need(&["sgdisk", "blkid"]);
     let place = Place::new();
     let disk = disk(&place);
     let said = place.ezio_refuses(&["capture", &disk, "--name", "live", "--live", "--rescue"]);
@@ -96,9 +92,7 @@ fn a_source_that_is_gone_or_another_is_refused_in_words() {
 
 #[test]
 fn the_server_seeds_a_live_image_once_its_source_is_there() {
-    if !have(&["sgdisk", "blkid"]) {
-        return;
-    }
+    need(&["sgdisk", "blkid"]);
     let place = Place::new();
     let disk = disk(&place);
     place.ezio_ok(&["capture", &disk, "--name", "live", "--live"]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::tools::{Junk, Place, command, have, run, text};
+use crate::tools::{Junk, Place, command, need, run, text};
 
 /// Much longer than anything here takes, even on a slow, shared machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -22,11 +22,10 @@ fn names_and_sources_that_cannot_be_are_refused() {
     assert!(place.ezio_refuses(&["capture", &junk, "--name", ".x"]).contains("cannot be an image's name"));
     let empty = place.blank("empty.img", 0);
     assert!(place.ezio_refuses(&["capture", &empty, "--name", "x"]).contains("no bytes"));
-    if have(&["blkid"]) {
-        assert!(place.ezio_refuses(&["capture", &junk, "--name", "x"]).contains("--whole"));
-        place.ezio_ok(&["capture", &junk, "--name", "x", "--whole"]);
-        assert!(place.ezio_refuses(&["capture", &junk, "--name", "x", "--whole"]).contains("already is an image"));
-    }
+    need(&["blkid"]);
+    assert!(place.ezio_refuses(&["capture", &junk, "--name", "x"]).contains("--whole"));
+    place.ezio_ok(&["capture", &junk, "--name", "x", "--whole"]);
+    assert!(place.ezio_refuses(&["capture", &junk, "--name", "x", "--whole"]).contains("already is an image"));
     assert!(place.ezio_refuses(&["image", "show", "nothing"]).contains("there is no image"));
     assert!(Place::new().ezio_refuses(&["image", "list"]).contains("there is no library"));
     assert_eq!(place.unfinished(), 0);
@@ -34,9 +33,7 @@ fn names_and_sources_that_cannot_be_are_refused() {
 
 #[test]
 fn missing_tools_are_named_with_their_package() {
-    if !have(&["mkfs.ext4", "blkid"]) {
-        return;
-    }
+    need(&["mkfs.ext4", "blkid"]);
     let place = Place::new();
     let image = place.blank("fs.img", 20);
     run("mkfs.ext4", &["-q", "-F", &image]);
@@ -57,9 +54,7 @@ fn missing_tools_are_named_with_their_package() {
 
 #[test]
 fn a_file_system_that_partclone_refuses_is_refused_with_its_words() {
-    if !have(&["mkfs.ext4", "partclone.ext4", "debugfs"]) {
-        return;
-    }
+    need(&["mkfs.ext4", "partclone.ext4", "debugfs"]);
     let place = Place::new();
     let image = place.blank("fs.img", 20);
     run("mkfs.ext4", &["-q", "-F", &image]);
@@ -71,18 +66,7 @@ fn a_file_system_that_partclone_refuses_is_refused_with_its_words() {
 
 #[test]
 fn what_is_hibernated_or_not_shut_down_is_taken_only_when_told_to() {
-    if !have(&[
-        "mkntfs",
-        "ntfscp",
-        "ntfs-3g.probe",
-        "partclone.ntfs",
-        "mkfs.ext4",
-        "partclone.ext4",
-        "debugfs",
-        "mkswap",
-    ]) {
-        return;
-    }
+    need(&["mkntfs", "ntfscp", "ntfs-3g.probe", "partclone.ntfs", "mkfs.ext4", "partclone.ext4", "debugfs", "mkswap"]);
     let place = Place::new();
     let windows = place.blank("windows.img", 30);
     run("mkntfs", &["-F", "-q", &windows]);
@@ -120,9 +104,7 @@ fn what_is_hibernated_or_not_shut_down_is_taken_only_when_told_to() {
 
 #[test]
 fn a_damaged_table_says_what_to_run() {
-    if !have(&["sgdisk"]) {
-        return;
-    }
+    need(&["sgdisk"]);
     let place = Place::new();
     let disk = place.blank("disk.img", 20);
     run("sgdisk", &["-n", "1:2048:0", &disk]);
@@ -135,13 +117,8 @@ fn a_damaged_table_says_what_to_run() {
 
 #[test]
 fn a_mounted_source_is_refused() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can mount");
-        return;
-    }
-    if !have(&["mkfs.ext4", "mount", "unshare"]) {
-        return;
-    }
+    assert!(nix::unistd::geteuid().is_root(), "only root can mount: run the tests as root");
+    need(&["mkfs.ext4", "mount", "unshare"]);
     let place = Place::new();
     let image = place.blank("fs.img", 20);
     run("mkfs.ext4", &["-q", "-F", &image]);
@@ -151,10 +128,8 @@ fn a_mounted_source_is_refused() {
         let script = format!("mount -o loop,ro {image} {} || exit 77; {then}", place.text("mnt"));
         command("unshare").args(["-m", "sh", "-c", &script]).output().expect("unshare runs")
     };
-    if inside("true").status.code() == Some(77) {
-        eprintln!("SKIPPED: no loop mounts here");
-        return;
-    }
+    let probe = inside("true");
+    assert!(probe.status.success(), "no loop mounts here: {}", text(&probe));
     let ezio = env!("CARGO_BIN_EXE_ezio");
     let library = place.library();
     for source in [image.as_str(), "$(findmnt -no SOURCE $(pwd)/mnt)"] {
@@ -202,9 +177,7 @@ pub fn wait_for(file: &Path, child: &mut Child) -> String {
 
 #[test]
 fn a_killed_capture_leaves_nothing_listed() {
-    if !have(&["blkid"]) {
-        return;
-    }
+    need(&["blkid"]);
     let place = Place::new();
     let small = place.blank("small.img", 1);
     let mut child = capture_in_progress(&place, "killed");
@@ -221,9 +194,7 @@ fn a_killed_capture_leaves_nothing_listed() {
 
 #[test]
 fn a_terminated_capture_tidies_up_itself() {
-    if !have(&["blkid"]) {
-        return;
-    }
+    need(&["blkid"]);
     let place = Place::new();
     let mut child = capture_in_progress(&place, "stopped");
     run("sh", &["-c", &format!("kill -TERM {}", child.id())]);
@@ -233,9 +204,7 @@ fn a_terminated_capture_tidies_up_itself() {
 
 #[test]
 fn damaged_images_are_listed_with_the_reason_beside_the_good_ones() {
-    if !have(&["blkid"]) {
-        return;
-    }
+    need(&["blkid"]);
     let place = Place::new();
     let source = place.text("source.img");
     let mut bytes = vec![0; 3 << 20];

@@ -13,14 +13,11 @@ use tempfile::TempDir;
 /// `PATH` for every program of the tests.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Whether all of these programs are here; says which is not.
-pub fn have(programs: &[&str]) -> bool {
+/// Fails unless all of these programs are here; says which is not.
+pub fn need(programs: &[&str]) {
     let is_here = |name: &&str| PATH.split(':').any(|dir| Path::new(dir).join(name).is_file());
     let missing: Vec<_> = programs.iter().filter(|name| !is_here(name)).collect();
-    if !missing.is_empty() {
-        eprintln!("SKIPPED: {missing:?} not installed");
-    }
-    missing.is_empty()
+    assert!(missing.is_empty(), "{missing:?} not installed: `make setup` does that");
 }
 
 /// A command with a known environment.

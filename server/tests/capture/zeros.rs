@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::tools::{Junk, Place, have, run};
+use crate::tools::{Junk, Place, need, run};
 
 const MIB: u64 = 1 << 20;
 const KIB64: u64 = 64 << 10;
@@ -26,9 +26,7 @@ fn disk(place: &Place) -> String {
 
 #[test]
 fn zeros_are_left_out_and_come_back() {
-    if !have(&["sgdisk", "blkid"]) {
-        return;
-    }
+    need(&["sgdisk", "blkid"]);
     let place = Place::new();
     let disk = disk(&place);
     place.ezio_ok(&["capture", &disk, "--name", "plain"]);
@@ -74,9 +72,7 @@ fn zeros_are_left_out_and_come_back() {
 
 #[test]
 fn a_file_system_with_zeros_in_files_comes_back() {
-    if !have(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]) {
-        return;
-    }
+    need(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]);
     let place = Place::new();
     let files = place.files("files");
     // mkfs.ext4 leaves blocks of zeros out of a file, so they are made of something else first.
@@ -97,9 +93,7 @@ fn a_file_system_with_zeros_in_files_comes_back() {
 
 #[test]
 fn a_plain_image_has_the_infohash_it_always_had() {
-    if !have(&["blkid"]) {
-        return;
-    }
+    need(&["blkid"]);
     let place = Place::new();
     let mut junk = vec![0; 2 << 20];
     Junk(11).fill(&mut junk);

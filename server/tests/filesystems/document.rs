@@ -27,7 +27,7 @@ which an image needs too. Who found the used blocks: *partclone* is Debian's `pa
 
 const TAIL: &str = "
 HFS+ is made by xorriso with its files in it, because Debian 12 has neither mkfs nor fsck for it; UFS by makefs, because Linux
-only reads it. Linux not know Reiser4: its own fsck, and the bytes of the image compared with the volume, have to do. FAT12 and Minix 3 are copied
+only reads it. Linux does not know Reiser4: its own fsck, and the bytes of the image compared with the volume, have to do. FAT12 and Minix 3 are copied
 whole, because partclone misreads them.
 
 ## Not tested

@@ -31,7 +31,7 @@ pub struct Station {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Runs `case` inside a namespace of its own, or says loudly why it cannot.
+/// Runs `case` inside a namespace of its own.
 ///
 /// `name` is the test's full path, by which the child finds it; `tools` are the foreign programs it needs.
 pub fn in_namespace(name: &str, tools: &[&str], case: impl FnOnce(Lan)) {
@@ -48,15 +48,10 @@ pub fn in_namespace(name: &str, tools: &[&str], case: impl FnOnce(Lan)) {
     let here = |tool: &&&str| {
         Command::new("sh").args(["-c", &format!("command -v {tool}")]).output().is_ok_and(|out| out.status.success())
     };
-    if let Some(missing) = ["unshare", "ip"].iter().chain(tools).find(|tool| !here(tool)) {
-        eprintln!("SKIPPED {name}: the program {missing:?} is not here; install it to run this test");
-        return;
-    }
+    let missing: Vec<_> = ["unshare", "ip"].iter().chain(tools).filter(|tool| !here(tool)).collect();
+    assert!(missing.is_empty(), "{missing:?} not installed: `make setup` does that");
     let probe = Command::new("unshare").args(["-Urn", "true"]).output().expect("unshare starts");
-    if !probe.status.success() {
-        eprintln!("SKIPPED {name}: no namespaces here: {}", String::from_utf8_lossy(&probe.stderr));
-        return;
-    }
+    assert!(probe.status.success(), "no namespaces here: {}", String::from_utf8_lossy(&probe.stderr));
     let exe = std::env::current_exe().expect("our own path");
     let mut child = Command::new("unshare");
     child.args(["-Urn", "--kill-child"]).arg(exe).args(["--exact", name, "--nocapture", "--test-threads=1"]);

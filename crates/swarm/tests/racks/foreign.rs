@@ -1,4 +1,4 @@
-//! Stock clients on the other end, both ways, on image-style torrents; skipped loudly where they are not installed.
+//! Stock clients on the other end, both ways, on image-style torrents.
 
 use std::net::TcpListener as StdListener;
 use std::path::Path;
@@ -23,13 +23,10 @@ fn start(mut command: Command) -> Running {
     )
 }
 
-fn is_missing(program: &str, args: &[&str]) -> bool {
+fn need(program: &str, args: &[&str]) {
     let found = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let is_missing = !found.is_ok_and(|status| status.success());
-    if is_missing {
-        eprintln!("SKIPPED: `{program} {}` does not work here, so this client was not tried", args.join(" "));
-    }
-    is_missing
+    let is_here = found.is_ok_and(|status| status.success());
+    assert!(is_here, "`{program} {}` does not work here: `make setup` installs it", args.join(" "));
 }
 
 /// A port that was free a moment ago: stock clients cannot tell us which one they took.
@@ -96,9 +93,7 @@ async fn tracker(image: &Image) -> HttpTracker {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn aria2_seeds_to_us() {
-    if is_missing("aria2c", &["--version"]) {
-        return;
-    }
+    need("aria2c", &["--version"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         image.lay_out(dir.path());
@@ -113,9 +108,7 @@ async fn aria2_seeds_to_us() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn aria2_fetches_from_us() {
-    if is_missing("aria2c", &["--version"]) {
-        return;
-    }
+    need("aria2c", &["--version"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         let tracker = tracker(&image).await;
@@ -129,9 +122,7 @@ async fn aria2_fetches_from_us() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn libtorrent_seeds_to_us() {
-    if is_missing("/usr/bin/python3", &["-c", "import libtorrent"]) {
-        return;
-    }
+    need("/usr/bin/python3", &["-c", "import libtorrent"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         image.lay_out(dir.path());
@@ -146,9 +137,7 @@ async fn libtorrent_seeds_to_us() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn libtorrent_fetches_from_us() {
-    if is_missing("/usr/bin/python3", &["-c", "import libtorrent"]) {
-        return;
-    }
+    need("/usr/bin/python3", &["-c", "import libtorrent"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         let ours = seeder(&image, options(Have::All)).await;
@@ -160,9 +149,7 @@ async fn libtorrent_fetches_from_us() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transmission_seeds_to_us() {
-    if is_missing("transmission-cli", &["--version"]) {
-        return;
-    }
+    need("transmission-cli", &["--version"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         image.lay_out(dir.path());
@@ -177,9 +164,7 @@ async fn transmission_seeds_to_us() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transmission_fetches_from_us() {
-    if is_missing("transmission-cli", &["--version"]) {
-        return;
-    }
+    need("transmission-cli", &["--version"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         let port = free_port();
@@ -193,9 +178,7 @@ async fn transmission_fetches_from_us() {
 /// Fresh receivers of both kinds start together: they have to see each other's first pieces.
 #[tokio::test(flavor = "multi_thread")]
 async fn fresh_receivers_of_both_kinds_share() {
-    if is_missing("aria2c", &["--version"]) {
-        return;
-    }
+    need("aria2c", &["--version"]);
     let image = image(24 << 20, 256 << 10, None);
     let dir = tempfile::tempdir().expect("a directory");
     let tracker = tracker(&image).await;
