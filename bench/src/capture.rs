@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -35,6 +35,9 @@ pub struct CaptureOptions {
     /// How often everything is run, in turns; medians are shown.
     #[arg(long, default_value_t = 5)]
     runs: u32,
+    /// Seconds of rest for the disk before anything is written to it, for disks that are fast only for a while.
+    #[arg(long, default_value_t = 0)]
+    rest: u64,
     /// Our program.
     #[arg(long, default_value = "target/release/ezio")]
     ezio: PathBuf,
@@ -89,6 +92,9 @@ pub fn run(options: &CaptureOptions) -> Result<ExitCode> {
     for turn in 0..options.runs {
         let mut partclone = None;
         for ((subject, name), times) in Subject::ALL.iter().zip(&mut times) {
+            if matches!(subject, Subject::Write | Subject::Ours | Subject::Partclone) {
+                thread::sleep(Duration::from_secs(options.rest));
+            }
             let seconds = match subject {
                 Subject::PartcloneFlushed => partclone.unwrap_or_default() + timed(&mut Command::new("sync"))?,
                 _ => bench.time(*subject, used)?,
