@@ -74,7 +74,7 @@ pub enum RestoreError {
         source: io::Error,
     },
     /// Reading or writing the disk failed.
-    #[error("{doing} {path}")]
+    #[error("{doing} {path}{}", advice(path))]
     Disk {
         /// What we were at.
         doing: &'static str,
@@ -110,6 +110,16 @@ pub enum RestoreError {
         /// The device.
         path: PathBuf,
     },
+}
+
+/// What to do about a disk that cannot be read or written.
+fn advice(path: &Path) -> &'static str {
+    // A disk image fails for reasons of its own, which its error names.
+    if path.starts_with("/dev") {
+        " (the disk is failing or badly connected: check its cable, or replace it)"
+    } else {
+        ""
+    }
 }
 
 /// What a disk did not keep.

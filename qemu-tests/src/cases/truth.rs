@@ -65,13 +65,14 @@ pub fn bad_disks(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// Device, serial number, offset and cause are on the machine's screen and on the server; the disk does not boot.
+/// Device, serial number, offset, cause and what to do are on the machine's screen and on the server; the disk does not
+/// boot.
 fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
     let line = bad.machine.wait_for_failure()?;
     let report = server.wait_for_report(&bad.machine, "failed", |report| report.error.is_some())?;
     let told = report.error.unwrap_or_default();
     let serial = format!("serial DISK0-{}", &bad.machine.mac()[15..]);
-    for word in bad.words.iter().chain(&["/dev/vda".to_owned(), serial]) {
+    for word in bad.words.iter().chain(&["/dev/vda".to_owned(), serial, "replace it".to_owned()]) {
         ensure!(line.contains(word), "{}: the console does not say {word:?}: {line}", bad.machine.name());
         ensure!(told.contains(word), "{}: the report does not say {word:?}: {told}", bad.machine.name());
     }
