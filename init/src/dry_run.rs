@@ -29,7 +29,7 @@ pub fn words(
         (0, _) => "nothing of it is there yet".to_owned(),
         (right, looked_at) => format!("{right} of {looked_at} pieces looked at are there already"),
     };
-    let smallest = size_text(layout.needed_len());
+    let smallest = size_text(layout.disk_size());
     let disk_rate = rate(sample.bytes, sample.took);
     let network = match boot_url.map(measure) {
         Some(Ok(bytes_per_s)) => format!("the network brings {}/s", size_text(bytes_per_s)),

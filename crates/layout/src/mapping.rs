@@ -214,13 +214,17 @@ impl Layout {
 
     /// Checks everything that can be checked before the first write.
     ///
+    /// A device has to be as large as the disk that was captured, not only as far as there is content: partitions and file
+    /// systems reach to their end, used or not.
+    ///
     /// `device_len` and `sector_size` are in bytes. A device without sectors (a regular file) passes `None`.
     ///
     /// # Errors
     /// [`LayoutError::TooSmall`] or [`LayoutError::SectorSize`].
     pub fn check_device(&self, device_len: u64, sector_size: Option<u32>) -> Result<(), LayoutError> {
-        if self.needed_len() > device_len {
-            return Err(LayoutError::TooSmall { needed: self.needed_len(), device: device_len });
+        let needed = self.disk_size();
+        if needed > device_len {
+            return Err(LayoutError::TooSmall { needed, device: device_len });
         }
         match (self.sector_size, sector_size) {
             (Some(image), Some(device)) if image != device => Err(LayoutError::SectorSize { image, device }),
@@ -433,6 +437,16 @@ mod tests {
         let layout = layout(&[(0, 512), (1024, 512)]).expect("sane");
         assert_eq!(layout.check_device(1536, Some(512)), Ok(()));
         assert_eq!(layout.check_device(1535, Some(512)), Err(LayoutError::TooSmall { needed: 1536, device: 1535 }));
+    }
+
+    #[test]
+    fn a_disk_is_too_small_for_what_is_free_as_well() {
+        let mut layout = layout(&[(0, 512), (1024, 512)]).expect("sane");
+        for table in [TableKind::None, TableKind::Mbr, TableKind::Gpt] {
+            (layout.table, layout.disk_size) = (table, Some(4096));
+            assert_eq!(layout.check_device(4096, None), Ok(()));
+            assert_eq!(layout.check_device(4095, None), Err(LayoutError::TooSmall { needed: 4096, device: 4095 }));
+        }
     }
 
     proptest! {
