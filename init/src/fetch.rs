@@ -9,10 +9,10 @@ use netboot::tftp::{Fetch, FetchError, Step};
 use tokio::net::UdpSocket;
 
 const TFTP_PORT: u16 = 69;
+/// RFC 1350's code for "no such user".
+const NO_SUCH_USER: u16 = 7;
 /// A configuration is some lines.
 const MAX_CONF_LEN: usize = 64 * 1024;
-/// 500,000 extents make 31 MB; no image has more than a few times that, and it has to fit memory.
-const MAX_TORRENT_LEN: usize = 128 * 1024 * 1024;
 
 /// The text of `ezio.conf` for this machine, and the name it was found under.
 ///
@@ -27,8 +27,10 @@ pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String)> {
                 return Ok((text, name));
             }
             // Servers differ in how they say "no such file": error 1, or 2 or 0 where `ezio.conf` is a file and no
-            // directory. Ours tells a machine the same under all three names, so no order of another machine is taken.
+            // directory.
             Err(FetchError::Refused { code: 0..=2, .. }) => {}
+            // Ours knows this machine and has no order for it: everybody's is not for it either.
+            Err(FetchError::Refused { code: NO_SUCH_USER, .. }) => break,
             Err(error) => return Err(error).context("fetching ezio.conf"),
         }
     }
@@ -42,7 +44,9 @@ pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String)> {
 /// # Errors
 /// If it is not there, or the server does not answer.
 pub async fn torrent(server: Ipv4Addr, path: &str) -> Result<Vec<u8>> {
-    fetch(server, path, MAX_TORRENT_LEN).await?.context("fetching the torrent that ezio.conf names")
+    fetch(server, path, usize::try_from(metainfo::TORRENT_LEN_MAX).expect("fits"))
+        .await?
+        .context("fetching the torrent that ezio.conf names")
 }
 
 /// One transfer. The outer error is this machine's, the inner one the server's.

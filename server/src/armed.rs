@@ -174,11 +174,6 @@ impl Armed {
     pub fn job_for_unknown(&self, settings: &Settings) -> Option<Job> {
         job(self.orders.iter().find(|order| order.scope == Scope::All)?, None, settings)
     }
-
-    /// Whether this machine's job is not simply the one for everybody.
-    pub fn has_own_job(&self, mac: MacAddr, settings: &Settings) -> bool {
-        self.job_for(mac, settings) != self.job_for_unknown(settings)
-    }
 }
 
 fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> {
@@ -254,7 +249,6 @@ mod tests {
         armed.arm(order(Scope::All, "room"));
         armed.disarm(&Scope::Machine(A));
         assert_eq!(armed.job_for(A, &settings), None);
-        assert!(armed.has_own_job(A, &settings));
         assert!(armed.is_anything_armed());
         armed.disarm(&Scope::All);
         assert!(!armed.is_anything_armed());

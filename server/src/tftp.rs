@@ -84,6 +84,13 @@ pub fn run(service: TftpService, stop: oneshot::Receiver<()>) -> std::io::Result
     })
 }
 
+/// What a machine hears for which nothing is armed (RFC 1350 code 7). `/init` takes it at its word and asks for no other
+/// name.
+const NOTHING_ARMED: packet::Error = packet::Error::NoSuchUser;
+/// What anybody hears when there are too many transfers (RFC 1350 code 3, "allocation exceeded"): trouble that passes, and
+/// not "no such file", which would send a machine to the next name.
+const BUSY: packet::Error = packet::Error::DiskFull;
+
 /// The tree of names.
 struct Tree {
     room: Arc<Room>,
@@ -118,13 +125,15 @@ impl Tree {
             }),
             Some(("ezio.conf", "default")) => self.job_of(client).map(|job| self.room.conf(&job, self.address)),
             None if name == "ezio.conf" => self.job_of(client).map(|job| self.room.conf(&job, self.address)),
-            Some(("ezio.conf", mac)) => MacAddr::from_bootif(mac).ok().and_then(|mac| {
-                self.remember(client, mac);
-                let armed = self.room.armed();
-                let job = armed.job_for(mac, &self.room.settings)?;
-                let has_own = armed.has_own_job(mac, &self.room.settings);
-                has_own.then(|| self.room.conf(&job, self.address))
-            }),
+            Some(("ezio.conf", mac)) => match MacAddr::from_bootif(mac) {
+                Ok(mac) => {
+                    self.remember(client, mac);
+                    // Not "no such file", or it would go on to ask for what is meant for everybody.
+                    let job = self.room.armed().job_for(mac, &self.room.settings).ok_or(NOTHING_ARMED)?;
+                    Some(self.room.conf(&job, self.address))
+                }
+                Err(_) => None,
+            },
             _ => None,
         };
         text.map(|text| Source::bytes(text.into_bytes())).ok_or(packet::Error::FileNotFound)
@@ -164,7 +173,7 @@ impl Handler for Tree {
         let name = name.trim_start_matches('/');
         let guard = Guard::new(&self.transfers).ok_or_else(|| {
             count(&self.room.counters.tftp_refused);
-            packet::Error::Msg("the server is busy: ask again".into())
+            BUSY
         })?;
         match self.open(client.ip(), name) {
             Ok(source) => {

@@ -12,7 +12,7 @@
 //!         Step::Send { to, packet } => socket.send_to(&packet, to),
 //!         Step::Wait { until } => receive one datagram until then; fetch.receive(from, &datagram, now),
 //!         Step::Done(bytes) => …,
-//!         Step::Failed(error) => error.is_not_found() means: try the next name,
+//!         Step::Failed(error) => FetchError::Refused with code 1 means: try the next name,
 //!     }
 //! }
 //! ```
@@ -40,7 +40,6 @@ const ACK: u16 = 4;
 const ERROR: u16 = 5;
 const OACK: u16 = 6;
 
-const FILE_NOT_FOUND: u16 = 1;
 const UNKNOWN_TID: u16 = 5;
 const BAD_OPTIONS: u16 = 8;
 
@@ -90,13 +89,6 @@ pub enum FetchError {
         /// For what.
         name: String,
     },
-}
-
-impl FetchError {
-    /// Whether the server has no such file, so that another name may be tried; everything else is trouble.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, FetchError::Refused { code: FILE_NOT_FOUND, .. })
-    }
 }
 
 /// What to do next.

@@ -1,6 +1,6 @@
 //! What arming changes, for whom, and that it survives.
 
-use crate::lan::{Lan, NOT_FOUND, SERVER, Station, in_namespace};
+use crate::lan::{Lan, NO_SUCH_USER, NOT_FOUND, SERVER, Station, in_namespace};
 use crate::library::add_image;
 use crate::packets::{self, file_of};
 use crate::process::{Server, eventually, ezio_ok, file};
@@ -91,7 +91,7 @@ fn arming_and_disarming_change_the_answers() {
         }
         assert!(client.tftp("torrents/debian.torrent").is_ok());
         assert_eq!(conf(&client, "torrents/other.torrent"), None, "not armed");
-        assert_eq!(conf(&client, "ezio.conf/01-52-54-00-77-00-01"), None, "nothing of its own");
+        assert_eq!(conf(&client, "ezio.conf/01-52-54-00-77-00-01").as_ref(), Some(&general), "nothing of its own");
         let group = conf(&client, "ezio.conf/01-52-54-00-77-00-02").expect("its group halts");
         assert!(group.contains("AFTER=halt\n"), "{group}");
 
@@ -103,9 +103,10 @@ fn arming_and_disarming_change_the_answers() {
 
         ezio_ok(&lan, &["disarm", "--mac", ONE]);
         eventually("one machine is held back", || boots_locally(&client, ONE));
-        // It asks for its own name first, as every machine does, and then must not find everybody's.
+        // It asks for its own name first, as every machine does, is told that there is nothing for it, and would not find
+        // everybody's if it went on.
         let held = lan.station(8, true);
-        assert_eq!(conf(&held, "ezio.conf/01-52-54-00-77-00-01"), None);
+        assert_eq!(held.tftp("ezio.conf/01-52-54-00-77-00-01"), Err(NO_SUCH_USER));
         assert_eq!(conf(&held, "ezio.conf/default"), None);
         assert_eq!(conf(&held, "ezio.conf"), None);
 

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 pub const SERVER: &str = "10.9.0.1";
 /// curl's exit code for TFTP error 1.
 pub const NOT_FOUND: i32 = 68;
+/// And for TFTP error 7.
+pub const NO_SUCH_USER: i32 = 74;
 /// Says that we are inside already.
 const INSIDE: &str = "EZIO_TEST_IN_NAMESPACE";
 
