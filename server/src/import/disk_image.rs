@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +33,12 @@ const INFO_LEN_MAX: u64 = 4 << 20;
 /// # Errors
 /// If it cannot be read.
 pub fn format_of(path: &Path) -> anyhow::Result<Option<&'static str>> {
+    let (head, foot) = ends(path)?;
+    Ok(signature(&head, &foot))
+}
+
+/// The first and the last 512 bytes.
+fn ends(path: &Path) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
     let reading = || format!("reading {}", path.display());
     let mut file = File::open(path).with_context(reading)?;
     let mut head = Vec::new();
@@ -40,7 +47,13 @@ pub fn format_of(path: &Path) -> anyhow::Result<Option<&'static str>> {
     let len = file.seek(SeekFrom::End(0)).with_context(reading)?;
     file.seek(SeekFrom::Start(len.saturating_sub(512))).with_context(reading)?;
     file.take(512).read_to_end(&mut foot).with_context(reading)?;
-    Ok(signature(&head, &foot))
+    Ok((head, foot))
+}
+
+/// Whether this footer of a VHD is one of a disk whose other blocks are in another file, which qemu-img takes for zeros.
+/// (Virtual Hard Disk Image Format Specification: "Disk Type" at byte 60, 4 is a differencing disk.)
+fn is_differencing_vhd(footer: &[u8]) -> bool {
+    footer.starts_with(b"conectix") && footer.get(60..64) == Some(&4_u32.to_be_bytes())
 }
 
 fn signature(head: &[u8], foot: &[u8]) -> Option<&'static str> {
@@ -155,6 +168,14 @@ impl Qemu<'_> {
         let shown = self.path.display();
         ensure!(!info.encrypted, "{shown} is encrypted: decrypt it with qemu-img convert first");
         let specific = &info.format_specific.data;
+        if self.format == "vpc" {
+            let (head, foot) = ends(&self.path)?;
+            ensure!(
+                !is_differencing_vhd(&head) && !is_differencing_vhd(&foot),
+                "{shown} is only a part, the differences from another disk (a checkpoint): merge both where it was made, \
+                 and import the result"
+            );
+        }
         if let Some(other) = info.backing_filename.as_ref().or(specific.data_file.as_ref()) {
             bail!(
                 "{shown} is only a part: the rest is in {other:?}; if that file may be read, make one image of both \
@@ -208,7 +229,10 @@ impl Qemu<'_> {
         let taken = take(&mut out);
         drop(out);
         let status = running.wait(stop, || ())?;
-        self.check(status.success(), &complaints)?;
+        // It is killed by this signal when nobody reads on, and then that is why.
+        if status.signal() != Some(libc::SIGPIPE) {
+            self.check(status.success(), &complaints)?;
+        }
         taken
     }
 

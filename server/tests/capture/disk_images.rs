@@ -63,6 +63,22 @@ fn disk_images_that_reach_out_or_are_damaged_are_refused() {
     run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data_file, &apart, "30M"]);
     assert!(refused(&apart).contains("data.raw"));
 
+    // A VHD that holds only the differences from another: 4 for the type of disk, in both copies of its footer.
+    let vhd = place.text("child.vhd");
+    run("qemu-img", &["create", "-q", "-f", "vpc", &vhd, "30M"]);
+    let mut bytes = fs::read(&vhd).expect("read");
+    let last = bytes.len() - 512;
+    for footer in [0, last] {
+        assert_eq!(bytes[footer..footer + 8], *b"conectix");
+        assert_eq!(bytes[footer + 63], 3);
+        bytes[footer + 63] = 4;
+        // The one's complement of the sum of all bytes.
+        bytes[footer + 67] -= 1;
+    }
+    fs::write(&vhd, bytes).expect("write");
+    let said = refused(&vhd);
+    assert!(said.contains("is only a part") && said.contains("merge both"), "{said}");
+
     // A VMDK whose data is any file of this server.
     fs::create_dir(place.path("elsewhere")).expect("a directory");
     fs::copy(&source, place.path("elsewhere/secret")).expect("copied");
