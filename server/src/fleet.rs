@@ -172,7 +172,14 @@ fn log_stage(mac: MacAddr, report: &Report) {
 
 /// Cuts what is too long and takes out what would garble a terminal.
 fn tidy(report: &mut Report) {
-    let texts = [&mut report.deployment, &mut report.ip, &mut report.serial, &mut report.image, &mut report.disk];
+    let texts = [
+        &mut report.deployment,
+        &mut report.ip,
+        &mut report.serial,
+        &mut report.image,
+        &mut report.disk,
+        &mut report.note,
+    ];
     for text in texts {
         *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
     }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use metainfo::PieceIndex;
 
+use crate::armed::Armed;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{partition_line, stop_on_signals, summary};
@@ -74,7 +75,13 @@ impl ImageCommand {
             }
             Action::Verify { name } => verify(&Library::open(self.library)?.image(&name)?),
             Action::Remove { name } => {
-                Library::open(self.library)?.remove(&name)?;
+                let library = Library::open(self.library)?;
+                let armed = Armed::load(&library.state_dir())?;
+                ensure!(
+                    !armed.orders().iter().any(|order| order.image.as_deref() == Some(&name)),
+                    "image {name:?} is armed, and machines may be fetching it: run `ezio disarm` first"
+                );
+                library.remove(&name)?;
                 println!("removed {name}");
                 Ok(())
             }

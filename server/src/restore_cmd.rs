@@ -67,15 +67,16 @@ impl RestoreCommand {
     pub fn run(self) -> Result<()> {
         let meta = Arc::new(read_torrent(&self.torrent)?);
         let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
+        let trackers: Vec<String> =
+            if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers.clone() };
+        if trackers.is_empty() && self.peers.is_empty() {
+            bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
+        }
         let is_new = !self.target.exists();
         let device = self.open_target(&layout)?;
         let verify = !self.no_verify;
         let table = Wish { grow: self.grow, new_disk_id: None };
         let wishes = Wishes { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard, table };
-        let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
-        if trackers.is_empty() && self.peers.is_empty() {
-            bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
-        }
         let options = Options {
             trackers,
             peers: self.peers,

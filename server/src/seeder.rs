@@ -76,7 +76,7 @@ pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch:
         let wanted = wanted(&room).await;
         let gone: Vec<String> = running.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {
-            end(running.remove(&name), &tracker).await;
+            end(&name, &mut running, &tracker).await;
             log::info!("image {name} is no longer armed or published");
         }
         broken.retain(|name, _| wanted.contains(name));
@@ -89,8 +89,8 @@ pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch:
             () = serve::stopped(&mut stop) => break,
         }
     }
-    for (_, seed) in running {
-        end(Some(seed), &tracker).await;
+    while let Some(name) = running.keys().next().cloned() {
+        end(&name, &mut running, &tracker).await;
     }
 }
 
@@ -150,7 +150,7 @@ async fn keep(
         if seed.inode == inode && seed.error.is_none() {
             return;
         }
-        end(running.remove(name), tracker).await;
+        end(name, running, tracker).await;
     }
     let loading = (room.clone(), name.to_owned());
     let loaded = tokio::task::spawn_blocking(move || loading.0.library.image(&loading.1)).await;
@@ -208,9 +208,14 @@ async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Optio
     Err(result.map_or_else(|| anyhow::anyhow!("no port to seed on"), anyhow::Error::from).context("starting to seed"))
 }
 
-async fn end(seed: Option<Running>, tracker: &TrackerService) {
-    let Some(seed) = seed else { return };
-    tracker.disallow(&seed.image.meta.infohash);
+async fn end(name: &str, running: &mut BTreeMap<String, Running>, tracker: &TrackerService) {
+    let Some(seed) = running.remove(name) else { return };
+    let infohash = seed.image.meta.infohash;
+    // The same disk captured twice is one torrent under two names.
+    match running.values().find(|other| other.image.meta.infohash == infohash) {
+        Some(other) => tracker.allow(infohash, other.swarm.as_ref().map(|swarm| swarm.local_addr().port())),
+        None => tracker.disallow(&infohash),
+    }
     if let Some(swarm) = seed.swarm {
         swarm.shutdown().await;
     }

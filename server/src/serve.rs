@@ -26,6 +26,9 @@ use crate::{dhcp, http, seeder, state, tftp};
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How long the services get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How often, and after which pause, the lock is tried that a look at it may hold.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Serves a room: DHCP, TFTP, HTTP, tracker and seeder. Machines are only written while an image is armed.
 #[derive(Debug, Args)]
@@ -174,7 +177,16 @@ async fn keep_fleet(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
 fn lock(state_dir: &Path) -> anyhow::Result<File> {
     let path = lock_path(state_dir);
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    match file.try_lock() {
+    // Whoever asks whether a server runs holds it for a moment.
+    let mut locked = file.try_lock();
+    for _ in 0..LOCK_TRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             let pid = state::read::<Running>(&note_path(state_dir)).ok().flatten().map(|running| running.pid);
