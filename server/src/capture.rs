@@ -24,7 +24,8 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use layout::Layout;
 use metainfo::{
-    FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, Zeros, usual_piece_len,
+    FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, TORRENT_LEN_MAX, Zeros,
+    usual_piece_len,
 };
 
 use self::content::Content;
@@ -43,6 +44,8 @@ use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA, Unreada
 const TORRENT_NAME: &str = "root";
 /// Room that stays free beside the content, in bytes: torrent, manifest, and a little peace.
 const SPARE_ROOM: u64 = 64 << 20;
+/// What an extent takes in a torrent at most, in bytes: its length, and its offset in 32 digits.
+const EXTENT_LEN: u64 = 80;
 const RESCUE_HINT: &str = "--rescue goes on without what cannot be read, and records it";
 
 /// Makes an image of a disk: only the blocks in use, with its partition table and boot loader.
@@ -148,6 +151,10 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
     let geometry = Geometry::new(content_len, piece_len)
         .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
 
+    check_torrent_len(plan.layout.extents().len() as u64, geometry)?;
+    // Whatever can be refused is, before hours of copying.
+    let live = order.live.then(|| live::describe(&source.path)).transpose()?;
+
     let content = match order.live {
         true => None,
         false => Some(Content::create(&draft.content_path(), content_len)?),
@@ -174,6 +181,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
     if !unreadable.is_empty() {
         let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
         log::warn!("{} in {} places could not be read and are zeros in the image", BinaryBytes(len), unreadable.len());
+        rescue::coalesce(&mut unreadable);
     }
 
     let facts = ImageFacts {
@@ -200,7 +208,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         extent_count: plan.layout.extents().len() as u64,
         zeros_len,
         unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
-        live: order.live.then(|| live::describe(&source.path)).transpose()?,
+        live,
         origin,
     };
     ensure!(!stop.load(Ordering::Relaxed), "interrupted");
@@ -282,6 +290,19 @@ pub fn identify(content: &Path, layout: &Layout) -> Probe {
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether machines could take a torrent of so many extents.
+fn check_torrent_len(extents: u64, geometry: Geometry) -> anyhow::Result<()> {
+    let len = extents.saturating_mul(EXTENT_LEN).saturating_add(u64::from(geometry.piece_count()) * 20);
+    ensure!(
+        len <= TORRENT_LEN_MAX,
+        "the blocks in use lie in {extents} places, which make a torrent of {}, and machines take {} at most: copy everything \
+         with --whole, or defragment it",
+        BinaryBytes(len),
+        BinaryBytes(TORRENT_LEN_MAX)
+    );
+    Ok(())
 }
 
 /// Whether the disk that a directory is on has room for that much more, in bytes.

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use layout::Layout;
-use metainfo::Metainfo;
+use metainfo::{Metainfo, TORRENT_LEN_MAX};
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::manifest::Manifest;
@@ -22,8 +23,6 @@ use crate::manifest::Manifest;
 pub const DEFAULT_DIR: &str = "/var/lib/ezio";
 /// Longest image name: it becomes a directory, a TFTP path and a line on a screen.
 const NAME_LEN_MAX: usize = 64;
-/// Largest torrent read, in bytes: four million extents; more is a mistake or an attack.
-pub const TORRENT_LEN_MAX: u64 = 256 << 20;
 /// Largest manifest read, in bytes.
 const MANIFEST_LEN_MAX: u64 = 16 << 20;
 
@@ -189,10 +188,20 @@ impl Library {
         let lock = self.lock_name(name)?;
         let dir = self.work_dir().join(name);
         fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        Ok(Draft { library: self.clone(), name: name.to_owned(), dir, replace, is_kept: false, locks: vec![lock] })
+        let locks = vec![lock];
+        let draft = Draft { library: self.clone(), name: name.to_owned(), dir, replace, is_kept: false, locks };
+        if replace && fs::symlink_metadata(self.images_dir().join(name)).is_ok() {
+            ensure!(
+                can_exchange(&draft.scratch()?)?,
+                "the file system of {} cannot put one image in the place of another in one step (NFS cannot): choose \
+                 another name, or run `ezio image remove {name}` first",
+                self.dir.display()
+            );
+        }
+        Ok(draft)
     }
 
-    /// Takes an image out of the library, damaged or not. A server that is seeding it keeps its open file.
+    /// Takes an image out of the library, damaged or not. What a server seeds of it ends.
     ///
     /// # Errors
     /// If there is none of that name or it cannot be deleted.
@@ -326,7 +335,14 @@ impl Draft {
             // Old and new change places in one step; the old one is then this draft's and goes when it is dropped.
             renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE).with_context(listing)?;
         } else {
-            renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE).with_context(listing)?;
+            match renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE) {
+                // A file system that knows no flags, such as NFS; who else would make it holds the library's lock.
+                Err(Errno::EINVAL) => {
+                    self.library.check_free(&self.name, self.replace)?;
+                    fs::rename(&self.dir, &to).with_context(listing)?;
+                }
+                renamed => renamed.with_context(listing)?,
+            }
         }
         self.is_kept = false;
         sync_dir(&images)?;
@@ -347,6 +363,22 @@ impl Drop for Draft {
         for (path, _held) in &self.locks {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// Whether the file system of `dir` can exchange two directories.
+fn can_exchange(dir: &Path) -> anyhow::Result<bool> {
+    let [old, new] = ["old", "new"].map(|name| dir.join(name));
+    for dir in [&old, &new] {
+        fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    let exchanged = renameat2(AT_FDCWD, &old, AT_FDCWD, &new, RenameFlags::RENAME_EXCHANGE);
+    for dir in [&old, &new] {
+        fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    match exchanged {
+        Err(Errno::EINVAL) => Ok(false),
+        exchanged => exchanged.map(|()| true).with_context(|| format!("exchanging directories in {}", dir.display())),
     }
 }
 

@@ -1,8 +1,8 @@
 //! `ezio image pull`: copies an image from another site's server into this library.
 //!
 //! Torrent and manifest by HTTP, the content by librqbit, one big download in order: torrent → content, every piece
-//! checked → SHA-256 of the whole → listed by one rename, as a capture is. What an interrupted pull has fetched stays
-//! and is checked again when the same command runs again.
+//! checked → read back and checked again → listed by one rename, as a capture is. What an interrupted pull has fetched
+//! stays and is checked again when the same command runs again.
 
 mod download;
 mod fetch;
@@ -22,6 +22,7 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use layout::Layout;
 use metainfo::{ImageFacts, Metainfo};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use self::download::Download;
 use self::fetch::Offer;
@@ -166,6 +167,8 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
     let path = draft.content_path();
     content.set_len(geometry.content_len()).with_context(|| format!("writing {}", path.display()))?;
     content.sync_all().with_context(|| format!("flushing {}", path.display()))?;
+    // What is in memory is right; what counts is what comes back from the disk. (Advice only: not every file system can.)
+    let _ = posix_fadvise(content, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     let mut progress = Progress::new("verifying", geometry.content_len());
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
     let hashes = job.hash(|range, buf| {

@@ -102,15 +102,6 @@ impl Geometry {
         let left = u64::from(self.len_of(piece)).saturating_sub(start);
         u32::try_from(left.min(u64::from(BLOCK_LEN))).expect("at most a block")
     }
-
-    /// The pieces that a half-open range of content touches, ascending; empty for an empty range.
-    pub fn pieces_of(&self, content: Range<u64>) -> impl Iterator<Item = PieceIndex> + use<> {
-        let piece_len = u64::from(self.piece_len);
-        let end = content.end.min(self.content_len);
-        let (first, last) =
-            if content.start < end { (content.start / piece_len, end.div_ceil(piece_len)) } else { (0, 0) };
-        (first..last).map(|index| PieceIndex(u32::try_from(index).expect("below piece_count")))
-    }
 }
 
 /// The piece length that suits content of this many bytes.
@@ -168,17 +159,6 @@ mod tests {
                 assert_eq!(g.block_len(piece, g.blocks_of(piece)), 0);
             }
         }
-    }
-
-    #[test]
-    fn ranges_name_the_pieces_they_touch() {
-        let g = geometry(100_000, 32768);
-        let touched = |range| g.pieces_of(range).map(|p| p.0).collect::<Vec<_>>();
-        assert_eq!(touched(0..0), Vec::<u32>::new());
-        assert_eq!(touched(0..1), [0]);
-        assert_eq!(touched(32767..32769), [0, 1]);
-        assert_eq!(touched(32768..65536), [1]);
-        assert_eq!(touched(0..u64::MAX), [0, 1, 2, 3]);
     }
 
     #[test]

@@ -8,5 +8,7 @@ mod torrent;
 mod zeros;
 
 pub use geometry::{BLOCK_LEN, Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex, usual_piece_len};
-pub use torrent::{FileEntry, ImageFacts, Infohash, Metainfo, MetainfoError, NewTorrent, PieceHash, SwapFacts};
+pub use torrent::{
+    FileEntry, ImageFacts, Infohash, Metainfo, MetainfoError, NewTorrent, PieceHash, SwapFacts, TORRENT_LEN_MAX,
+};
 pub use zeros::{MAX_ZERO_RANGES, ZERO_BLOCK_LEN, Zeros, ZerosError};

@@ -11,6 +11,9 @@ use crate::bencode::{self, BencodeError};
 use crate::geometry::{Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex};
 use crate::zeros::Zeros;
 
+/// Largest torrent that is made, or taken by machines, in bytes. 500,000 extents make 31 MB; it has to fit their memory.
+pub const TORRENT_LEN_MAX: u64 = 128 << 20;
+
 /// SHA-1 of one piece.
 pub type PieceHash = [u8; 20];
 

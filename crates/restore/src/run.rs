@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +75,7 @@ pub enum RestoreError {
         source: io::Error,
     },
     /// Reading or writing the disk failed.
-    #[error("{doing} {path}{}", advice(path))]
+    #[error("{doing} {path}{}", advice(path, source))]
     Disk {
         /// What we were at.
         doing: &'static str,
@@ -113,9 +114,10 @@ pub enum RestoreError {
 }
 
 /// What to do about a disk that cannot be read or written.
-fn advice(path: &Path) -> &'static str {
-    // A disk image fails for reasons of its own, which its error names.
-    if path.starts_with("/dev") {
+fn advice(path: &Path, cause: &io::Error) -> &'static str {
+    // Files, and devices that are files somewhere, fail for reasons of their own, which their errors name.
+    let is_block = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+    if is_block && cause.kind() != io::ErrorKind::StorageFull {
         " (the disk is failing or badly connected: check its cable, or replace it)"
     } else {
         ""

@@ -19,7 +19,7 @@ pub fn check_ntfs(device: &Path) -> anyhow::Result<()> {
     let Some(program) = find_program("ntfs-3g.probe") else {
         bail!(
             "ntfs-3g.probe is missing, which tells whether Windows was shut down: run `apt install ntfs-3g` (as root), \
-             or go on without with --at-own-risk"
+             or go on without it with --at-own-risk"
         );
     };
     let output = Command::new(program).arg("--readwrite").arg(device).stdin(Stdio::null()).output();

@@ -183,10 +183,14 @@ impl Plan {
                 found.file_system
             ),
             Support::Unknown if found.file_system.is_empty() && self.table == TableKind::None => bail!(
-                "it has neither a partition table nor a file system known here: \
-                 if it is what you want, copy all {} bytes of it with --whole",
+                "it has {}: if it is what you want, copy all {} bytes of it with --whole",
+                match found.is_ambivalent {
+                    true => "signatures of several file systems (`wipefs` shows them)",
+                    false => "neither a partition table nor a file system known here",
+                },
                 source.len
             ),
+            Support::Unknown if found.is_ambivalent => "signatures of several file systems".to_owned(),
             Support::Unknown if found.file_system.is_empty() => "no known file system".to_owned(),
             Support::Unknown => match own_map(source, &place, &found.file_system, choices)? {
                 OwnMap::Used(ranges, note) => {

@@ -29,6 +29,8 @@ pub struct Probe {
     pub uuid: String,
     /// Which kind of it, where there are several: `FAT12`.
     pub version: String,
+    /// Signatures of several were found, so none counts.
+    pub is_ambivalent: bool,
 }
 
 /// Looks at bytes `place` of the source.
@@ -49,7 +51,8 @@ pub fn probe(source: &Path, place: &Range<u64>) -> anyhow::Result<Probe> {
         .context("running blkid")?;
     match output.status.code() {
         Some(0) => Ok(parse(&String::from_utf8_lossy(&output.stdout))),
-        Some(NOTHING | AMBIVALENT) => Ok(Probe::default()),
+        Some(NOTHING) => Ok(Probe::default()),
+        Some(AMBIVALENT) => Ok(Probe { is_ambivalent: true, ..Probe::default() }),
         _ => bail!(
             "blkid could not look at byte {} of {}, {}: {}",
             place.start,
@@ -98,7 +101,13 @@ fn parse(text: &str) -> Probe {
     let mut pairs: BTreeMap<&str, String> =
         text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key, unescape(value))).collect();
     let mut take = |key| pairs.remove(key).unwrap_or_default();
-    Probe { file_system: take("TYPE"), label: take("LABEL"), uuid: take("UUID"), version: take("VERSION") }
+    Probe {
+        file_system: take("TYPE"),
+        label: take("LABEL"),
+        uuid: take("UUID"),
+        version: take("VERSION"),
+        is_ambivalent: false,
+    }
 }
 
 #[cfg(test)]
@@ -114,6 +123,7 @@ mod tests {
             label: "My Disk\\".into(),
             uuid: "ab-12".into(),
             version: "FAT12".into(),
+            is_ambivalent: false,
         };
         assert_eq!(probe, wanted);
         assert_eq!(parse("PTTYPE=dos\n"), Probe::default());

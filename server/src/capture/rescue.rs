@@ -6,6 +6,9 @@ use std::ops::Range;
 /// The smallest stretch that is given up, in bytes: a sector of most disks of today.
 const LEAST: usize = 4096;
 
+/// So many places are recorded at most.
+const PLACES_MAX: usize = 50_000;
+
 /// Fills `buf` from byte `at` with `read`, halving what cannot be read until only the unreadable places are left. They
 /// become zeros, and are given back ascending.
 pub fn read(buf: &mut [u8], at: u64, read: &impl Fn(&mut [u8], u64) -> io::Result<()>) -> Vec<Range<u64>> {
@@ -37,6 +40,22 @@ pub fn read(buf: &mut [u8], at: u64, read: &impl Fn(&mut [u8], u64) -> io::Resul
     lost
 }
 
+/// Joins the places that are nearest to each other until there are no more than a manifest has room for; what is between
+/// them then counts as unreadable too.
+pub fn coalesce(lost: &mut Vec<Range<u64>>) {
+    let mut gap = LEAST as u64;
+    while lost.len() > PLACES_MAX {
+        lost.dedup_by(|next, last| {
+            let is_near = next.start - last.end <= gap;
+            if is_near {
+                last.end = next.end;
+            }
+            is_near
+        });
+        gap *= 2;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +84,20 @@ mod tests {
         assert!(calls.get() < 60, "{} reads", calls.get());
         assert_eq!(read(&mut buf[..100], 0, &disk), []);
         assert_eq!(read(&mut buf[..100], 100_000, &disk).len(), 1);
+    }
+
+    #[test]
+    fn places_are_joined_when_there_are_too_many() {
+        let places = |count: u64| -> Vec<Range<u64>> { (0..count).map(|i| i * 10_000..i * 10_000 + 4096).collect() };
+        let mut few = places(50_000);
+        coalesce(&mut few);
+        assert_eq!(few, places(50_000));
+        let mut many = places(50_000);
+        let (near, far) = (1_000_000_000..1_000_000_512, 1_000_008_000..1_000_009_000);
+        many.extend([near.clone(), far.clone()]);
+        coalesce(&mut many);
+        assert!(many.len() <= PLACES_MAX && many.first().map(|place| place.start) == Some(0));
+        assert_eq!(many.last().map(|place| place.end), Some(far.end));
     }
 
     #[test]

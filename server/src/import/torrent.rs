@@ -10,7 +10,7 @@ use swarm::Storage;
 
 use super::Copying;
 use crate::capture::check_room;
-use crate::library::{Image, Library, TORRENT_LEN_MAX, read_limited};
+use crate::library::{Image, Library, read_limited};
 use crate::pull::made_up;
 use crate::source::{BtFiles, FlatContent};
 use crate::torrent_file;
@@ -30,7 +30,7 @@ pub fn import(
     stop: &AtomicBool,
 ) -> anyhow::Result<Image> {
     let reading = || format!("reading {}", torrent.display());
-    let bytes = read_limited(torrent, TORRENT_LEN_MAX)?;
+    let bytes = read_limited(torrent, metainfo::TORRENT_LEN_MAX)?;
     let meta = Metainfo::parse(&bytes).with_context(reading)?;
     let layout = Layout::new(&meta).with_context(reading)?;
     let (geometry, content_len) = (meta.geometry, layout.content_len());

@@ -13,8 +13,6 @@ use crate::http::published::Listed;
 use crate::library::check_name;
 use crate::manifest::Manifest;
 
-/// Largest torrent fetched, in bytes: as many extents as the library reads.
-const TORRENT_LEN_MAX: u64 = 256 << 20;
 /// Largest manifest or list fetched, in bytes.
 const JSON_LEN_MAX: u64 = 16 << 20;
 /// How long a server gets to take a connection, and then to begin its answer.
@@ -70,7 +68,7 @@ pub fn offer(source: &str, name: Option<&str>, stop: &AtomicBool) -> anyhow::Res
     let name = name.unwrap_or(stem).to_owned();
     check_name(&name).context("give another with --name")?;
 
-    let torrent = read(source, TORRENT_LEN_MAX, stop)?;
+    let torrent = read(source, metainfo::TORRENT_LEN_MAX, stop)?;
     let torrent = match torrent {
         Some(bytes) => bytes,
         None if is_url(source) => return Err(not_there(source, &format!("{beside}/"), stem, stop)),
