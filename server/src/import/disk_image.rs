@@ -50,6 +50,14 @@ fn ends(path: &Path) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
     Ok((head, foot))
 }
 
+/// How long a VDI has to be by its header: where its blocks begin, and how many of which size there are.
+/// (VirtualBox, `VDIHEADER1`.)
+fn vdi_len(head: &[u8; 512]) -> u64 {
+    let field = |at: usize| u64::from(u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
+    let (data, block_len, allocated) = (field(0x158), field(0x178), field(0x184));
+    data.saturating_add(block_len.saturating_mul(allocated))
+}
+
 /// Whether this footer of a VHD is one of a disk whose other blocks are in another file, which qemu-img takes for zeros.
 /// (Virtual Hard Disk Image Format Specification: "Disk Type" at byte 60, 4 is a differencing disk.)
 fn is_differencing_vhd(footer: &[u8]) -> bool {
@@ -127,6 +135,7 @@ pub fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> a
     let qemu = Qemu { program, path, format };
     let info = qemu.info(stop)?;
     qemu.refuse_other_files(&info)?;
+    qemu.refuse_damage(stop)?;
     let data_len = qemu.data_len(stop)?;
     check_room(draft.library_dir(), data_len)
         .with_context(|| format!("making room for the raw disk that {} is turned into", qemu.path.display()))?;
@@ -191,6 +200,34 @@ impl Qemu<'_> {
                 "{shown} takes its data from {}: only files beside it are read",
                 file.display()
             );
+        }
+        Ok(())
+    }
+
+    /// What is past the end of a file that was cut short reads as zeros, and converting it succeeds.
+    fn refuse_damage(&self, stop: &AtomicBool) -> anyhow::Result<()> {
+        let shown = self.path.display();
+        if self.format == "vdi" {
+            let mut head = [0; 512];
+            let mut file = File::open(&self.path).with_context(|| format!("opening {shown}"))?;
+            file.read_exact(&mut head).with_context(|| format!("reading {shown}"))?;
+            let len = file.metadata().with_context(|| format!("measuring {shown}"))?.len();
+            let needed = vdi_len(&head);
+            ensure!(
+                len >= needed,
+                "{shown} has {len} bytes, and its header tells of {needed}: it was cut short, copy it again"
+            );
+        }
+        let complaints = tempfile::tempfile().context("making room for what qemu-img says")?;
+        let stderr = complaints.try_clone().context("making room for what qemu-img says")?;
+        let stdout = complaints.try_clone().context("making room for what qemu-img says")?;
+        let mut command = self.command("check");
+        let child = command.arg(&self.path).stdout(stdout).stderr(stderr).spawn().context("running qemu-img")?;
+        let status = Running(child).wait(stop, || ())?;
+        // qemu-img(1): 2 is damage, 3 only space that nobody uses, 63 a format that has no check.
+        if !matches!(status.code(), Some(0 | 3 | 63)) {
+            let words = said(&complaints).map(|said| last_words(&said)).unwrap_or_default();
+            bail!("{shown} is damaged or was cut short: copy it again; `qemu-img check` said:\n{words}");
         }
         Ok(())
     }

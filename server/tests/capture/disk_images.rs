@@ -63,6 +63,21 @@ fn disk_images_that_reach_out_or_are_damaged_are_refused() {
     run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data_file, &apart, "30M"]);
     assert!(refused(&apart).contains("data.raw"));
 
+    // Cut short at a cluster's end, each reads as zeros from there on.
+    for format in ["qcow2", "vmdk", "vdi"] {
+        let whole = place.text(&format!("whole.{format}"));
+        let filled = place.ext4("filled.img", 60, &place.files("files"));
+        run("qemu-img", &["convert", "-f", "raw", "-O", format, &filled, &whole]);
+        place.ezio_ok(&["image", "import", &whole, "--name", format]);
+        place.ezio_ok(&["image", "remove", format]);
+        let mut bytes = fs::read(&whole).expect("read");
+        bytes.truncate((bytes.len() * 7 / 10).next_multiple_of(1 << 20));
+        let cut = place.text(&format!("cut.{format}"));
+        fs::write(&cut, bytes).expect("write");
+        let said = refused(&cut);
+        assert!(said.contains("cut short") && said.contains("copy it again"), "{said}");
+    }
+
     // A VHD that holds only the differences from another: 4 for the type of disk, in both copies of its footer.
     let vhd = place.text("child.vhd");
     run("qemu-img", &["create", "-q", "-f", "vpc", &vhd, "30M"]);
