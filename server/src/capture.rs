@@ -62,7 +62,7 @@ pub struct Capture {
     /// Copy every byte of the source, used or not.
     #[arg(long)]
     whole: bool,
-    /// Take file systems that were not shut down, or are hibernated, as they are.
+    /// Take file systems that were not shut down, are hibernated, or that partclone refuses: they are copied whole.
     #[arg(long)]
     at_own_risk: bool,
     /// Go on where the disk cannot be read: zeros are taken instead, and the places recorded.
@@ -146,6 +146,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
     };
     plan.leave_out(&zeros)?;
     let content_len = plan.layout.content_len();
+    ensure!(content_len > 0, "there is nothing in it to copy; if every byte of it is wanted, say --whole");
     check_room(draft.library_dir(), if order.live { 0 } else { content_len })?;
     let piece_len = order.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
     let geometry = Geometry::new(content_len, piece_len)
@@ -178,10 +179,12 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         Ok(())
     })?;
     let rate = progress.finish();
+    // An open file that is deleted is not gone everywhere.
+    drop(content);
     if !unreadable.is_empty() {
+        rescue::coalesce(&mut unreadable);
         let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
         log::warn!("{} in {} places could not be read and are zeros in the image", BinaryBytes(len), unreadable.len());
-        rescue::coalesce(&mut unreadable);
     }
 
     let facts = ImageFacts {

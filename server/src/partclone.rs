@@ -133,7 +133,7 @@ pub fn used_ranges(
         let said = last_words(&[output.stdout, output.stderr].concat());
         bail!(
             "{name} refused the file system on {} ({}); if it was not shut down cleanly, start that system once and \
-             shut it down, or check the file system (--at-own-risk takes it as it is); {name} said:\n{said}",
+             shut it down, or check the file system (--at-own-risk copies it whole if nothing else helps); {name} said:\n{said}",
             device.display(),
             output.status
         );
@@ -182,6 +182,11 @@ fn parse_map(mut map: impl BufRead, place: &Range<u64>) -> anyhow::Result<Vec<Ra
             "?" => {}
             _ => return Err(damaged()),
         }
+        ensure!(
+            at <= place.end.saturating_add(OVERRUN_MAX),
+            "the file system is longer than its partition, which ends at byte {:#x}: it was cut short, or the table is wrong",
+            place.end
+        );
     }
     ensure!(!used.is_empty(), "it names no used block");
     if at < place.end {
@@ -208,8 +213,14 @@ pub fn last_words(output: &[u8]) -> String {
         let is_chatter = ["Partclone v", "Starting to map", "Partclone fail"].iter().any(|word| line.starts_with(word));
         !line.is_empty() && !is_progress && !is_chatter && !line.contains('\x1b')
     };
-    // What it says when it gives up stands on the same line as the chatter.
-    let lines = text.split(['\n', '\r']).map(|line| line.split("Partclone fail").next().unwrap_or_default().trim());
+    // What it says when it gives up stands on the same line as the chatter, and as the progress.
+    let lines = text.split(['\n', '\r']).map(|line| {
+        let line = line.split("Partclone fail").next().unwrap_or_default().trim();
+        match line.rsplit_once("%").filter(|(_, said)| line.contains("Elapsed:") && !said.starts_with([',', ' '])) {
+            Some((_, said)) if !said.is_empty() => said,
+            _ => line,
+        }
+    });
     let messages: Vec<&str> = lines.clone().filter(is_message).collect();
     // Better everything than nothing.
     let lines = if messages.is_empty() { lines.filter(|line| !line.is_empty()).collect() } else { messages };
@@ -270,6 +281,7 @@ mod tests {
             ("0x0 0xffffffffffffffff +\n", "past the end"),
             ("0x0 0x1ffffffffffffffff +\n", "line 4 makes no sense"),
             ("0x0 0x1000 +\n0x1000 0xffffffffffffffff ?\n", "line 5 makes no sense"),
+            ("0x0 0x1000 +\n0x1000 0x400000 ?\n", "longer than its partition"),
             ("<html>\n", "line 4 makes no sense"),
         ] {
             let error = parse(lines, 0..0x10000).expect_err(lines).to_string();
@@ -287,6 +299,8 @@ mod tests {
         assert_eq!(last_words(said), "    ext: FS was not cleanly unmounted");
         let said = b"Partclone v0.3.23\nminixclone.c: seek failedPartclone fail, please check log !\n";
         assert_eq!(last_words(said), "    minixclone.c: seek failed");
+        let said = b"Elapsed: 00:00:01, Completed:   1.00%extfsclone.c: bitmap error at 0 group.\n";
+        assert_eq!(last_words(said), "    extfsclone.c: bitmap error at 0 group.");
         assert_eq!(last_words(b"Elapsed: 1, bitmap count error\n"), "    Elapsed: 1, bitmap count error");
     }
 

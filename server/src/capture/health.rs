@@ -1,9 +1,11 @@
-//! File systems that are not fit to be copied as they are: hibernated or not shut down.
+//! File systems that are not fit to be copied by their map of used blocks: hibernated, not shut down, or spread over several
+//! devices. What a journal has yet to write is in nobody's map, and partclone looks for it only here and there.
 
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::partclone::find_program;
 
@@ -11,34 +13,233 @@ use crate::partclone::find_program;
 const HIBERNATED: i32 = 14;
 const UNCLEAN: i32 = 15;
 
-/// Whether the Windows on this NTFS was shut down; partclone does not look.
+/// What was found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Nothing against its map.
+    Fit,
+    /// Its map may lack what is in use; what to tell a person, and that `--at-own-risk` copies it whole.
+    Unfit(String),
+    /// Its map is not of this partition alone, so it has to be copied whole: why.
+    Shared(&'static str),
+}
+
+/// Looks at the file system of this name (as `blkid` has it) on `volume`; `open` gives a path where programs find it.
 ///
 /// # Errors
-/// If it was not, or the program that can tell is missing.
-pub fn check_ntfs(device: &Path) -> anyhow::Result<()> {
-    let Some(program) = find_program("ntfs-3g.probe") else {
-        bail!(
-            "ntfs-3g.probe is missing, which tells whether Windows was shut down: run `apt install ntfs-3g` (as root), \
-             or go on without it with --at-own-risk"
+/// If it cannot be read, or a program cannot be run.
+pub fn look<W: AsRef<Path>>(
+    file_system: &str,
+    volume: &mut (impl Read + Seek),
+    open: impl FnOnce() -> anyhow::Result<W>,
+) -> anyhow::Result<Health> {
+    let health = match file_system {
+        "ext2" | "ext3" | "ext4" => superblock(volume, 1024)?.map(|block| ext(&block)),
+        "btrfs" => superblock(volume, 65_536)?.map(|block| btrfs(&block)),
+        "f2fs" => superblock(volume, 1024)?.map(|block| f2fs(&block, volume)).transpose()?,
+        "exfat" => superblock(volume, 0)?.map(|block| exfat(&block)),
+        "hfsplus" => superblock(volume, 1024)?.map(|block| hfsplus(&block)),
+        "ntfs" => Some(ntfs(open()?.as_ref())?),
+        "xfs" => Some(xfs(open()?.as_ref())?),
+        _ => None,
+    };
+    Ok(health.unwrap_or(Health::Fit))
+}
+
+/// A block of the volume that is long enough for every superblock here; `None` if the volume is too short to have one.
+fn superblock(volume: &mut (impl Read + Seek), at: u64) -> io::Result<Option<[u8; 512]>> {
+    let mut block = [0; 512];
+    volume.seek(SeekFrom::Start(at))?;
+    match volume.read_exact(&mut block) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        read => read.map(|()| Some(block)),
+    }
+}
+
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(block[at..at + 2].try_into().expect("two bytes"))
+}
+
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(block: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn not_shut_down(what: &str) -> Health {
+    Health::Unfit(format!(
+        "the {what} on it was not unmounted cleanly, and its clones would lose files: start that system once and shut it down, \
+         and capture again; or copy it whole with --at-own-risk"
+    ))
+}
+
+/// `struct ext4_super_block`: `s_state`, and in `s_feature_incompat` whether the journal is yet to be replayed.
+fn ext(block: &[u8]) -> Health {
+    const VALID: u16 = 1;
+    const ERRORS: u16 = 2;
+    const NEEDS_RECOVERY: u32 = 4;
+    let state = u16_at(block, 0x3a);
+    if state & ERRORS != 0 {
+        return Health::Unfit(
+            "the ext file system on it has recorded errors: let `e2fsck -f` repair it, and capture again; or copy it whole with \
+             --at-own-risk"
+                .to_owned(),
         );
+    }
+    if state & VALID == 0 || u32_at(block, 0x60) & NEEDS_RECOVERY != 0 {
+        not_shut_down("ext file system")
+    } else {
+        Health::Fit
+    }
+}
+
+/// `struct btrfs_super_block`: `log_root` is what was synced and is in no tree yet, `num_devices` how many it spans.
+fn btrfs(block: &[u8]) -> Health {
+    if u64_at(block, 0x60) != 0 {
+        not_shut_down("btrfs")
+    } else if u64_at(block, 0x88) > 1 {
+        Health::Shared("a btrfs over several devices")
+    } else {
+        Health::Fit
+    }
+}
+
+/// `struct f2fs_super_block` says where the two checkpoints are, `struct f2fs_checkpoint` whether the last one was made by
+/// unmounting. Whatever was synced since is found only by going through the logs.
+fn f2fs(block: &[u8], volume: &mut (impl Read + Seek)) -> io::Result<Health> {
+    const UNMOUNTED: u32 = 1;
+    let (block_bits, segment_bits, first) = (u32_at(block, 16), u32_at(block, 20), u64::from(u32_at(block, 76)));
+    if block_bits > 16 || segment_bits > 16 {
+        return Ok(Health::Fit);
+    }
+    let mut last = (0, UNMOUNTED);
+    for pack in [first, first + (1 << segment_bits)] {
+        if let Some(checkpoint) = superblock(volume, pack << block_bits)? {
+            last = last.max((u64_at(&checkpoint, 0), u32_at(&checkpoint, 132)));
+        }
+    }
+    Ok(if last.1 & UNMOUNTED == 0 { not_shut_down("F2FS") } else { Health::Fit })
+}
+
+/// exFAT specification, 3.1.13: `VolumeFlags`, of which bit 1 is `VolumeDirty`.
+fn exfat(block: &[u8]) -> Health {
+    if u16_at(block, 106) & 2 != 0 { not_shut_down("exFAT") } else { Health::Fit }
+}
+
+/// TN1150: `attributes` of the volume header, big-endian, of which bit 8 is `kHFSVolumeUnmountedBit`.
+fn hfsplus(block: &[u8]) -> Health {
+    let attributes = u32::from_be_bytes(block[4..8].try_into().expect("four bytes"));
+    if attributes & 1 << 8 == 0 { not_shut_down("HFS+") } else { Health::Fit }
+}
+
+fn missing(program: &str, package: &str, what: &str) -> Health {
+    Health::Unfit(format!(
+        "{program} is missing, which tells whether {what} was shut down: run `apt install {package}` (as root); or go on \
+         without it with --at-own-risk, which copies it whole"
+    ))
+}
+
+fn ntfs(device: &Path) -> anyhow::Result<Health> {
+    let Some(program) = find_program("ntfs-3g.probe") else {
+        return Ok(missing("ntfs-3g.probe", "ntfs-3g", "Windows"));
     };
     let output = Command::new(program).arg("--readwrite").arg(device).stdin(Stdio::null()).output();
     let output = output.context("running ntfs-3g.probe")?;
-    match output.status.code() {
-        Some(HIBERNATED) => bail!(
+    Ok(match output.status.code() {
+        Some(HIBERNATED) => Health::Unfit(
             "the Windows on it is hibernated, or was switched off with fast start: its clones would lose files. Start it, run \
-             `shutdown /s /t 0` in it (or hold Shift while choosing Shut down), and capture again; or take it as it is with \
+             `shutdown /s /t 0` in it (or hold Shift while choosing Shut down), and capture again; or copy it whole with \
              --at-own-risk"
+                .to_owned(),
         ),
-        Some(UNCLEAN) => bail!(
-            "the Windows on it was not shut down: start it, let it check its disk, shut it down, and capture again; or take it \
-             as it is with --at-own-risk"
+        Some(UNCLEAN) => Health::Unfit(
+            "the Windows on it was not shut down: start it, let it check its disk, shut it down, and capture again; or copy it \
+             whole with --at-own-risk"
+                .to_owned(),
         ),
         // Anything else is for partclone to judge.
-        _ => Ok(()),
-    }
+        _ => Health::Fit,
+    })
+}
+
+/// `xfs_logprint -t` looks for head and tail of the log: "log tail: 2 head: 18 state: <DIRTY>".
+fn xfs(device: &Path) -> anyhow::Result<Health> {
+    let Some(program) = find_program("xfs_logprint") else {
+        return Ok(missing("xfs_logprint", "xfsprogs", "this XFS"));
+    };
+    let output = Command::new(program).arg("-t").arg(device).env("LC_ALL", "C").stdin(Stdio::null()).output();
+    let output = output.context("running xfs_logprint")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(if text.contains("state: <CLEAN>") {
+        Health::Fit
+    } else if text.contains("state: <DIRTY>") {
+        not_shut_down("XFS")
+    } else {
+        Health::Unfit(format!(
+            "the log of the XFS on it cannot be read (is it on another device?), so what is in use is not known: check it with \
+             `xfs_repair -n`, or copy it whole with --at-own-risk; xfs_logprint said: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    })
 }
 
 /// What to say of a Linux that is hibernated: its memory is on the disk, and its file systems are in use.
 pub const LINUX_HIBERNATED: &str = "the Linux on this disk is hibernated, so its file systems are in use: start it, shut it \
                                     down, and capture again; or take it as it is with --at-own-risk";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    fn health(file_system: &str, bytes: &[u8]) -> Health {
+        look(file_system, &mut Cursor::new(bytes), || -> anyhow::Result<&Path> { unreachable!("no program is asked") })
+            .expect("readable")
+    }
+
+    /// A volume with these bytes in it.
+    fn volume(places: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0; 80_000];
+        for (at, part) in places {
+            bytes[*at..*at + part.len()].copy_from_slice(part);
+        }
+        bytes
+    }
+
+    #[test]
+    fn journals_that_are_to_be_replayed_are_found() {
+        let unfit =
+            |file_system, places: &[(usize, &[u8])]| matches!(health(file_system, &volume(places)), Health::Unfit(_));
+        for (state, recover, is_unfit) in [(1, 0, false), (1, 4, true), (0, 0, true), (3, 0, true), (1, 0x42, false)] {
+            assert_eq!(
+                unfit("ext4", &[(1024 + 0x3a, &[state]), (1024 + 0x60, &[recover])]),
+                is_unfit,
+                "{state} {recover}"
+            );
+        }
+        assert!(!unfit("btrfs", &[(65_536 + 0x88, &[1])]) && unfit("btrfs", &[(65_536 + 0x66, &[1])]));
+        assert!(!unfit("exfat", &[(106, &[4])]) && unfit("exfat", &[(106, &[6])]));
+        assert!(!unfit("hfsplus", &[(1024 + 6, &[1])]) && unfit("hfsplus", &[(1024 + 6, &[8])]));
+        // Blocks of 4 KiB, segments of 8, checkpoints at blocks 2 and 10; the newer one counts.
+        let sizes: (usize, &[u8]) = (1024 + 16, &[12, 0, 0, 0, 3]);
+        for (newer, is_unfit) in [(10, true), (2, false)] {
+            let places = [sizes, (1024 + 76, &[2]), (2 * 4096 + 132, &[1]), (newer * 4096, &[9])];
+            assert_eq!(unfit("f2fs", &places), is_unfit, "{newer}");
+        }
+    }
+
+    #[test]
+    fn several_devices_are_noticed_and_short_volumes_are_none() {
+        assert!(matches!(health("btrfs", &volume(&[(65_536 + 0x88, &[2])])), Health::Shared(_)));
+        for file_system in ["ext4", "btrfs", "f2fs", "exfat", "hfsplus", "reiser4"] {
+            assert_eq!(health(file_system, &[0xff; 300]), Health::Fit, "{file_system}");
+        }
+        // Whatever the superblock says, nothing is read that is not there.
+        for shift in [1, 9, 16, 17, 255] {
+            let wild = [(1024 + 16, &[shift, 0, 0, 0, shift][..]), (1024 + 76, &[0xff; 4])];
+            assert_eq!(health("f2fs", &volume(&wild)), Health::Fit, "{shift}");
+        }
+    }
+}

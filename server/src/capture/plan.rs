@@ -10,7 +10,7 @@ use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
 use layout::{Extent, ExtentSet, Layout};
 use metainfo::{SwapFacts, Zeros};
 
-use super::health;
+use super::health::{self, Health};
 use super::probe::{Probe, probe, swap_facts};
 use super::source::Source;
 use super::window::Window;
@@ -142,13 +142,18 @@ impl Plan {
             Some(path) => probe(path, &(0..partition.len))?,
             None => probe(&source.path, &place)?,
         };
+        if found.file_system == "swsuspend" && !choices.at_own_risk {
+            bail!(health::LINUX_HIBERNATED);
+        }
         let mut window = None;
-        match found.file_system.as_str() {
-            "swsuspend" if !choices.at_own_risk => bail!(health::LINUX_HIBERNATED),
-            "ntfs" if !choices.at_own_risk => {
-                health::check_ntfs(window.insert(Window::open(source, &place, scratch)?).path())?;
-            }
-            _ => {}
+        let mut volume = Part { source, place: place.clone(), at: 0 };
+        let health = health::look(&found.file_system, &mut volume, || {
+            Ok(window.insert(Window::open(source, &place, scratch)?).path().to_owned())
+        })?;
+        if let Health::Unfit(why) = &health
+            && !choices.at_own_risk
+        {
+            bail!(why.clone());
         }
         if choices.whole {
             return Ok(info(partition, found, Captured::Whole, String::new()));
@@ -160,6 +165,10 @@ impl Plan {
             return Ok(info(partition, found, Captured::Recipe, String::new()));
         }
         let note = match partclone::support(&found.file_system) {
+            _ if matches!(health, Health::Unfit(_)) => {
+                "not known to be shut down, so its map may lack something".to_owned()
+            }
+            _ if let Health::Shared(why) = health => why.to_owned(),
             Support::Program(_) | Support::Missing(_)
                 if let Some(note) = partclone::blind_spot(&found.file_system, &found.version) =>
             {
@@ -170,12 +179,20 @@ impl Plan {
                     Some(window) => window,
                     None => Window::open(source, &place, scratch)?,
                 };
-                let used = partclone::used_ranges(&program, window.path(), &place, scratch, choices.at_own_risk)?;
-                used.into_iter().for_each(|range| extents.insert(range));
-                if let Some(version) = partclone::version(&program) {
-                    self.tools.insert("partclone".to_owned(), version);
+                match partclone::used_ranges(&program, window.path(), &place, scratch, choices.at_own_risk) {
+                    Ok(used) => {
+                        used.into_iter().for_each(|range| extents.insert(range));
+                        if let Some(version) = partclone::version(&program) {
+                            self.tools.insert("partclone".to_owned(), version);
+                        }
+                        return Ok(info(partition, found, Captured::UsedBlocks, String::new()));
+                    }
+                    Err(error) if choices.at_own_risk => {
+                        log::warn!("partition {}: {error:#}", partition.number);
+                        "partclone does not understand it".to_owned()
+                    }
+                    Err(error) => return Err(error),
                 }
-                return Ok(info(partition, found, Captured::UsedBlocks, String::new()));
             }
             Support::Missing(program) => bail!(
                 "{program} is missing, which knows the used blocks of {}: \
@@ -221,8 +238,11 @@ fn own_map(source: &Source, place: &Range<u64>, file_system: &str, choices: Choi
     match usedmap::used(kind, &mut volume, len) {
         Ok(used) if used.is_clean == Some(false) && !choices.at_own_risk => bail!(
             "the {file_system} on it was not unmounted cleanly: start that system once and shut it down, or check the file \
-             system; or take it as it is with --at-own-risk"
+             system; or copy it whole with --at-own-risk"
         ),
+        Ok(used) if used.is_clean == Some(false) => {
+            Ok(OwnMap::Unknown("not unmounted cleanly, so its map may lack something".to_owned()))
+        }
         Ok(used) => {
             let on_disk = |range: &Range<u64>| place.start + range.start..place.start + range.end;
             Ok(OwnMap::Used(used.ranges.iter().map(on_disk).collect(), used.notes.join("; ")))

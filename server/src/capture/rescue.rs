@@ -40,11 +40,11 @@ pub fn read(buf: &mut [u8], at: u64, read: &impl Fn(&mut [u8], u64) -> io::Resul
     lost
 }
 
-/// Joins the places that are nearest to each other until there are no more than a manifest has room for; what is between
-/// them then counts as unreadable too.
+/// Joins the places that touch, and then those nearest to each other until there are no more than a manifest has room for;
+/// what is between them counts as unreadable then.
 pub fn coalesce(lost: &mut Vec<Range<u64>>) {
-    let mut gap = LEAST as u64;
-    while lost.len() > PLACES_MAX {
+    let mut gap = 0;
+    loop {
         lost.dedup_by(|next, last| {
             let is_near = next.start - last.end <= gap;
             if is_near {
@@ -52,7 +52,10 @@ pub fn coalesce(lost: &mut Vec<Range<u64>>) {
             }
             is_near
         });
-        gap *= 2;
+        if lost.len() <= PLACES_MAX {
+            break;
+        }
+        gap = (gap * 2).max(LEAST as u64);
     }
 }
 

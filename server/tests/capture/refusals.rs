@@ -54,13 +54,15 @@ fn missing_tools_are_named_with_their_package() {
 
 #[test]
 fn a_file_system_that_partclone_refuses_is_refused_with_its_words() {
-    need(&["mkfs.ext4", "partclone.ext4", "debugfs"]);
+    need(&["mkfs.vfat", "partclone.vfat"]);
     let place = Place::new();
-    let image = place.blank("fs.img", 20);
-    run("mkfs.ext4", &["-q", "-F", &image]);
-    run("debugfs", &["-w", "-R", "set_super_value state 0", &image]);
+    let image = place.blank("fs.img", 60);
+    run("mkfs.vfat", &["-F", "32", &image]);
+    // The second entry of the table has a bit that says that it was unmounted.
+    fs::write(place.path("entry"), [0xff, 0xff, 0xff, 0x07]).expect("write");
+    place.paste(&place.text("entry"), &image, 32 * 512 + 4);
     let said = place.ezio_refuses(&["capture", &image, "--name", "x"]);
-    assert!(said.contains("not cleanly unmounted") && said.contains("shut it down"), "{said}");
+    assert!(said.contains("isn't in valid state") && said.contains("shut it down"), "{said}");
     assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
 }
 
@@ -100,6 +102,69 @@ fn what_is_hibernated_or_not_shut_down_is_taken_only_when_told_to() {
     assert!(place.ezio_refuses(&["capture", &dirty, "--name", "dirty"]).contains("--at-own-risk"));
     place.ezio_ok(&["capture", &dirty, "--name", "dirty", "--at-own-risk"]);
     assert_eq!((place.listed().len(), place.unfinished()), (2, 0));
+}
+
+/// What was synced before the power went is in the journal, and in no map of used blocks.
+#[test]
+fn a_power_cut_is_noticed() {
+    need(&[
+        "mkfs.ext4",
+        "mkfs.xfs",
+        "mkfs.btrfs",
+        "xfs_logprint",
+        "partclone.xfs",
+        "partclone.btrfs",
+        "mount",
+        "unshare",
+    ]);
+    let place = Place::new();
+    fs::create_dir(place.path("mnt")).expect("a directory");
+    for (mkfs, flags) in [("mkfs.ext4", &["-q", "-F"][..]), ("mkfs.xfs", &["-q"]), ("mkfs.btrfs", &["-q"])] {
+        let name = mkfs.trim_start_matches("mkfs.");
+        let image = place.blank(&format!("{name}.img"), 320);
+        run(mkfs, &[flags, &[&image]].concat());
+        place.ezio_ok(&["capture", &image, "--name", "clean", "--replace"]);
+        let cut = place.text(&format!("{name}.cut"));
+        let mount = place.text("mnt");
+        let script = format!(
+            "set -e; mount -o loop {image} {mount}; for i in 1 2 3; do head -c 300000 /dev/urandom > {mount}/$i; \
+             sync {mount}/$i; done; cp --sparse=always {image} {cut}; umount {mount}"
+        );
+        let output = command("unshare").args(["-m", "sh", "-c", &script]).output().expect("unshare runs");
+        assert!(output.status.success(), "mounting a {name}: {}", text(&output));
+        place.ezio_ok(&["capture", &image, "--name", "clean", "--replace"]);
+        let said = place.ezio_refuses(&["capture", &cut, "--name", name]);
+        assert!(said.contains("not unmounted cleanly") && said.contains("--at-own-risk"), "{said}");
+        let said = place.ezio_ok(&["capture", &cut, "--name", name, "--at-own-risk"]);
+        assert!(said.contains("copied whole"), "{said}");
+        assert!(place.content(name) == fs::read(&cut).expect("read"), "{name}: every byte");
+    }
+}
+
+#[test]
+fn what_partclone_cannot_know_is_copied_whole() {
+    need(&["mkfs.ext4", "mkfs.btrfs", "partclone.ext4", "partclone.btrfs"]);
+    let place = Place::new();
+    let [one, two] = ["one.img", "two.img"].map(|name| place.blank(name, 160));
+    run("mkfs.btrfs", &["-q", "-d", "raid0", "-m", "raid1", &one, &two]);
+    let said = place.ezio_ok(&["capture", &one, "--name", "member"]);
+    assert!(said.contains("copied whole") && said.contains("several devices"), "{said}");
+    assert!(place.content("member") == fs::read(&one).expect("read"));
+
+    let clusters = place.blank("clusters.img", 60);
+    run("mkfs.ext4", &["-q", "-F", "-O", "bigalloc", &clusters]);
+    assert!(place.ezio_refuses(&["capture", &clusters, "--name", "clusters"]).contains("--at-own-risk"));
+    let said = place.ezio_ok(&["capture", &clusters, "--name", "clusters", "--at-own-risk"]);
+    assert!(said.contains("copied whole"), "{said}");
+    assert!(place.content("clusters") == fs::read(&clusters).expect("read"));
+
+    let xfs = place.blank("xfs.img", 400);
+    run("mkfs.xfs", &["-q", &xfs]);
+    fs::File::options().write(true).open(&xfs).and_then(|file| file.set_len(380 << 20)).expect("cut");
+    assert!(place.ezio_refuses(&["capture", &xfs, "--name", "xfs"]).contains("longer than its partition"));
+    let swap = place.blank("swap.img", 10);
+    run("mkswap", &["-q", &swap]);
+    assert!(place.ezio_refuses(&["capture", &swap, "--name", "swap"]).contains("--whole"));
 }
 
 #[test]

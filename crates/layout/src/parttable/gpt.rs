@@ -107,7 +107,8 @@ fn keep_backup(
     entries: &[GPTPartitionEntry],
     table: &mut Table,
 ) -> Result<(), TableError> {
-    let backup = if header.backup_lba > 1 { read_one(disk, header.backup_lba)?.ok() } else { None };
+    // A place that cannot be read has no good copy either.
+    let backup = if header.backup_lba > 1 { read_one(disk, header.backup_lba).ok().and_then(Result::ok) } else { None };
     match backup {
         Some((copy, copied)) if copy.primary_lba == header.backup_lba => {
             table.own.extend(table_sectors(disk, &copy).into_iter().flatten());
