@@ -12,6 +12,7 @@ mod http;
 mod image_cmd;
 mod image_list;
 mod import;
+mod in_use;
 mod library;
 mod listener;
 mod live;

@@ -15,6 +15,7 @@ use layout::Layout;
 use restore::{Grow, Progress, Restored, Wish, Wishes, restore};
 use swarm::{Options, Swarm};
 
+use crate::in_use;
 use crate::seed_cmd::read_torrent;
 
 /// Without a terminal, a line this often.
@@ -108,6 +109,10 @@ impl RestoreCommand {
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound && !self.target.starts_with("/dev") => false,
             Err(cause) => return Err(cause).with_context(|| format!("opening {}", self.target.display())),
         };
+        if self.target.exists() {
+            in_use::refuse_if_used(&self.target)
+                .with_context(|| format!("{} was not touched", self.target.display()))?;
+        }
         if !is_device {
             return Ok(Arc::new(Device::create_file(&self.target, layout.disk_size())?));
         }

@@ -3,11 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use nix::sys::stat::{major, minor};
+
+use crate::in_use;
 
 /// What is read from.
 #[derive(Debug)]
@@ -38,25 +39,20 @@ impl Source {
     /// Opens a block device or a raw image file, if nothing uses it.
     ///
     /// # Errors
-    /// If it is missing, is neither, is empty, or it or one of its partitions is mounted, swapped on, or held by
-    /// device mapper or RAID: which, and by what.
+    /// If it is missing, is neither, is empty, or it or one of its partitions, or a loop device over them, is
+    /// mounted, swapped on, or held by device mapper or RAID: which, and by what.
     pub fn open(path: &Path) -> anyhow::Result<Source> {
         let shown = path.display();
         let found = fs::metadata(path).with_context(|| format!("opening the source {shown}"))?;
         let kind = found.file_type();
         let sysfs = if kind.is_block_device() {
-            let number = found.rdev();
-            let link = format!("/sys/dev/block/{}:{}", major(number), minor(number));
-            Some(fs::canonicalize(&link).with_context(|| format!("looking up {shown} in {link}"))?)
+            Some(in_use::sysfs_of(&found).with_context(|| format!("looking up {shown}"))?)
         } else if kind.is_file() {
             None
         } else {
             bail!("{shown} is neither a block device nor a disk image file: give a disk such as /dev/sda");
         };
-        match &sysfs {
-            Some(dir) => refuse_if_used(path, &devices_of(dir)?)?,
-            None => refuse_if_used(path, &loops_over(&found))?,
-        }
+        in_use::refuse_if_used(path)?;
         let mut options = OpenOptions::new();
         options.read(true);
         if sysfs.is_some() {
@@ -162,135 +158,9 @@ fn logical_sector_size(sysfs: &Path) -> anyhow::Result<u32> {
         .with_context(|| format!("reading the sector size in {}", sysfs.display()))
 }
 
-/// A device that counts as the source: itself or a partition of it.
-struct Device {
-    name: String,
-    number: u64,
-    sysfs: PathBuf,
-}
-
-fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
-    let device = |sysfs: &Path| -> Option<Device> {
-        let text = fs::read_to_string(sysfs.join("dev")).ok()?;
-        let (major, minor) = text.trim().split_once(':')?;
-        let number = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-        let name = sysfs.file_name()?.to_string_lossy().into_owned();
-        Some(Device { name, number, sysfs: sysfs.to_owned() })
-    };
-    let reading = || format!("reading {}", sysfs.display());
-    let mut devices: Vec<Device> = device(sysfs).into_iter().collect();
-    for child in fs::read_dir(sysfs).with_context(reading)? {
-        let child = child.with_context(reading)?.path();
-        if child.join("partition").exists() {
-            devices.extend(device(&child));
-        }
-    }
-    Ok(devices)
-}
-
-/// The loop devices over an image file, with their partitions.
-fn loops_over(file: &fs::Metadata) -> Vec<Device> {
-    let Ok(blocks) = fs::read_dir("/sys/block") else { return Vec::new() };
-    let is_over = |dir: &Path| {
-        let backing = fs::read_to_string(dir.join("loop/backing_file")).ok();
-        let backing = backing.and_then(|path| fs::metadata(path.trim_end()).ok());
-        backing.is_some_and(|backing| (backing.dev(), backing.ino()) == (file.dev(), file.ino()))
-    };
-    let dirs = blocks.filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok());
-    dirs.filter(|dir| is_over(dir)).filter_map(|dir| devices_of(&dir).ok()).flatten().collect()
-}
-
-fn refuse_if_used(path: &Path, devices: &[Device]) -> anyhow::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    for device in devices {
-        let is_it = |name: &str| {
-            let node = fs::metadata(unescape(name)).ok();
-            node.is_some_and(|node| node.file_type().is_block_device() && node.rdev() == device.number)
-        };
-        let shown = if path.ends_with(&device.name) {
-            path.display().to_string()
-        } else {
-            format!("{} (/dev/{})", path.display(), device.name)
-        };
-        for line in mounts.lines() {
-            if let Some(mount) = Mount::parse(line).filter(|mount| mount.number == device.number || is_it(mount.source))
-            {
-                bail!(
-                    "{shown} is mounted on {}: unmount it, or start this machine from another medium, and try again",
-                    unescape(mount.point)
-                );
-            }
-        }
-        if swaps.lines().skip(1).any(|line| line.split_whitespace().next().is_some_and(is_it)) {
-            bail!("{shown} is in use as swap: run `swapoff /dev/{}` and try again", device.name);
-        }
-        let holders = fs::read_dir(device.sysfs.join("holders")).into_iter().flatten();
-        let holders: Vec<String> =
-            holders.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
-        if !holders.is_empty() {
-            bail!("{shown} is held by {} (LVM, RAID, encryption?): stop that and try again", holders.join(", "));
-        }
-    }
-    Ok(())
-}
-
-/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-struct Mount<'a> {
-    number: u64,
-    point: &'a str,
-    /// The device it was mounted from; btrfs and others show another device number than its.
-    source: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Mount<'a>> {
-        let (head, tail) = line.split_once(" - ")?;
-        let mut fields = head.split(' ');
-        let (major, minor) = fields.nth(2)?.split_once(':')?;
-        let number = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-        Some(Mount { number, point: fields.nth(1)?, source: tail.split(' ').nth(1)? })
-    }
-}
-
-/// Undoes the octal escapes of `/proc` (`\040` is a space).
-fn unescape(text: &str) -> String {
-    let mut parts = text.split('\\');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if byte.is_ascii() => {
-                plain.push(char::from(byte));
-                plain.push_str(&part[3..]);
-            }
-            _ => {
-                plain.push('\\');
-                plain.push_str(part);
-            }
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mountinfo_lines_parse() {
-        let line = "36 35 98:0 /mnt1 /mnt/a\\040b rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        let mount = Mount::parse(line).expect("good line");
-        assert_eq!((major(mount.number), minor(mount.number)), (98, 0));
-        assert_eq!((unescape(mount.point).as_str(), mount.source), ("/mnt/a b", "/dev/root"));
-        for bad in ["", "36 35 98:0", "a b c d e - f", "36 35 98 / /mnt rw - ext4 /dev/sda1 rw"] {
-            assert!(Mount::parse(bad).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn escapes_that_are_none_stay() {
-        assert_eq!(unescape("a\\b\\04\\134c"), "a\\b\\04\\c");
-    }
 
     #[test]
     fn partitions_may_be_files_of_their_own() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::tools::{Junk, Place, command, need, run, text};
@@ -180,31 +180,97 @@ fn a_damaged_table_says_what_to_run() {
     place.ezio_ok(&["capture", &disk, "--name", "x"]);
 }
 
+/// What a shell says that runs `then` with `setup` done in a mount namespace of its own; mounts end with the shell.
+fn in_namespace(setup: &str, then: &str) -> Output {
+    assert!(nix::unistd::geteuid().is_root(), "only root can mount: run the tests as root");
+    need(&["mkfs.ext4", "mount", "losetup", "unshare"]);
+    let script = format!("{{ {setup}; }} || exit 77; {then}");
+    let output = command("unshare").args(["-m", "sh", "-c", &script]).output().expect("unshare runs");
+    assert!(output.status.code() != Some(77), "no loop mounts here: {}", text(&output));
+    output
+}
+
 #[test]
 fn a_mounted_source_is_refused() {
-    assert!(nix::unistd::geteuid().is_root(), "only root can mount: run the tests as root");
-    need(&["mkfs.ext4", "mount", "unshare"]);
     let place = Place::new();
     let image = place.blank("fs.img", 20);
     run("mkfs.ext4", &["-q", "-F", &image]);
     fs::create_dir(place.path("mnt")).expect("a directory");
-    let inside = |then: &str| {
-        // The mount, and the loop device with it, go when the shell ends.
-        let script = format!("mount -o loop,ro {image} {} || exit 77; {then}", place.text("mnt"));
-        command("unshare").args(["-m", "sh", "-c", &script]).output().expect("unshare runs")
-    };
-    let probe = inside("true");
-    assert!(probe.status.success(), "no loop mounts here: {}", text(&probe));
+    // The loop device goes with the mount.
+    let mount = format!("mount -o loop,ro {image} {}", place.text("mnt"));
     let ezio = env!("CARGO_BIN_EXE_ezio");
     let library = place.library();
     for source in [image.as_str(), "$(findmnt -no SOURCE $(pwd)/mnt)"] {
         let then =
             format!("cd {}/..; {ezio} capture {source} --library {} --name x", place.text("mnt"), library.display());
-        let output = inside(&then);
+        let output = in_namespace(&mount, &then);
         assert!(text(&output).contains("is mounted on"), "{source}: {}", text(&output));
         assert!(!output.status.success());
     }
     assert_eq!(place.listed().len(), 0);
+}
+
+/// A restore to `target` of an image that is larger than everything here; it would never find its peer.
+fn restore_to(place: &Place, target: &str) -> String {
+    if place.listed().is_empty() {
+        let source = place.blank("large.img", 40);
+        place.ezio_ok(&["capture", &source, "--name", "large", "--whole"]);
+    }
+    let torrent = place.image("large").join("image.torrent");
+    format!("timeout 60 {} restore {} {target} --yes --peer 127.0.0.1:1", env!("CARGO_BIN_EXE_ezio"), torrent.display())
+}
+
+#[test]
+fn a_mounted_target_is_not_touched() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let target = place.blank("fs.img", 20);
+    run("mkfs.ext4", &["-q", "-F", &target]);
+    fs::create_dir(place.path("mnt")).expect("a directory");
+    let before = fs::read(&target).expect("the target");
+    let mount = format!("mount -o loop,ro {target} {}", place.text("mnt"));
+    let output = in_namespace(&mount, &restore_to(&place, &target));
+    let said = text(&output);
+    assert!(said.contains("is mounted on") && said.contains("was not touched"), "{said}");
+    assert!(!output.status.success());
+
+    // Mounted where the restore does not see it, until somebody writes to `end`.
+    let [ready, end] = ["ready", "end"].map(|name| place.text(name));
+    run("mkfifo", &[&ready, &end]);
+    let inner = format!("{mount}; echo $? >{ready}; read line <{end}");
+    let there = format!("unshare -m sh -c '{inner}' & read status <{ready} && [ $status = 0 ]");
+    let then = format!("{}; result=$?; echo >{end}; wait; exit $result", restore_to(&place, &target));
+    let output = in_namespace(&there, &then);
+    assert!(text(&output).contains("in use by the kernel"), "{}", text(&output));
+    assert!(!output.status.success());
+    assert!(fs::read(&target).expect("the target") == before, "{target} was written to");
+}
+
+#[test]
+fn a_loop_device_under_a_mounted_one_is_refused() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let image = place.blank("fs.img", 20);
+    run("mkfs.ext4", &["-q", "-F", &image]);
+    fs::create_dir(place.path("mnt")).expect("a directory");
+    let before = fs::read(&image).expect("the image");
+    let setup = format!(
+        "trap 'umount {mnt}; losetup -d $over; losetup -d $under' EXIT; under=$(losetup -f --show {image}) && \
+         over=$(losetup -f --show $under) && mount -o ro $over {mnt}",
+        mnt = place.text("mnt")
+    );
+    let capture = format!(
+        "{} capture $under --library {} --name x --whole",
+        env!("CARGO_BIN_EXE_ezio"),
+        place.library().display()
+    );
+    for then in [&capture, &restore_to(&place, "$under"), &restore_to(&place, &image)] {
+        let output = in_namespace(&setup, then);
+        assert!(text(&output).contains("is mounted on"), "{then}: {}", text(&output));
+        assert!(!output.status.success(), "{then}");
+    }
+    assert_eq!(place.listed(), ["large"]);
+    assert!(fs::read(&image).expect("the image") == before, "{image} was written to");
 }
 
 /// A capture that takes seconds, stopped in the middle of its content.

@@ -1,0 +1,203 @@
+//! Whether a disk, partition or disk image is in use, by itself or through a loop device over it.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use nix::sys::stat::{major, makedev, minor};
+
+/// Fails if somebody uses the block device or file: it, one of its partitions, or a loop device over any of them, or
+/// over that one and so on. Whatever is neither device nor file is used by nobody.
+///
+/// # Errors
+/// If one of these is mounted, swapped on, held by device mapper or RAID, or open exclusively: which, and by what. Also
+/// if that cannot be found out.
+pub fn refuse_if_used(path: &Path) -> anyhow::Result<()> {
+    let looking = || format!("looking at {}", path.display());
+    let found = fs::metadata(path).with_context(looking)?;
+    let mut devices = if found.file_type().is_block_device() {
+        devices_of(&sysfs_of(&found).with_context(looking)?)?
+    } else if found.is_file() {
+        Vec::new()
+    } else {
+        return Ok(());
+    };
+    // Opening the disk itself exclusively is left to whoever goes on to use it.
+    let own = devices.len();
+    devices.extend(loops_over(|backing| (backing.dev(), backing.ino()) == (found.dev(), found.ino())));
+    let mut seen = 0;
+    while let Some(device) = devices.get(seen) {
+        let number = device.number;
+        let over = loops_over(|backing| backing.file_type().is_block_device() && backing.rdev() == number);
+        let is_new = |device: &Device| devices.iter().all(|known| known.number != device.number);
+        let new: Vec<Device> = over.into_iter().filter(is_new).collect();
+        devices.extend(new);
+        seen += 1;
+    }
+    refuse_used_devices(path, &devices)?;
+    devices[own..].iter().try_for_each(|device| refuse_if_exclusive(path, device))
+}
+
+/// The directory of a block device in sysfs.
+///
+/// # Errors
+/// If it has none.
+pub fn sysfs_of(device: &Metadata) -> io::Result<PathBuf> {
+    let number = device.rdev();
+    fs::canonicalize(format!("/sys/dev/block/{}:{}", major(number), minor(number)))
+}
+
+/// A device that has the bytes in question or some of them.
+struct Device {
+    name: String,
+    number: u64,
+    sysfs: PathBuf,
+}
+
+impl Device {
+    /// As people know it who have named `path`.
+    fn shown(&self, path: &Path) -> String {
+        if path.ends_with(&self.name) {
+            path.display().to_string()
+        } else {
+            format!("{} (/dev/{})", path.display(), self.name)
+        }
+    }
+}
+
+/// The device of this directory in sysfs, and its partitions.
+fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
+    let device = |sysfs: &Path| -> Option<Device> {
+        let text = fs::read_to_string(sysfs.join("dev")).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        let number = makedev(major.parse().ok()?, minor.parse().ok()?);
+        let name = sysfs.file_name()?.to_string_lossy().into_owned();
+        Some(Device { name, number, sysfs: sysfs.to_owned() })
+    };
+    let reading = || format!("reading {}", sysfs.display());
+    let mut devices: Vec<Device> = device(sysfs).into_iter().collect();
+    for child in fs::read_dir(sysfs).with_context(reading)? {
+        let child = child.with_context(reading)?.path();
+        if child.join("partition").exists() {
+            devices.extend(device(&child));
+        }
+    }
+    Ok(devices)
+}
+
+/// The loop devices over what is meant, with their partitions.
+fn loops_over(is_meant: impl Fn(&Metadata) -> bool) -> Vec<Device> {
+    let Ok(blocks) = fs::read_dir("/sys/block") else { return Vec::new() };
+    let is_over = |dir: &Path| {
+        let backing = fs::read_to_string(dir.join("loop/backing_file")).ok();
+        let backing = backing.and_then(|path| fs::metadata(path.strip_suffix('\n').unwrap_or(&path)).ok());
+        backing.is_some_and(|backing| is_meant(&backing))
+    };
+    let dirs = blocks.filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok());
+    dirs.filter(|dir| is_over(dir)).filter_map(|dir| devices_of(&dir).ok()).flatten().collect()
+}
+
+fn refuse_used_devices(path: &Path, devices: &[Device]) -> anyhow::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    for device in devices {
+        let is_it = |name: &str| {
+            let node = fs::metadata(unescape(name)).ok();
+            node.is_some_and(|node| node.file_type().is_block_device() && node.rdev() == device.number)
+        };
+        let shown = device.shown(path);
+        for line in mounts.lines() {
+            if let Some(mount) = Mount::parse(line).filter(|mount| mount.number == device.number || is_it(mount.source))
+            {
+                bail!(
+                    "{shown} is mounted on {}: unmount it, or start this machine from another medium, and try again",
+                    unescape(mount.point)
+                );
+            }
+        }
+        if swaps.lines().skip(1).any(|line| line.split_whitespace().next().is_some_and(is_it)) {
+            bail!("{shown} is in use as swap: run `swapoff /dev/{}` and try again", device.name);
+        }
+        let holders = fs::read_dir(device.sysfs.join("holders")).into_iter().flatten();
+        let holders: Vec<String> =
+            holders.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
+        if !holders.is_empty() {
+            bail!("{shown} is held by {} (LVM, RAID, encryption?): stop that and try again", holders.join(", "));
+        }
+    }
+    Ok(())
+}
+
+/// What is mounted in another namespace is in no list, but the kernel does not open it exclusively.
+fn refuse_if_exclusive(path: &Path, device: &Device) -> anyhow::Result<()> {
+    let opened: io::Result<File> =
+        OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(Path::new("/dev").join(&device.name));
+    if opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+        bail!(
+            "{} is in use by the kernel (mounted in another namespace?): let go of it, or start this machine from another \
+             medium",
+            device.shown(path)
+        );
+    }
+    Ok(())
+}
+
+/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+struct Mount<'a> {
+    number: u64,
+    point: &'a str,
+    /// The device it was mounted from; btrfs and others show another device number than its.
+    source: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Mount<'a>> {
+        let (head, tail) = line.split_once(" - ")?;
+        let mut fields = head.split(' ');
+        let (major, minor) = fields.nth(2)?.split_once(':')?;
+        let number = makedev(major.parse().ok()?, minor.parse().ok()?);
+        Some(Mount { number, point: fields.nth(1)?, source: tail.split(' ').nth(1)? })
+    }
+}
+
+/// Undoes the octal escapes of `/proc` (`\040` is a space).
+fn unescape(text: &str) -> String {
+    let mut parts = text.split('\\');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if byte.is_ascii() => {
+                plain.push(char::from(byte));
+                plain.push_str(&part[3..]);
+            }
+            _ => {
+                plain.push('\\');
+                plain.push_str(part);
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines_parse() {
+        let line = "36 35 98:0 /mnt1 /mnt/a\\040b rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let mount = Mount::parse(line).expect("good line");
+        assert_eq!((major(mount.number), minor(mount.number)), (98, 0));
+        assert_eq!((unescape(mount.point).as_str(), mount.source), ("/mnt/a b", "/dev/root"));
+        for bad in ["", "36 35 98:0", "a b c d e - f", "36 35 98 / /mnt rw - ext4 /dev/sda1 rw"] {
+            assert!(Mount::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn escapes_that_are_none_stay() {
+        assert_eq!(unescape("a\\b\\04\\134c"), "a\\b\\04\\c");
+    }
+}
