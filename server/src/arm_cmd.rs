@@ -114,7 +114,7 @@ impl ArmCommand {
             }
         })?;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
-        println!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
+        say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
         wait_for_server(library.dir(), &armed);
         Ok(())
     }
@@ -149,7 +149,7 @@ impl DisarmCommand {
         let scopes = self.whom.scopes(library.dir())?;
         std::fs::create_dir_all(library.state_dir())?;
         let armed = Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
-        println!("disarmed {}", words(&scopes));
+        say!("disarmed {}", words(&scopes));
         wait_for_server(library.dir(), &armed);
         Ok(())
     }
@@ -158,7 +158,7 @@ impl DisarmCommand {
 /// Waits until the server does as it was told, so that whoever switches on a machine next can rely on it.
 fn wait_for_server(library: &Path, armed: &Armed) {
     let Ok(server) = Running::find(library) else {
-        println!("no `ezio serve` is running on this library yet");
+        say!("no `ezio serve` is running on this library yet");
         return;
     };
     let agent = status_cmd::agent();
@@ -171,12 +171,12 @@ fn wait_for_server(library: &Path, armed: &Armed) {
                 // Two commands at once: the other one's orders came later, and include ours.
                 let is_newer = Armed::load(&library.join("state")).is_ok_and(|now| now.orders() == status.armed);
                 if !is_newer {
-                    println!("the server (process {}) has not taken it over yet: its log says why", server.pid);
+                    say!("the server (process {}) has not taken it over yet: its log says why", server.pid);
                 }
                 return;
             }
             Err(error) => {
-                println!("the server (process {}) does not say whether it has noticed: {error:#}", server.pid);
+                say!("the server (process {}) does not say whether it has noticed: {error:#}", server.pid);
                 return;
             }
         }

@@ -101,7 +101,7 @@ impl Capture {
         let (piece_len, threads, rescue, skip_zeros) = (self.piece_len, self.threads, self.rescue, self.skip_zeros);
         let order = Order { choices, rescue, skip_zeros, live: self.live, piece_len, threads, origin };
         let (image, rate) = make_image(&source, draft, order, stop)?;
-        println!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
+        say!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
         Ok(())
     }
 }
@@ -136,7 +136,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         log::warn!("{}: {warning}", source.path.display());
     }
     for partition in &plan.partitions {
-        println!("{}", partition_line(partition));
+        say!("{}", partition_line(partition));
     }
     let zeros = if order.skip_zeros {
         let deferred = plan.deferred(source.len);

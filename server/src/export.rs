@@ -60,7 +60,7 @@ impl Export {
             draft.write_all(&image.torrent_bytes).with_context(|| format!("writing {}", file.display()))?;
             self.keep(draft, file)?;
             if !to_stdout {
-                println!("wrote {}, infohash {}", file.display(), image.meta.infohash);
+                say!("wrote {}, infohash {}", file.display(), image.meta.infohash);
             }
         }
         match &self.raw {
@@ -81,7 +81,7 @@ impl Export {
                 self.keep(draft, file)?;
                 let size = image.manifest.disk_size;
                 let used = BinaryBytes(image.layout.content_len());
-                println!("wrote {}, a disk of {} with {used} in use", file.display(), BinaryBytes(size));
+                say!("wrote {}, a disk of {} with {used} in use", file.display(), BinaryBytes(size));
             }
         }
         Ok(())

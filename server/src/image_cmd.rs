@@ -82,7 +82,7 @@ impl ImageCommand {
                     "image {name:?} is armed, and machines may be fetching it: run `ezio disarm` first"
                 );
                 library.remove(&name)?;
-                println!("removed {name}");
+                say!("removed {name}");
                 Ok(())
             }
             Action::Pull(pull) => pull.run(&self.library),
@@ -95,19 +95,19 @@ impl ImageCommand {
 fn show(image: &Image) {
     let manifest = &image.manifest;
     let origin = &manifest.origin;
-    println!("{}", summary(image));
+    say!("{}", summary(image));
     let id = if manifest.disk_id.is_empty() { String::new() } else { format!(" {}", manifest.disk_id) };
-    println!("table {}{id}, {}-byte sectors, {} bytes", manifest.table, manifest.sector_size, manifest.disk_size);
-    println!("made {} on {} by {} of {}", origin.at_text(), origin.host, origin.how, origin.source);
+    say!("table {}{id}, {}-byte sectors, {} bytes", manifest.table, manifest.sector_size, manifest.disk_size);
+    say!("made {} on {} by {} of {}", origin.at_text(), origin.host, origin.how, origin.source);
     let tools: Vec<String> = origin.tools.iter().map(|(tool, version)| format!("{tool} {version}")).collect();
-    println!("tools: {}", tools.join(", "));
-    println!("in {}", image.dir.display());
+    say!("tools: {}", tools.join(", "));
+    say!("in {}", image.dir.display());
     if let Some(live) = &manifest.live {
-        println!("live: no content here, it is read from {live}");
+        say!("live: no content here, it is read from {live}");
     }
-    println!("partitions:");
+    say!("partitions:");
     for partition in &manifest.partitions {
-        println!("{}", partition_line(partition));
+        say!("{}", partition_line(partition));
     }
 }
 
@@ -133,7 +133,7 @@ fn verify(image: &Image) -> anyhow::Result<()> {
             .map(|place| format!("{} bytes at {:#x}", place.len, place.disk.0))
             .collect();
         let more = if places.len() > PLACES_SHOWN { ", …" } else { "" };
-        println!(
+        say!(
             "piece {piece} is bad: content bytes {}..{}, on the disk {}{more}",
             range.start,
             range.end,
@@ -149,6 +149,6 @@ fn verify(image: &Image) -> anyhow::Result<()> {
             geometry.piece_count()
         );
     }
-    println!("{} is good: {} pieces, {:.0} MB/s", image.name, geometry.piece_count(), rate / 1e6);
+    say!("{} is good: {} pieces, {:.0} MB/s", image.name, geometry.piece_count(), rate / 1e6);
     Ok(())
 }

@@ -96,24 +96,29 @@ pub fn list(library: &Library, json: bool) -> anyhow::Result<()> {
     let rows: Vec<Row> = library.images()?.into_iter().map(|entry| row(library, entry)).collect();
     let list = List { totals: totals(&rows), images: rows, unfinished: unfinished(library)? };
     if json {
-        println!("{}", serde_json::to_string_pretty(&list).context("writing JSON")?);
+        say!("{}", serde_json::to_string_pretty(&list).context("writing JSON")?);
         return Ok(());
     }
     for pull in library.unfinished()? {
-        println!("unfinished: {}; `ezio image pull` goes on with it or discards it", unfinished_line(&pull));
+        say!("unfinished: {}; `ezio image pull` goes on with it or discards it", unfinished_line(&pull));
     }
     if list.images.is_empty() {
-        println!("no images in {} yet: `ezio capture` makes them", library.dir().display());
+        say!("no images in {} yet: `ezio capture` makes them", library.dir().display());
         return Ok(());
     }
     let width = list.images.iter().map(|row| row.name.len()).max().unwrap_or(0).max(5);
-    println!(
+    say!(
         "{:<width$}  {:>11}  {:>11}  {:>11}  {:>6}  {:<5}  made",
-        "name", "in use", "in library", "disk", "saved", "table"
+        "name",
+        "in use",
+        "in library",
+        "disk",
+        "saved",
+        "table"
     );
     for row in &list.images {
         match &row.about {
-            About::Good(good) => println!(
+            About::Good(good) => say!(
                 "{:<width$}  {}  {:<5}  {} on {}{}",
                 row.name,
                 good.sizes.columns(),
@@ -122,11 +127,11 @@ pub fn list(library: &Library, json: bool) -> anyhow::Result<()> {
                 good.made_on,
                 good.live.as_ref().map(|source| format!(", live from {source}")).unwrap_or_default()
             ),
-            About::Damaged { error, .. } => println!("{:<width$}  damaged: {error}", row.name),
+            About::Damaged { error, .. } => say!("{:<width$}  damaged: {error}", row.name),
         }
     }
     if list.images.len() > 1 {
-        println!("{:<width$}  {}", "total", list.totals.columns());
+        say!("{:<width$}  {}", "total", list.totals.columns());
     }
     Ok(())
 }

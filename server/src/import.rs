@@ -64,7 +64,7 @@ impl Import {
         let stop = stop_on_signals()?;
         let importing = || format!("importing {}", self.source.display());
         let image = self.import(&Library::create(library)?, stop).with_context(importing)?;
-        println!("imported {}", summary(&image));
+        say!("imported {}", summary(&image));
         Ok(())
     }
 

@@ -1,5 +1,9 @@
 //! `ezio`: everything the room's server does, one subcommand each.
 
+// First, for its macros.
+#[macro_use]
+mod say;
+
 mod arm_cmd;
 mod armed;
 mod binding;
@@ -97,7 +101,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, the cause chain printed once: what, where, what to do.
-            eprintln!("ezio: {error:#}");
+            complain!("ezio: {error:#}");
             ExitCode::FAILURE
         }
     }

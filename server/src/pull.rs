@@ -91,7 +91,7 @@ impl Pull {
         let library = Library::create(library)?;
         let draft = library.resumable_draft(offer.meta.infohash, &offer.name, self.replace, &source)?;
         let content = open_content(&library, &draft, offer.layout.content_len())?;
-        println!(
+        say!(
             "pulling {} as {}: {}, infohash {}",
             source,
             offer.name,
@@ -112,7 +112,7 @@ impl Pull {
         };
         let fetched = download.run().with_context(|| kept(&draft))?;
         let image = finish(draft, &offer, &content, stop)?;
-        println!(
+        say!(
             "pulled {}; {} fetched in {:.1} s",
             summary(&image),
             BinaryBytes(fetched),
@@ -131,10 +131,10 @@ pub fn unfinished_line(unfinished: &Unfinished) -> String {
 fn discard(library: &Library, source: Option<&str>) -> anyhow::Result<()> {
     let gone = library.discard(source)?;
     if gone.is_empty() {
-        println!("there is nothing unfinished in {}", library.dir().display());
+        say!("there is nothing unfinished in {}", library.dir().display());
     }
     for unfinished in gone {
-        println!("deleted {}", unfinished_line(&unfinished));
+        say!("deleted {}", unfinished_line(&unfinished));
     }
     Ok(())
 }

@@ -134,8 +134,10 @@ fn confirm(target: &Path, len: u64) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         bail!("this would overwrite {what}: give --yes if that is meant");
     }
-    print!("Everything on {what} will be overwritten. Type yes to go on: ");
-    std::io::stdout().flush().context("asking")?;
+    let mut stdout = std::io::stdout();
+    write!(stdout, "Everything on {what} will be overwritten. Type yes to go on: ")
+        .and_then(|()| stdout.flush())
+        .context("asking")?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("reading the answer")?;
     if answer.trim() != "yes" {
@@ -186,10 +188,10 @@ impl Screen {
                 if is_due {
                     *last = Some((progress.stage, Instant::now()));
                     let (done, total) = (size_text(progress.bytes_done), size_text(progress.bytes_total));
-                    println!("{} {done} of {total}, {}", progress.stage, words(&progress));
+                    say!("{} {done} of {total}, {}", progress.stage, words(&progress));
                 }
             }
-            Screen::Json => println!(
+            Screen::Json => say!(
                 "{}",
                 serde_json::json!({
                     "stage": progress.stage,
@@ -213,7 +215,7 @@ impl Screen {
         let how = if verify { "read back from the medium" } else { "partition table only: --no-verify" };
         let (kept, written) = (size_text(restored.kept), size_text(restored.written));
         let fetched = size_text(restored.swarm.stats().downloaded);
-        println!(
+        say!(
             "verified {} on {} in {seconds:.1} s: {kept} kept, {fetched} fetched, {written} written ({how})",
             size_text(len),
             target.display()

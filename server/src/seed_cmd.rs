@@ -71,7 +71,7 @@ impl SeedCommand {
         let runtime = tokio::runtime::Runtime::new().context("starting")?;
         runtime.block_on(async {
             let swarm = Swarm::start(Arc::clone(&meta), storage, options).await.context("starting to seed")?;
-            println!(
+            say!(
                 "seeding {} ({}, infohash {}) on {}",
                 meta.name,
                 size_text(meta.geometry.content_len()),
@@ -86,11 +86,11 @@ impl SeedCommand {
                     () = tokio::time::sleep(LINE_EVERY) => {
                         let stats = swarm.stats();
                         let trouble = stats.tracker_error.map(|error| format!(", tracker: {error}")).unwrap_or_default();
-                        println!("{} given, {} peers{trouble}", size_text(stats.uploaded), stats.peers);
+                        say!("{} given, {} peers{trouble}", size_text(stats.uploaded), stats.peers);
                     }
                 }
             }
-            println!("stopped, {} given", size_text(swarm.stats().uploaded));
+            say!("stopped, {} given", size_text(swarm.stats().uploaded));
             swarm.shutdown().await;
             Ok(())
         })

@@ -135,7 +135,7 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     let note = note(&room);
     state::write(&note_path(&state_dir), &note)?;
-    print!("{}", summary(&room));
+    say!("{}", summary(&room).trim_end());
 
     tokio::select! {
         _ = terminate.recv() => {}

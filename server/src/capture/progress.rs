@@ -38,7 +38,7 @@ impl Progress {
             Some(bar) => bar.inc(bytes),
             None if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
-                eprintln!("{}", self.line());
+                complain!("{}", self.line());
             }
             None => {}
         }

@@ -101,7 +101,7 @@ pub fn import(
     let needed = pieces.iter().map(|piece| piece.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
     // The content is as long, and the partitions stay until it is complete.
     check_room(library.dir(), needed.saturating_mul(2)).context("making room for the disk and for its image")?;
-    println!("putting {} together: {} of data, needed twice meanwhile", saved.disk, BinaryBytes(needed));
+    say!("putting {} together: {} of data, needed twice meanwhile", saved.disk, BinaryBytes(needed));
     let mut progress = Progress::new("unpacking", pieces.iter().map(Piece::len_packed).sum());
     for piece in &pieces {
         let unpacking = || format!("unpacking {}", piece.name);

@@ -139,7 +139,7 @@ pub fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> a
     let data_len = qemu.data_len(stop)?;
     check_room(draft.library_dir(), data_len)
         .with_context(|| format!("making room for the raw disk that {} is turned into", qemu.path.display()))?;
-    println!(
+    say!(
         "converting {} ({format}): {} of data on a disk of {}, needed twice meanwhile",
         qemu.path.display(),
         BinaryBytes(data_len),

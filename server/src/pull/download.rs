@@ -117,7 +117,7 @@ impl Download<'_> {
                         // Some may have come between the check and this look at it.
                         let had = stats.progress_bytes.saturating_sub(snapshot.downloaded_and_checked_bytes);
                         if had > 0 {
-                            println!("{} of {} are there already and right", BinaryBytes(had), BinaryBytes(total));
+                            say!("{} of {} are there already and right", BinaryBytes(had), BinaryBytes(total));
                         }
                         moved = Instant::now();
                         (Progress::new("pulling", total.saturating_sub(had)), had)

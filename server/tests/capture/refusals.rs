@@ -1,6 +1,6 @@
 //! What is refused, interrupted or damaged, and what people are told.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
@@ -373,4 +373,39 @@ fn damaged_images_are_listed_with_the_reason_beside_the_good_ones() {
         place.ezio_ok(&["image", "remove", name]);
     }
     assert_eq!(place.listed(), ["stray"]);
+}
+
+#[test]
+fn nobody_has_to_read_what_is_said() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let source = place.blank("source.img", 2);
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("Linux has it"));
+    // The other end is dropped at once.
+    let closed = || Stdio::from(std::io::pipe().expect("a pipe").1);
+    let commands = |name| {
+        [
+            vec!["capture", &source, "--name", name, "--whole"],
+            vec!["image", "list"],
+            vec!["image", "list", "--json"],
+            vec!["image", "show", name],
+        ]
+    };
+    for args in commands("closed") {
+        let output = place.ezio(&args).stdout(closed()).stderr(Stdio::piped()).output().expect("ezio runs");
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {}", text(&output));
+    }
+    for args in commands("full") {
+        let output = place.ezio(&args).stdout(full()).stderr(Stdio::piped()).output().expect("ezio runs");
+        let said = text(&output);
+        assert!(output.status.success() && said.matches("standard output").count() == 1, "{args:?}: {said}");
+    }
+    for args in commands("both") {
+        let status = place.ezio(&args).stdout(full()).stderr(full()).status().expect("ezio runs");
+        assert!(status.success(), "{args:?}: {status}");
+        let status = place.ezio(&args).stdout(closed()).stderr(closed()).status().expect("ezio runs");
+        // There is an image of that name now, and nobody to tell.
+        assert_eq!(status.code(), Some(i32::from(args[0] == "capture")), "{args:?}");
+    }
+    assert_eq!((place.listed().len(), place.unfinished()), (3, 0));
 }

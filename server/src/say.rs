@@ -1,0 +1,41 @@
+//! Lines on standard output and standard error that never end the work: `println!` panics where nobody reads any more.
+
+use std::fmt::Arguments;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether standard output has failed before.
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// As `println!`. Whoever closes the pipe has seen enough; another failure is told once on standard error.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::say::out(format_args!($($text)*))
+    };
+}
+
+/// As `eprintln!`. If that fails there is nobody left to tell.
+macro_rules! complain {
+    ($($text:tt)*) => {
+        $crate::say::err(format_args!($($text)*))
+    };
+}
+
+/// What [`say!`] does.
+pub fn out(line: Arguments<'_>) {
+    let Err(error) = write_line(io::stdout().lock(), line) else { return };
+    if error.kind() != io::ErrorKind::BrokenPipe && !HAS_FAILED.swap(true, Ordering::Relaxed) {
+        complain!("ezio: writing to standard output: {error}");
+    }
+}
+
+/// What [`complain!`] does.
+pub fn err(line: Arguments<'_>) {
+    let _ = write_line(io::stderr().lock(), line);
+}
+
+/// In one piece if it is short, or lines of several processes would mix.
+fn write_line(mut to: impl Write, line: Arguments<'_>) -> io::Result<()> {
+    to.write_all(format!("{line}\n").as_bytes())?;
+    to.flush()
+}
