@@ -1,9 +1,9 @@
 //! `ezio image pull` from an `ezio serve` that publishes, and librqbit as a foreign seeder. Loopback only.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -266,6 +266,47 @@ fn a_killed_pull_can_be_discarded() {
     let text = succeed(&mut sites.image(&["pull", "--discard", &url]));
     assert!(text.contains("deleted ") && sites.pulled_len() == 0, "{text}");
     assert!(succeed(&mut sites.image(&["pull", "--discard"])).contains("nothing unfinished"));
+}
+
+#[test]
+fn what_is_unfinished_is_listed_for_whoever_may_only_look() {
+    assert!(nix::unistd::geteuid().is_root(), "only root can be somebody else: run the tests as root");
+    let sites = Sites::new(24 * MIB);
+    let _serving = sites.serve(&["--publish", "true"]);
+    let url = sites.url("images/golden.torrent");
+    let mut pull = sites.image(&["pull", &url, "--down", "4194304"]);
+    let mut pulling = Running(pull.stdout(Stdio::null()).spawn().expect("our own binary"));
+    wait_for("a part of it", || sites.pulled_len() > 0);
+
+    // Nobody in particular, who may go where the program and the library are.
+    let ezio = sites.path("ezio");
+    fs::copy(EZIO, &ezio).expect("copied");
+    fs::set_permissions(sites.dir.path(), Permissions::from_mode(0o755)).expect("ours");
+    let library = sites.path("here");
+    let nobody = || {
+        let mut list = Command::new("setpriv");
+        list.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        list.arg(&ezio).args(["image", "list", "--library"]).arg(&library);
+        succeed(&mut list)
+    };
+    let read_only = || {
+        let script = "mount --bind $1 $1 && mount -o remount,ro,bind $1 && $0 image list --library $1";
+        succeed(Command::new("unshare").args(["-m", "sh", "-c", script]).arg(EZIO).arg(&library))
+    };
+    for listed in [nobody(), read_only()] {
+        assert!(
+            listed.contains("unfinished: ") && listed.contains(&url) && listed.contains("going on now"),
+            "{listed}"
+        );
+    }
+    pulling.0.kill().and_then(|()| pulling.0.wait()).expect("its end");
+    for listed in [nobody(), read_only()] {
+        assert!(listed.contains("unfinished: ") && !listed.contains("going on now"), "{listed}");
+    }
+    for lock in fs::read_dir(library.join("tmp/locks")).expect("there") {
+        fs::set_permissions(lock.expect("there").path(), Permissions::from_mode(0o600)).expect("ours");
+    }
+    assert!(nobody().contains(&url));
 }
 
 #[test]

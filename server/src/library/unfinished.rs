@@ -3,7 +3,8 @@
 //! What is there outlives its process and goes on with the next one that wants the same infohash. `source` says where
 //! it comes from, for people; the rest is as in any draft.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata, TryLockError};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -26,7 +27,7 @@ pub struct Unfinished {
     pub source: String,
     /// Bytes of it that are there.
     pub len: u64,
-    /// Whether a process is at it now.
+    /// Whether a process is at it now; not if that cannot be told.
     pub is_busy: bool,
 }
 
@@ -87,12 +88,15 @@ impl Library {
             if infohash.parse::<Infohash>().is_err() {
                 continue;
             }
-            let lock = self.unfinished_lock(infohash);
+            // Whoever may only look is not told everything; that is no reason to hide the image.
+            let is_busy = self.is_busy(infohash).unwrap_or_else(|error| {
+                log::debug!("{error:#}");
+                false
+            });
             found.push(Unfinished {
                 source: fs::read_to_string(entry.path().join(SOURCE)).unwrap_or_default(),
                 len: fs::metadata(entry.path().join("content")).map_or(0, |content| len_on_disk(&content)),
-                // Not created here: looking must not leave files behind.
-                is_busy: lock.exists() && try_lock(&lock)?.is_none(),
+                is_busy,
                 infohash: infohash.to_owned(),
             });
         }
@@ -115,10 +119,29 @@ impl Library {
         }
         found.retain(|unfinished| !unfinished.is_busy);
         for unfinished in &found {
+            let lock_path = library.unfinished_lock(&unfinished.infohash);
+            let Some(_lock) = try_lock(&lock_path)? else {
+                bail!("a process is pulling {} right now", unfinished.source);
+            };
             remove_all(&self.unfinished_dir(&unfinished.infohash))?;
-            let _ = fs::remove_file(library.unfinished_lock(&unfinished.infohash));
+            let _ = fs::remove_file(lock_path);
         }
         Ok(found)
+    }
+
+    /// Whether a process is at it. Needs to read only, and neither makes a lock nor keeps others from sharing it.
+    fn is_busy(&self, infohash: &str) -> anyhow::Result<bool> {
+        let path = self.unfinished_lock(infohash);
+        let looking = || format!("looking at the lock {}", path.display());
+        let lock = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.with_context(looking)?,
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error).with_context(looking),
+        }
     }
 
     fn unfinished_dir(&self, infohash: &str) -> PathBuf {
