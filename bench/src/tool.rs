@@ -208,7 +208,7 @@ impl Tool {
 
     /// When ours had also read everything back, which the others do not do.
     pub fn proved(self, process: &Process) -> Option<Instant> {
-        (self == Tool::Ezio).then(|| process.printed(|line| line.starts_with("verified")))?
+        (self == Tool::Ezio).then(|| process.printed(is_verified))?
     }
 }
 
@@ -239,6 +239,11 @@ fn is_all_restored(line: &str) -> bool {
     let number = |key: &str| progress.get(key).and_then(serde_json::Value::as_u64);
     progress.get("stage").and_then(|stage| stage.as_str()) != Some("restore")
         || number("bytes_done").is_some() && number("bytes_done") == number("bytes_total")
+}
+
+/// The line of `ezio restore --json` that says that everything was read back.
+fn is_verified(line: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(line).is_ok_and(|last| last.get("verified").is_some())
 }
 
 fn aria2(node: &Node, dir: &Path) -> Result<Command> {
@@ -284,5 +289,8 @@ mod tests {
         assert!(is_all_restored(r#"{"stage":"restore","bytes_done":10,"bytes_total":10}"#));
         assert!(is_all_restored(r#"{"stage":"verify","bytes_done":3,"bytes_total":10}"#));
         assert!(!is_all_restored("[INFO] something else"));
+        assert!(is_verified(r#"{"stage":"done","bytes_done":10,"bytes_total":10,"verified":"all"}"#));
+        assert!(!is_verified(r#"{"stage":"verify","bytes_done":10,"bytes_total":10}"#));
+        assert!(!is_verified("verified 10 B"));
     }
 }

@@ -40,7 +40,7 @@ pub struct RestoreCommand {
     /// Do not ask before overwriting a device.
     #[arg(long)]
     yes: bool,
-    /// Say how it goes as one JSON object a line.
+    /// Say how it goes as one JSON object a line; the last one has `verified`.
     #[arg(long)]
     json: bool,
     /// Do not read the content back; the table sectors still are.
@@ -212,9 +212,30 @@ impl Screen {
             bar.finish_and_clear();
         }
         let seconds = took.as_secs_f64();
+        let stats = restored.swarm.stats();
+        if let Screen::Json = self {
+            say!(
+                "{}",
+                serde_json::json!({
+                    "stage": report::Stage::Done,
+                    "bytes_done": len,
+                    "bytes_total": len,
+                    "rate_bytes_per_s": 0,
+                    "downloaded": stats.downloaded,
+                    "uploaded": stats.uploaded,
+                    "written": restored.written,
+                    "peers": stats.peers,
+                    "kept": restored.kept,
+                    "verified": if verify { "all" } else { "table" },
+                    "seconds": seconds,
+                    "target": target.to_string_lossy(),
+                })
+            );
+            return;
+        }
         let how = if verify { "read back from the medium" } else { "partition table only: --no-verify" };
         let (kept, written) = (size_text(restored.kept), size_text(restored.written));
-        let fetched = size_text(restored.swarm.stats().downloaded);
+        let fetched = size_text(stats.downloaded);
         say!(
             "verified {} on {} in {seconds:.1} s: {kept} kept, {fetched} fetched, {written} written ({how})",
             size_text(len),

@@ -409,3 +409,23 @@ fn nobody_has_to_read_what_is_said() {
     }
     assert_eq!((place.listed().len(), place.unfinished()), (3, 0));
 }
+
+#[test]
+fn a_restore_for_programs_says_nothing_but_json() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let source = place.blank("source.img", 2);
+    place.ezio_ok(&["capture", &source, "--name", "x", "--whole"]);
+    let target = place.text("target.img");
+    for (more, verified) in [(&[][..], "all"), (&["--no-verify", "--no-keep"], "table")] {
+        let said = place.ezio_restore_says("x", &[&[target.as_str(), "--json"], more].concat());
+        let lines: Vec<serde_json::Value> =
+            said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+        let (last, earlier) = lines.split_last().expect("lines");
+        assert!(earlier.iter().all(|line| line.get("verified").is_none()), "{said}");
+        let len = 2 << 20;
+        assert_eq!((&last["stage"], &last["verified"]), (&"done".into(), &verified.into()), "{said}");
+        assert_eq!((&last["bytes_done"], &last["written"]), (&len.into(), &len.into()), "{said}");
+        assert_eq!(last["target"], target, "{said}");
+    }
+}
