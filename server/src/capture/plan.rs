@@ -164,35 +164,22 @@ impl Plan {
             self.swap.push(facts);
             return Ok(info(partition, found, Captured::Recipe, String::new()));
         }
-        let note = match partclone::support(&found.file_system) {
+        let map = match partclone::support(&found.file_system) {
             _ if matches!(health, Health::Unfit(_)) => {
-                "not known to be shut down, so its map may lack something".to_owned()
+                Map::unknown("not known to be shut down, so its map may lack something")
             }
-            _ if let Health::Shared(why) = health => why.to_owned(),
+            _ if let Health::Shared(why) = health => Map::unknown(why),
             Support::Program(_) | Support::Missing(_)
                 if let Some(note) = partclone::blind_spot(&found.file_system, &found.version) =>
             {
-                note.to_owned()
+                Map::unknown(note)
             }
             Support::Program(program) => {
                 let window = match window {
                     Some(window) => window,
                     None => Window::open(source, &place, scratch)?,
                 };
-                match partclone::used_ranges(&program, window.path(), &place, scratch, choices.at_own_risk) {
-                    Ok(used) => {
-                        used.into_iter().for_each(|range| extents.insert(range));
-                        if let Some(version) = partclone::version(&program) {
-                            self.tools.insert("partclone".to_owned(), version);
-                        }
-                        return Ok(info(partition, found, Captured::UsedBlocks, String::new()));
-                    }
-                    Err(error) if choices.at_own_risk => {
-                        log::warn!("partition {}: {error:#}", partition.number);
-                        "partclone does not understand it".to_owned()
-                    }
-                    Err(error) => return Err(error),
-                }
+                self.partclone_map(&program, &window, &place, scratch, choices)?
             }
             Support::Missing(program) => bail!(
                 "{program} is missing, which knows the used blocks of {}: \
@@ -207,31 +194,65 @@ impl Plan {
                 },
                 source.len
             ),
-            Support::Unknown if found.is_ambivalent => "signatures of several file systems".to_owned(),
-            Support::Unknown if found.file_system.is_empty() => "no known file system".to_owned(),
-            Support::Unknown => match own_map(source, &place, &found.file_system, choices)? {
-                OwnMap::Used(ranges, note) => {
-                    ranges.into_iter().for_each(|range| extents.insert(range));
-                    return Ok(info(partition, found, Captured::UsedBlocks, note));
-                }
-                OwnMap::Unknown(note) => note,
-            },
+            Support::Unknown if found.is_ambivalent => Map::unknown("signatures of several file systems"),
+            Support::Unknown if found.file_system.is_empty() => Map::unknown("no known file system"),
+            Support::Unknown => own_map(source, &place, &found.file_system, choices)?,
         };
-        extents.insert(place);
-        Ok(info(partition, found, Captured::Whole, note))
+        let (captured, note) = match map {
+            Map::Used(ranges, note) => {
+                ranges.into_iter().for_each(|range| extents.insert(range));
+                (Captured::UsedBlocks, note)
+            }
+            Map::Unknown(note) => {
+                extents.insert(place);
+                (Captured::Whole, note)
+            }
+        };
+        Ok(info(partition, found, captured, note))
+    }
+
+    /// What partclone says of the partition at `place`, to be found in `window`.
+    fn partclone_map(
+        &mut self,
+        program: &Path,
+        window: &Window,
+        place: &Range<u64>,
+        scratch: &Path,
+        choices: Choices,
+    ) -> anyhow::Result<Map> {
+        match partclone::used_ranges(program, window.path(), place, scratch, choices.at_own_risk) {
+            Ok(used) => {
+                if let Some(version) = partclone::version(program) {
+                    self.tools.insert("partclone".to_owned(), version);
+                }
+                Ok(Map::Used(used, String::new()))
+            }
+            Err(error) if choices.at_own_risk => {
+                log::warn!("copying it whole: {error:#}");
+                Ok(Map::unknown("partclone does not understand it"))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
-/// What our own readers say of a file system that partclone does not know.
-enum OwnMap {
+/// What is known of a partition's blocks.
+enum Map {
     /// The used ranges of the disk, and what a person should hear.
     Used(Vec<Range<u64>>, String),
     /// All of it has to be copied, and why.
     Unknown(String),
 }
 
-fn own_map(source: &Source, place: &Range<u64>, file_system: &str, choices: Choices) -> anyhow::Result<OwnMap> {
-    let unknown = |why: &str| OwnMap::Unknown(format!("nothing here knows the used blocks of {file_system}{why}"));
+impl Map {
+    fn unknown(why: &str) -> Map {
+        Map::Unknown(why.to_owned())
+    }
+}
+
+/// What our own readers say of a file system that partclone does not know.
+fn own_map(source: &Source, place: &Range<u64>, file_system: &str, choices: Choices) -> anyhow::Result<Map> {
+    let unknown = |why: &str| Map::Unknown(format!("nothing here knows the used blocks of {file_system}{why}"));
     let Some(kind) = usedmap::Kind::from_blkid_name(file_system) else { return Ok(unknown("")) };
     let len = place.end - place.start;
     let mut volume = Part { source, place: place.clone(), at: 0 };
@@ -241,11 +262,11 @@ fn own_map(source: &Source, place: &Range<u64>, file_system: &str, choices: Choi
              system; or copy it whole with --at-own-risk"
         ),
         Ok(used) if used.is_clean == Some(false) => {
-            Ok(OwnMap::Unknown("not unmounted cleanly, so its map may lack something".to_owned()))
+            Ok(Map::unknown("not unmounted cleanly, so its map may lack something"))
         }
         Ok(used) => {
             let on_disk = |range: &Range<u64>| place.start + range.start..place.start + range.end;
-            Ok(OwnMap::Used(used.ranges.iter().map(on_disk).collect(), used.notes.join("; ")))
+            Ok(Map::Used(used.ranges.iter().map(on_disk).collect(), used.notes.join("; ")))
         }
         Err(error @ usedmap::UsedError::Read { .. }) => Err(error.into()),
         Err(error) => Ok(unknown(&format!(" as it is here: {error}"))),
