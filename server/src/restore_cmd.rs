@@ -26,7 +26,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub struct RestoreCommand {
     /// The .torrent file.
     torrent: PathBuf,
-    /// A block device, which is overwritten, or a file, which is created (sparse) as a disk image.
+    /// A block device or file, which is overwritten; a file that is not there is created (sparse) as a disk image.
     target: PathBuf,
     /// Announce here instead of where the torrent says; may be given several times.
     #[arg(long = "tracker", value_name = "URL")]
@@ -37,7 +37,7 @@ pub struct RestoreCommand {
     /// Go on seeding for this long afterwards.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     linger: u64,
-    /// Do not ask before overwriting a device.
+    /// Do not ask before overwriting a device, or a file that has something in it.
     #[arg(long)]
     yes: bool,
     /// Say how it goes as one JSON object a line; the last one has `verified`.
@@ -114,6 +114,10 @@ impl RestoreCommand {
                 .with_context(|| format!("{} was not touched", self.target.display()))?;
         }
         if !is_device {
+            let len = self.target.metadata().map_or(0, |found| found.len());
+            if len > 0 && !self.yes {
+                confirm(&self.target, len)?;
+            }
             return Ok(Arc::new(Device::create_file(&self.target, layout.disk_size())?));
         }
         let device = Device::open_exclusive(&self.target)?;

@@ -429,3 +429,17 @@ fn a_restore_for_programs_says_nothing_but_json() {
         assert_eq!(last["target"], target, "{said}");
     }
 }
+
+#[test]
+fn a_file_with_something_in_it_is_not_overwritten_unasked() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let junk = place.blank("junk.img", 2);
+    place.ezio_ok(&["capture", &junk, "--name", "x", "--whole"]);
+    fs::write(place.path("precious"), "precious").expect("write");
+    let mut restore = command(env!("CARGO_BIN_EXE_ezio"));
+    restore.arg("restore").arg(place.image("x").join("image.torrent")).arg(place.path("precious"));
+    let output = restore.args(["--peer", "127.0.0.1:9"]).stdin(Stdio::null()).output().expect("ezio runs");
+    assert!(!output.status.success() && text(&output).contains("--yes"), "{}", text(&output));
+    assert_eq!(fs::read(place.path("precious")).expect("read"), b"precious");
+}

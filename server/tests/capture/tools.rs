@@ -183,7 +183,7 @@ impl Place {
         BufReader::new(seeder.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
         let address = line.trim().rsplit(' ').next().expect("an address").to_owned();
         let mut restore = command(env!("CARGO_BIN_EXE_ezio"));
-        let output = restore.arg("restore").arg(&torrent).args(args).args(["--peer", &address]).output();
+        let output = restore.arg("restore").arg(&torrent).args(args).args(["--yes", "--peer", &address]).output();
         let output = output.expect("ezio runs");
         seeder.kill().and_then(|()| seeder.wait()).expect("its end");
         assert!(output.status.success(), "ezio restore: {}", text(&output));
