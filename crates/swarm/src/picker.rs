@@ -107,12 +107,17 @@ struct View {
     outstanding: usize,
     usual: Duration,
     can_ask: bool,
-    /// It was late: it is asked for one block at a time until it answers, and for new pieces from `probe_at` on.
+    /// It was late: it is asked for one block at a time until it answers, and until `probe_at` only for what nobody better
+    /// has.
     is_snubbed: bool,
     probe_at: Duration,
 }
 
 impl View {
+    fn is_trusted(&self, now: Duration) -> bool {
+        !self.is_snubbed || now >= self.probe_at
+    }
+
     fn snub(&mut self, now: Duration) {
         self.is_snubbed = true;
         self.probe_at = now + PROBE_AFTER;
@@ -264,10 +269,16 @@ impl Picker {
         self.peers.get(&peer).is_some_and(|view| view.has.is_full())
     }
 
-    /// The peer lets us ask, or no longer does; then what it was asked for is free again.
+    /// The peer lets us ask, or no longer does; then what it was asked for is free again, and it counts as late.
     pub fn set_can_ask(&mut self, peer: PeerKey, can_ask: bool) {
         if let Some(view) = self.peers.get_mut(&peer) {
             view.can_ask = can_ask;
+            if !can_ask
+                && view.outstanding > 0
+                && let Some(&(_, at)) = view.asked.front()
+            {
+                view.snub(at);
+            }
         }
         if !can_ask {
             self.release_all(peer);

@@ -1,11 +1,19 @@
 //! Which piece a peer is asked for next.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use metainfo::PieceIndex;
 use rand::Rng;
 
 use super::{Ask, Block, END_GAME_AGE, PeerKey, Picker, Started, State, View};
+
+/// Whether somebody else may be asked for the piece who has answered so far. Else whoever talks most, and so is looked at
+/// first, would have every block that is taken from it right back.
+fn has_better(peers: &BTreeMap<PeerKey, View>, peer: PeerKey, piece: PieceIndex) -> bool {
+    let is_better = |view: &View| view.can_ask && !view.is_snubbed && !view.usual.is_zero() && view.has.contains(piece);
+    peers.iter().any(|(&other, view)| other != peer && is_better(view))
+}
 
 impl Picker {
     pub(super) fn has_room(&self) -> bool {
@@ -17,16 +25,20 @@ impl Picker {
         if let Some(piece) = view.giving.filter(|piece| self.started.get(piece).is_some_and(|s| s.free > 0)) {
             return Some(piece);
         }
+        let is_trusted = view.is_trusted(now);
         let shareable = |piece: &&PieceIndex, orphans_only: bool| {
             let giver = self.started.get(piece).and_then(|started| started.giver);
-            let allowed = giver.is_none() || giver == Some(peer) || !(orphans_only || self.alone.contains(piece));
-            allowed && view.has.contains(**piece)
+            let is_alone = self.alone.contains(piece);
+            let allowed = giver.is_none() || giver == Some(peer) || !(orphans_only || is_alone);
+            // Who has a piece to itself keeps the others from it, so nobody is tried again with one.
+            let is_trusted = if is_alone { !view.is_snubbed } else { is_trusted };
+            allowed && view.has.contains(**piece) && (is_trusted || !has_better(&self.peers, peer, **piece))
         };
         if let Some(&piece) = self.open.iter().find(|piece| shareable(piece, true)) {
             self.give(peer, piece);
             return Some(piece);
         }
-        if view.unstarted > 0 && self.has_room() && (!view.is_snubbed || now >= view.probe_at) {
+        if view.unstarted > 0 && self.has_room() && is_trusted {
             let piece = self.rarest_missing(view, rng)?;
             self.start(piece, now);
             self.give(peer, piece);
@@ -104,6 +116,7 @@ impl Picker {
 
     pub(super) fn end_game(&mut self, peer: PeerKey, room: usize, now: Duration, asks: &mut Vec<Ask>) {
         let Some(view) = self.peers.get(&peer) else { return };
+        let is_trusted = view.is_trusted(now);
         let peers = &self.peers;
         // What comes at its giver's usual pace is not late: a second copy would only take the link from the first. But
         // nobody waits for a giver that is slow beside the one that has nothing to do.
@@ -114,6 +127,9 @@ impl Picker {
         };
         for (&piece, started) in &mut self.started {
             if !view.has.contains(piece) || self.alone.contains(&piece) {
+                continue;
+            }
+            if !is_trusted && has_better(peers, peer, piece) {
                 continue;
             }
             for (index, block) in (0..).zip(&mut started.blocks) {

@@ -113,7 +113,10 @@ fn a_choke_frees_what_was_asked_for() {
     case.picker.set_can_ask(1, false);
     assert!(case.ask(1, 9, NOW).is_empty());
     case.picker.set_can_ask(1, true);
-    assert_eq!(case.ask(1, 9, NOW).len(), 4);
+    let asks = case.ask(1, 9, NOW);
+    assert_eq!(asks.len(), 1, "a first one, to see whether it answers now");
+    case.get(1, &asks);
+    assert_eq!(case.ask(1, 9, NOW).len(), 3);
 }
 
 #[test]
@@ -146,6 +149,49 @@ fn who_was_late_is_tried_again() {
     assert_eq!(case.ask(1, 4, later), [], "one at a time");
     case.get(1, &probe);
     assert_eq!(case.ask(1, 4, later).len(), 4, "it does");
+}
+
+/// Two that never answer, each as quick to ask as a peer that talks all the time, and one that does.
+#[test]
+fn who_does_not_answer_gets_nothing_back_while_somebody_does() {
+    const MUTES: [u32; 2] = [1, 2];
+    const GOOD: u32 = 3;
+    let mut case = case(2, 2);
+    case.peer(GOOD, 0..2);
+    let second = Duration::from_secs(1);
+    // Its first piece, a second after it was asked, so that it is known as one that answers.
+    let first = case.ask(GOOD, 4, NOW);
+    for &ask in &first {
+        if let Received::Fresh { piece_complete: true, .. } = case.picker.received(GOOD, ask, second) {
+            case.picker.verified(ask.piece);
+        }
+    }
+    MUTES.into_iter().for_each(|mute| case.peer(mute, 0..2));
+    // The other piece was wrong with several givers, so that one has it alone.
+    let asks = case.ask(MUTES[0], 4, second);
+    for (index, &ask) in asks.iter().enumerate() {
+        case.picker.received(MUTES[index % 2], ask, second);
+    }
+    case.picker.failed(asks[0].piece, true);
+    assert_eq!(case.ask(MUTES[0], 4, second).len(), 4);
+    let mut now = second;
+    for _ in 0..4 {
+        now += 3 * second;
+        case.picker.tick(now);
+        for mute in MUTES {
+            let held = case.ask(mute, 4, now);
+            if !held.is_empty() {
+                // Once each, before it is known to be late.
+                now += 3 * second;
+                case.picker.tick(now);
+            }
+        }
+    }
+    assert!(MUTES.iter().all(|&mute| case.ask(mute, 4, now).is_empty()), "both were late");
+    let asks = case.ask(GOOD, 4, now);
+    assert_eq!(asks.len(), 4, "all of it from the one that answers");
+    case.get(GOOD, &asks);
+    assert!(case.picker.have().is_full());
 }
 
 #[test]
