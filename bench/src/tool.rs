@@ -167,7 +167,7 @@ impl Tool {
         Ok(match self {
             Tool::Ezio => {
                 let mut command = node.command(text(setting.ezio)?)?;
-                command.arg("restore").arg(setting.torrent).arg(target).arg("--yes");
+                command.arg("restore").arg(setting.torrent).arg(target);
                 command.args(["--json", "--yes", "--linger", "86400", "--tracker", setting.tracker]);
                 command.args((!setting.proves).then_some("--no-verify"));
                 command
