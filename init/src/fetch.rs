@@ -9,6 +9,8 @@ use netboot::tftp::{Fetch, FetchError, Step};
 use tokio::net::UdpSocket;
 
 const TFTP_PORT: u16 = 69;
+/// RFC 1350's code for "disk full or allocation exceeded", by which our server says that it has too much to do.
+const BUSY: u16 = 3;
 /// RFC 1350's code for "no such user".
 const NO_SUCH_USER: u16 = 7;
 /// A configuration is some lines.
@@ -67,6 +69,10 @@ async fn fetch(server: Ipv4Addr, name: &str, max_len: usize) -> Result<Result<Ve
                 }
             }
             Step::Done(bytes) => return Ok(Ok(bytes)),
+            // The words that come with the code are about disks.
+            Step::Failed(FetchError::Refused { code: BUSY, .. }) => {
+                anyhow::bail!("{server} is busy with other machines; asking for {name} again")
+            }
             Step::Failed(error) => return Ok(Err(error)),
         }
     }
