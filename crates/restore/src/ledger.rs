@@ -108,6 +108,11 @@ impl Ledger {
         }
     }
 
+    /// What has been written and is in no batch yet.
+    pub(crate) fn waiting(&self) -> Vec<PieceIndex> {
+        self.lock().written.clone()
+    }
+
     /// Lets writers go first: waits until none is at work. At the end nobody is waited for.
     pub(crate) fn yield_to_writers(&self) {
         let state = self.lock();
@@ -140,7 +145,9 @@ mod tests {
         ledger.written(PieceIndex(3), 1);
         let pieces = vec![PieceIndex(7), PieceIndex(3)];
         assert_eq!(ledger.next_batch(), Some(Batch { pieces, is_last: false }));
+        assert_eq!(ledger.waiting(), []);
         ledger.written(PieceIndex(1), 1);
+        assert_eq!(ledger.waiting(), [PieceIndex(1)]);
         ledger.complete();
         assert_eq!(ledger.next_batch(), Some(Batch { pieces: vec![PieceIndex(1)], is_last: true }));
         assert_eq!(ledger.next_batch(), Some(Batch { pieces: vec![], is_last: true }));

@@ -58,17 +58,32 @@ impl Proof {
             }
             let mut pieces = batch.pieces;
             pieces.sort_unstable();
-            if let Err(cause) = self.store.device().flush() {
-                return Err(Unproven::Flush(self.say_what_is_lost(&pieces, cause)));
-            }
-            if !self.is_trusting {
-                self.prove(&pieces)?;
-            }
+            self.settle(&pieces)?;
             if batch.is_last {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Flushes, and reads pieces back if that is wanted.
+    fn settle(&self, pieces: &[PieceIndex]) -> Result<(), Unproven> {
+        self.flush(pieces)?;
+        if self.is_trusting {
+            return Ok(());
+        }
+        let proven = self.prove(pieces);
+        if matches!(proven, Err(Unproven::Read(_))) {
+            // Before it reads past its cache the kernel writes back what is in it, and tells of any write that failed,
+            // wherever that was, as if the read had. A flush knows better.
+            self.flush(pieces)?;
+        }
+        proven
+    }
+
+    fn flush(&self, pieces: &[PieceIndex]) -> Result<(), Unproven> {
+        let flushed = self.store.device().flush();
+        flushed.map_err(|cause| Unproven::Flush(self.say_what_is_lost(pieces, cause)))
     }
 
     /// Reads pieces back on as many threads as there are cores, in the order of the disk.
@@ -105,15 +120,22 @@ impl Proof {
         Ok(())
     }
 
-    /// A failed flush does not say which write it was that failed: the first piece that is not on the medium does.
+    /// A failed flush does not say which write it was that failed: the first piece that is not on the medium does, of
+    /// `pieces` and of those written since.
     fn say_what_is_lost(&self, pieces: &[PieceIndex], cause: io::Error) -> io::Error {
         let Ok(mut uncached) = self.store.device().uncached() else { return cause };
-        let lost = pieces.iter().find_map(|&piece| match self.store.check(&self.meta, piece, &mut uncached, || ()) {
-            Ok(None) => None,
-            Ok(Some(WrongPiece { disk_offset, .. })) => {
-                Some(format!("{cause}; piece {piece}, from disk offset {disk_offset}, is not on it"))
+        let ledger = self.store.ledger();
+        ledger.yield_to_writers();
+        let mut check = |piece| self.store.check(&self.meta, piece, &mut uncached, || ());
+        // Twice, since the first read may be told of another write that failed.
+        let lost = pieces.iter().copied().chain(ledger.waiting()).find_map(|piece| {
+            match check(piece).or_else(|_| check(piece)) {
+                Ok(None) => None,
+                Ok(Some(WrongPiece { disk_offset, .. })) => {
+                    Some(format!("{cause}; piece {piece}, from disk offset {disk_offset}, is not on it"))
+                }
+                Err(unreadable) => Some(format!("{cause}; then {unreadable}")),
             }
-            Err(unreadable) => Some(format!("{cause}; then {unreadable}")),
         });
         match lost {
             Some(text) => io::Error::new(cause.kind(), text),
