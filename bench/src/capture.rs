@@ -139,9 +139,12 @@ impl Bench {
             }
             Subject::Live => timed(self.ezio(disk).arg("--live"))?,
             Subject::Ours => timed(&mut self.ezio(disk))?,
-            Subject::OursInMemory => timed(&mut self.ezio(&self.memory.0))?,
+            Subject::OursInMemory | Subject::PartcloneInMemory => {
+                self.touch_memory(used)?;
+                let ours = subject == Subject::OursInMemory;
+                timed(&mut if ours { self.ezio(&self.memory.0) } else { self.partclone(&self.memory.0)? })?
+            }
             Subject::Partclone => timed(&mut self.partclone(disk)?)?,
-            Subject::PartcloneInMemory => timed(&mut self.partclone(&self.memory.0)?)?,
             Subject::PartcloneFlushed => bail!("it is timed together with another"),
         };
         // Partclone's files stay until they are flushed, which is timed as well.
@@ -149,6 +152,15 @@ impl Bench {
             self.clear()?;
         }
         Ok(seconds)
+    }
+
+    /// Takes as many bytes of memory as will be needed and gives them back: a virtual machine may have to get them from its
+    /// host, which is slow and depends on what ran before.
+    fn touch_memory(&self, len: u64) -> Result<()> {
+        let mut dd = Command::new("dd");
+        dd.arg("if=/dev/zero").arg(format!("of={}", self.memory.0.join("dd").display()));
+        timed(dd.args(["bs=1M", "iflag=count_bytes"]).arg(format!("count={len}")))?;
+        remove(&self.memory.0.join("dd"), |path| fs::remove_file(path))
     }
 
     fn ezio(&self, dir: &Path) -> Command {
