@@ -2,14 +2,18 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::iter;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::sys::stat::{major, makedev, minor};
 
-/// Fails if somebody uses the block device or file: it, one of its partitions, or a loop device over any of them, or
-/// over that one and so on. Whatever is neither device nor file is used by nobody.
+/// Loop devices over loop devices that are followed down; more is somebody's joke.
+const LOOPS_DEEP: usize = 16;
+
+/// Fails if somebody uses the block device or file: it, one of its partitions, what it is a loop device over, or a loop
+/// device over any of them, or over that one and so on. Whatever is neither device nor file is used by nobody.
 ///
 /// # Errors
 /// If one of these is mounted, swapped on, held by device mapper or RAID, or open exclusively: which, and by what. Also
@@ -26,14 +30,18 @@ pub fn refuse_if_used(path: &Path) -> anyhow::Result<()> {
     };
     // Opening the disk itself exclusively is left to whoever goes on to use it.
     let own = devices.len();
-    devices.extend(loops_over(|backing| (backing.dev(), backing.ino()) == (found.dev(), found.ino())));
+    for lower in iter::successors(Some(found), under).take(LOOPS_DEEP) {
+        let over = loops_over(|backing| (backing.dev(), backing.ino()) == (lower.dev(), lower.ino()));
+        add(&mut devices, over);
+        if lower.file_type().is_block_device() {
+            add(&mut devices, devices_of(&sysfs_of(&lower).with_context(looking)?)?);
+        }
+    }
     let mut seen = 0;
     while let Some(device) = devices.get(seen) {
         let number = device.number;
         let over = loops_over(|backing| backing.file_type().is_block_device() && backing.rdev() == number);
-        let is_new = |device: &Device| devices.iter().all(|known| known.number != device.number);
-        let new: Vec<Device> = over.into_iter().filter(is_new).collect();
-        devices.extend(new);
+        add(&mut devices, over);
         seen += 1;
     }
     refuse_used_devices(path, &devices)?;
@@ -67,6 +75,29 @@ impl Device {
     }
 }
 
+fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
+    for device in more {
+        if devices.iter().all(|known| known.number != device.number) {
+            devices.push(device);
+        }
+    }
+}
+
+/// What this is a loop device, or a partition of one, over.
+fn under(device: &Metadata) -> Option<Metadata> {
+    if !device.file_type().is_block_device() {
+        return None;
+    }
+    let sysfs = sysfs_of(device).ok()?;
+    [sysfs.as_path(), sysfs.parent()?].into_iter().find_map(backing_of)
+}
+
+/// What the loop device of this directory in sysfs is over.
+fn backing_of(sysfs: &Path) -> Option<Metadata> {
+    let path = fs::read_to_string(sysfs.join("loop/backing_file")).ok()?;
+    fs::metadata(path.strip_suffix('\n').unwrap_or(&path)).ok()
+}
+
 /// The device of this directory in sysfs, and its partitions.
 fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
     let device = |sysfs: &Path| -> Option<Device> {
@@ -90,11 +121,7 @@ fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
 /// The loop devices over what is meant, with their partitions.
 fn loops_over(is_meant: impl Fn(&Metadata) -> bool) -> Vec<Device> {
     let Ok(blocks) = fs::read_dir("/sys/block") else { return Vec::new() };
-    let is_over = |dir: &Path| {
-        let backing = fs::read_to_string(dir.join("loop/backing_file")).ok();
-        let backing = backing.and_then(|path| fs::metadata(path.strip_suffix('\n').unwrap_or(&path)).ok());
-        backing.is_some_and(|backing| is_meant(&backing))
-    };
+    let is_over = |dir: &Path| backing_of(dir).is_some_and(|backing| is_meant(&backing));
     let dirs = blocks.filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok());
     dirs.filter(|dir| is_over(dir)).filter_map(|dir| devices_of(&dir).ok()).flatten().collect()
 }

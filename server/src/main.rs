@@ -98,6 +98,7 @@ fn main() -> ExitCode {
         Command::Restore(command) => command.run(),
     };
     match result {
+        Ok(()) if say::has_failed() => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, the cause chain printed once: what, where, what to do.

@@ -29,6 +29,11 @@ pub fn out(line: Arguments<'_>) {
     }
 }
 
+/// Whether anything that was said did not arrive. A closed pipe is no such thing.
+pub fn has_failed() -> bool {
+    HAS_FAILED.load(Ordering::Relaxed)
+}
+
 /// What [`complain!`] does.
 pub fn err(line: Arguments<'_>) {
     let _ = write_line(io::stderr().lock(), line);
