@@ -16,6 +16,9 @@ const ROWS: usize = 25;
 const WIDTH: usize = 76;
 /// Progress lines on a serial console come this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Warnings that are shown in any [`WARNINGS_TIME`]: a serial line is slow, and a peer may cause as many as it likes.
+const WARNINGS: u32 = 10;
+const WARNINGS_TIME: Duration = Duration::from_secs(10);
 
 /// The machine's consoles. Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +32,7 @@ struct Shared {
     picture: Picture,
     started: Instant,
     last_progress: Option<Instant>,
+    warnings: Warnings,
 }
 
 /// What the monitor shows.
@@ -65,8 +69,18 @@ impl Console {
             picture: Picture { title: "starting".to_owned(), ..Picture::default() },
             started: Instant::now(),
             last_progress: None,
+            warnings: Warnings::default(),
         };
         Console { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// A line that somebody else may be the cause of, as often as they like.
+    pub fn warning(&self, text: &str) {
+        let Some(left_out) = self.lock().warnings.admit(Instant::now()) else { return };
+        if left_out > 0 {
+            self.line(&format!("({left_out} more warnings were not shown)"));
+        }
+        self.line(text);
     }
 
     /// Something worth a line.
@@ -165,7 +179,8 @@ impl Console {
 impl Shared {
     fn say(&mut self, what: &str, text: &str) {
         let at = self.started.elapsed().as_secs_f64();
-        let lines: String = text.lines().map(|line| format!("[{at:>7.1}] EZIO: {what}{line}\r\n")).collect();
+        let lines = text.lines().map(printable);
+        let lines: String = lines.map(|line| format!("[{at:>7.1}] EZIO: {what}{line}\r\n")).collect();
         // A console that does not take it is no reason to stop imaging.
         self.serial.iter_mut().for_each(|console| drop(console.write_all(lines.as_bytes())));
     }
@@ -217,11 +232,40 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut rows = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let indent = if number == 0 { "" } else { "  " };
-        for (row, words) in wrap_line(line, width - indent.len()).into_iter().enumerate() {
+        for (row, words) in wrap_line(&printable(line), width - indent.len()).into_iter().enumerate() {
             rows.push(if row == 0 { words } else { format!("{indent}{words}") });
         }
     }
     rows
+}
+
+/// Text from outside without what a terminal would obey.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Counts warnings.
+#[derive(Default)]
+struct Warnings {
+    since: Option<Instant>,
+    shown: u32,
+    left_out: u32,
+}
+
+impl Warnings {
+    /// Whether one may be shown now: then, how many were left out before it.
+    fn admit(&mut self, now: Instant) -> Option<u32> {
+        if self.since.is_none_or(|since| now.duration_since(since) >= WARNINGS_TIME) {
+            self.since = Some(now);
+            self.shown = 0;
+        }
+        if self.shown == WARNINGS {
+            self.left_out += 1;
+            return None;
+        }
+        self.shown += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 fn wrap_line(text: &str, width: usize) -> Vec<String> {
@@ -320,6 +364,21 @@ mod tests {
     }
 
     #[test]
+    fn warnings_come_in_bounded_numbers() {
+        let mut warnings = Warnings::default();
+        let start = Instant::now();
+        let shown = (0..100).filter(|_| warnings.admit(start).is_some()).count();
+        assert_eq!(shown, 10);
+        assert_eq!(warnings.admit(start + WARNINGS_TIME), Some(90));
+        assert_eq!(warnings.admit(start + WARNINGS_TIME), Some(0));
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_from_outside() {
+        assert_eq!(wrap("disk \x1b[2Jof\u{9b}doom", 76), ["disk [2Jof doom"]);
+    }
+
+    #[test]
     fn a_reason_of_several_lines_starts_alike_on_every_line() {
         let (mut console, serial) = std::io::pipe().expect("a pipe");
         let shared = Shared {
@@ -328,6 +387,7 @@ mod tests {
             picture: Picture::default(),
             started: Instant::now(),
             last_progress: None,
+            warnings: Warnings::default(),
         };
         Console { shared: Arc::new(Mutex::new(shared)) }.failed("2 disks match:\n/dev/sda: no\n/dev/sdb: no");
         let mut text = String::new();

@@ -47,7 +47,8 @@ pub fn words(
 /// Fetches for a few seconds and counts.
 fn measure(url: &str) -> Result<u64, String> {
     let config = ureq::Agent::config_builder().timeout_connect(Some(TIMEOUT)).timeout_recv_response(Some(TIMEOUT));
-    let agent = ureq::Agent::new_with_config(config.build());
+    // The server may lose its power in the middle.
+    let agent = ureq::Agent::new_with_config(config.timeout_recv_body(Some(MEASURE + TIMEOUT)).build());
     let answer = agent.get(url).call().map_err(|cause| format!("{url}: {cause}"))?;
     let mut body = answer.into_body().into_reader();
     let mut buf = vec![0; 256 * 1024];

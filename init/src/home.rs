@@ -22,6 +22,8 @@ struct State {
     stage_started: Instant,
     url: Option<String>,
     is_sent: bool,
+    /// Attempts since the stage began that did not arrive.
+    failures: u32,
 }
 
 impl Home {
@@ -48,7 +50,7 @@ impl Home {
             error: None,
             times: Vec::new(),
         };
-        let state = State { report, stage_started: Instant::now(), url: None, is_sent: false };
+        let state = State { report, stage_started: Instant::now(), url: None, is_sent: false, failures: 0 };
         let state = Arc::new(Mutex::new(state));
         let (wake, woken) = sync_channel(1);
         let sender = Arc::clone(&state);
@@ -82,6 +84,7 @@ impl Home {
         state.report.rate_bytes_per_s = 0;
         state.stage_started = Instant::now();
         state.is_sent = false;
+        state.failures = 0;
         drop(state);
         self.send_now();
     }
@@ -91,12 +94,14 @@ impl Home {
         lock(&self.state).report.clone()
     }
 
-    /// Waits until the newest report has arrived, but not longer than `limit`.
+    /// Waits until the newest report has arrived, or `limit` is over and two attempts were in vain: time alone may have
+    /// passed while the machine stood still.
     pub fn settle(&self, limit: Duration) {
-        let until = Instant::now() + limit;
-        while Instant::now() < until {
+        let started = Instant::now();
+        loop {
             let state = lock(&self.state);
-            if state.is_sent || state.url.is_none() {
+            let is_vain = started.elapsed() >= limit && state.failures >= 2;
+            if state.is_sent || state.url.is_none() || is_vain {
                 return;
             }
             drop(state);
@@ -127,7 +132,11 @@ fn send_forever(state: &Mutex<State>, woken: &Receiver<()>) {
                 state.is_sent = state.report == report;
             }
             // The server may be restarting; the next second brings the next report.
-            Err(cause) => log::debug!("reporting to {url}: {cause}"),
+            Err(cause) => {
+                log::debug!("reporting to {url}: {cause}");
+                let mut state = lock(state);
+                state.failures += u32::from(state.report.stage == report.stage);
+            }
         }
     }
 }

@@ -51,7 +51,7 @@ fn log_to(console: &Console) {
 
         fn log(&self, record: &log::Record<'_>) {
             if self.enabled(record.metadata()) {
-                self.0.line(&record.args().to_string());
+                self.0.warning(&record.args().to_string());
             }
         }
 

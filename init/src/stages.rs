@@ -39,6 +39,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const SWARM_LEAST: usize = 16 << 20;
 /// A linger shorter than the swarm's own rhythm would leave before the slowest peer has asked.
 const SEEDING_LOOK: Duration = Duration::from_millis(500);
+/// A finished machine restarts after this long, whoever still takes from it (unless it was told to linger longer).
+const LINGER_MOST: Duration = Duration::from_secs(600);
 /// A disk may take this long to say what is on it, which is only told, never acted on.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -177,6 +179,7 @@ async fn fetch_orders(
                 }
                 match fetch::torrent(server, &settings.torrent).await {
                     Ok(bytes) => {
+                        check_room_for(&bytes)?;
                         let meta = Metainfo::parse(&bytes)
                             .with_context(|| format!("refusing {} from {server}", settings.torrent))?;
                         return Ok((settings, meta));
@@ -229,6 +232,24 @@ fn check_unpacked() -> Result<()> {
         "this machine has {} MB of memory, not enough to unpack the RAM system: add memory, or use a smaller boot image \
          (FLAVOUR=cloud for virtual machines)",
         meminfo("MemTotal") >> 20
+    )
+}
+
+/// Before the torrent is read: all of it in memory, several times over, beside what is left for the swarm.
+fn check_room_for(torrent: &[u8]) -> Result<()> {
+    // Measured: 31 MB of torrent, 500,000 extents, were 143 MiB at the peak.
+    let needed = torrent.len().saturating_mul(5).saturating_add(SWARM_LEAST);
+    let free = meminfo("MemAvailable");
+    if free >= needed {
+        return Ok(());
+    }
+    bail!(
+        "this machine has {} MB of memory, {} MB of them free: a torrent of {} kB (a very fragmented image) needs {} MB; nothing \
+         was written; add memory, or defragment the file systems and capture the image again",
+        meminfo("MemTotal") >> 20,
+        free >> 20,
+        torrent.len() >> 10,
+        needed >> 20
     )
 }
 
@@ -341,9 +362,11 @@ fn tell(progress: Progress, console: &Console, home: &Home) {
     console.progress(&home.report());
 }
 
-/// Seeds until nobody has taken anything for `linger`.
+/// Seeds until nobody has taken anything for `linger`, but not for ever: one slow machine must not keep a room from
+/// restarting.
 async fn linger(swarm: &Swarm, linger: Duration, home: &Home) {
     let finished = Instant::now();
+    let most = LINGER_MOST.max(linger);
     loop {
         let stats = swarm.stats();
         let last = stats.last_upload.map_or(finished, |at| at.max(finished));
@@ -351,7 +374,7 @@ async fn linger(swarm: &Swarm, linger: Duration, home: &Home) {
             report.uploaded = stats.uploaded;
             report.peers = u32::try_from(stats.peers).unwrap_or(u32::MAX);
         });
-        if last.elapsed() >= linger {
+        if last.elapsed() >= linger || finished.elapsed() >= most {
             return;
         }
         tokio::time::sleep(SEEDING_LOOK).await;

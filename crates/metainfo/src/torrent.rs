@@ -80,6 +80,9 @@ pub struct ImageFacts {
     pub zeros: Zeros,
 }
 
+/// Swap areas of one image at most: as many as a GPT usually has entries.
+const MAX_SWAPS: usize = 128;
+
 /// A swap area: enough to make it again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwapFacts {
@@ -130,6 +133,9 @@ pub enum MetainfoError {
     /// A single-file torrent: it names no disk offsets.
     #[error("this is a single-file torrent; an image has one file per extent, named by its offset on the disk")]
     SingleFile,
+    /// More swap areas than a partition table holds.
+    #[error("{0} swap areas; at most {MAX_SWAPS} are made")]
+    Swaps(usize),
     /// Text that is no infohash.
     #[error("an infohash is 40 hex digits")]
     Infohash,
@@ -197,6 +203,10 @@ impl Metainfo {
         let pieces = geometry.piece_count();
         if u32::try_from(hashes.len() / 20) != Ok(pieces) {
             return Err(MetainfoError::PieceCount { hashes: hashes.len() / 20, pieces, content_len });
+        }
+        let swaps = info.ezio.as_ref().map_or(0, |facts| facts.swap.len());
+        if swaps > MAX_SWAPS {
+            return Err(MetainfoError::Swaps(swaps));
         }
         Ok(Metainfo {
             name: info.name,
@@ -360,6 +370,17 @@ mod tests {
         let bytes = sample().to_bytes().expect("sane");
         let theirs = librqbit_core::torrent_metainfo::torrent_from_bytes(&bytes).expect("librqbit reads it");
         assert_eq!(theirs.info_hash.0, Metainfo::parse(&bytes).expect("ours").infohash.0);
+    }
+
+    #[test]
+    fn more_swap_areas_than_a_disk_has_are_refused() {
+        let mut torrent = sample();
+        torrent.facts.as_mut().expect("facts").swap = vec![SwapFacts::default(); MAX_SWAPS];
+        assert!(torrent.clone().to_bytes().is_ok());
+        torrent.facts.as_mut().expect("facts").swap.push(SwapFacts::default());
+        // Whatever is written is parsed before it is given away.
+        let refused = torrent.to_bytes().expect_err("too many");
+        assert_eq!(refused.to_string(), "129 swap areas; at most 128 are made");
     }
 
     #[test]

@@ -160,8 +160,9 @@ impl Storage for DiskStore {
                 Part::Disk(part) => self.device.write_all_at(&data[span(part, content.start)], part.disk)?,
             }
         }
-        drop(writing);
         self.ledger.written(piece, len);
+        // Not before: whoever waits for writers then asks what has been written.
+        drop(writing);
         Ok(())
     }
 

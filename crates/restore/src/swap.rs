@@ -24,8 +24,9 @@ pub fn check_swap(swap: &SwapFacts, layout: &Layout, device_len: u64) -> io::Res
     let end = swap.offset.checked_add(swap.length).filter(|&end| end <= device_len);
     let end =
         end.ok_or_else(|| io::Error::other(format!("the swap area at {} does not lie on the disk", swap.offset)))?;
-    let overlaps = layout.extents().iter().any(|extent| extent.disk.0 < end && swap.offset < extent.end());
-    if overlaps {
+    let extents = layout.extents();
+    let next = extents.partition_point(|extent| extent.end() <= swap.offset);
+    if extents.get(next).is_some_and(|extent| extent.disk.0 < end) {
         return Err(io::Error::other(format!("the swap area at {} lies on top of the image's content", swap.offset)));
     }
     Ok(())
