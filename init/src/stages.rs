@@ -109,7 +109,9 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     let table = Wish { grow: settings.grow, new_disk_id: settings.new_ids.then(new_guid) };
     let wishes = Wishes { verify: settings.verify, keep: settings.keep, discard: settings.discard, table };
     let path = device.path().to_owned();
-    let restored = restore::restore(meta, layout, device, options, wishes, |progress| tell(progress, console, home));
+    let mut told = None;
+    let tell = |progress| tell(progress, &mut told, console, home);
+    let restored = restore::restore(meta, layout, device, options, wishes, tell);
     let restored = restored.await.with_context(|| words)?;
     restored.warnings.iter().for_each(|warning| console.line(warning));
     home.enter(Stage::Seeding);
@@ -344,7 +346,8 @@ async fn look_at(mut disks: Vec<Disk>) -> Result<Vec<Disk>> {
     looking.await.context("looking at the disks")
 }
 
-fn tell(progress: Progress, console: &Console, home: &Home) {
+/// Shows progress, here and at home; trouble now and then, at `told` for the last time.
+fn tell(progress: Progress, told: &mut Option<Instant>, console: &Console, home: &Home) {
     let before = home.report().stage;
     home.enter(progress.stage);
     home.update(|report| {
@@ -355,8 +358,16 @@ fn tell(progress: Progress, console: &Console, home: &Home) {
         report.uploaded = progress.uploaded;
         report.written = progress.written;
         report.peers = progress.peers;
+        report.note = progress.trouble.clone().unwrap_or_default();
     });
-    if before != progress.stage {
+    if let Some(trouble) = progress.trouble {
+        if told.is_none_or(|at| at.elapsed() >= REPEAT_TROUBLE) {
+            *told = Some(Instant::now());
+            console.trouble(&trouble);
+        }
+        return;
+    }
+    if told.take().is_some() || before != progress.stage {
         console.stage(progress.stage);
     }
     console.progress(&home.report());

@@ -77,19 +77,24 @@ pub struct Draft {
 }
 
 impl Image {
-    /// The image whose torrent this is, in whatever library.
+    /// The image that a person means by a name in `library`, or by the path of its `image.torrent`. `None` if it is the
+    /// path of a torrent elsewhere.
     ///
     /// # Errors
-    /// If it lies in none, or the image is damaged.
-    pub fn of_torrent(torrent: &Path) -> anyhow::Result<Image> {
-        let torrent = std::path::absolute(torrent).with_context(|| format!("finding {}", torrent.display()))?;
-        let dir =
-            torrent.parent().filter(|dir| torrent.ends_with("image.torrent") && dir.join("manifest.json").exists());
-        let dir = dir.with_context(|| {
-            format!("{} is not the image.torrent of an image in a library: say where its bytes are", torrent.display())
-        })?;
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        load(&name, dir.to_owned()).with_context(|| format!("image {name:?} cannot be used"))
+    /// If it is neither a file nor such a name, or the image is damaged.
+    pub fn meant_by(what: &Path, library: &Path) -> anyhow::Result<Option<Image>> {
+        if what.is_file() {
+            let torrent = std::path::absolute(what).with_context(|| format!("finding {}", what.display()))?;
+            let is_in_image = |dir: &&Path| torrent.ends_with("image.torrent") && dir.join("manifest.json").exists();
+            let Some(dir) = torrent.parent().filter(is_in_image) else { return Ok(None) };
+            let name = dir.file_name().unwrap_or_default().to_string_lossy();
+            let image = load(&name, dir.to_owned()).with_context(|| format!("image {name:?} cannot be used"))?;
+            return Ok(Some(image));
+        }
+        let name = what.to_str().filter(|name| check_name(name).is_ok());
+        let name = name.with_context(|| format!("there is no torrent {}", what.display()))?;
+        let image = Library::open(library).and_then(|library| library.image(name));
+        image.map(Some).with_context(|| format!("there is no torrent {name} here, nor an image of that name"))
     }
 
     /// The file that holds the content: every extent's bytes, in order. A live image has none.

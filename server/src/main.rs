@@ -41,7 +41,7 @@ use clap::{Parser, Subcommand};
 
 /// Images a room of machines over the network: captures disks, serves them, and shows how every machine is doing.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "ezio", version)]
 struct Cli {
     /// Log more: once for what each machine asks, twice for everything.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]

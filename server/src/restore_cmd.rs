@@ -1,7 +1,7 @@
 //! `ezio restore`: an image from a swarm to a disk or file, on any Linux machine.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +12,15 @@ use blockdev::inventory::{self, size_text};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
+use metainfo::Metainfo;
 use restore::{Grow, Progress, Restored, Wish, Wishes, restore};
-use swarm::{Options, Swarm};
+use swarm::{Have, Options, Storage, Swarm};
+use tokio::sync::mpsc;
 
 use crate::in_use;
+use crate::library::{DEFAULT_DIR, Image};
 use crate::seed_cmd::read_torrent;
+use crate::source::open_image;
 
 /// Without a terminal, a line this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -24,10 +28,13 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Restores a torrent to a disk, partition or file, and proves what it wrote.
 #[derive(Args)]
 pub struct RestoreCommand {
-    /// The .torrent file.
+    /// The .torrent file, or the name of an image in the library, which is then its own peer.
     torrent: PathBuf,
     /// A block device or file, which is overwritten; a file that is not there is created (sparse) as a disk image.
     target: PathBuf,
+    /// The directory that holds the images.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    library: PathBuf,
     /// Announce here instead of where the torrent says; may be given several times.
     #[arg(long = "tracker", value_name = "URL")]
     trackers: Vec<String>,
@@ -66,11 +73,17 @@ pub struct RestoreCommand {
 impl RestoreCommand {
     /// Runs the restore; an error leaves the target unable to boot.
     pub fn run(self) -> Result<()> {
-        let meta = Arc::new(read_torrent(&self.torrent)?);
+        let image = Image::meant_by(&self.torrent, &self.library)?;
+        let meta = match &image {
+            Some(image) => Arc::clone(&image.meta),
+            None => Arc::new(read_torrent(&self.torrent)?),
+        };
         let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
         let trackers: Vec<String> =
             if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers.clone() };
-        if trackers.is_empty() && self.peers.is_empty() {
+        let is_alone = trackers.is_empty() && self.peers.is_empty();
+        let own = image.filter(|_| is_alone).map(|image| open_image(&image)).transpose()?;
+        if is_alone && own.is_none() {
             bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
         }
         let is_new = !self.target.exists();
@@ -78,7 +91,7 @@ impl RestoreCommand {
         let verify = !self.no_verify;
         let table = Wish { grow: self.grow, new_disk_id: None };
         let wishes = Wishes { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard, table };
-        let options = Options {
+        let mut options = Options {
             trackers,
             peers: self.peers,
             up_bytes_per_s: self.up,
@@ -91,8 +104,28 @@ impl RestoreCommand {
         runtime.block_on(async {
             let layout = Arc::new(layout);
             let content_len = meta.geometry.content_len();
-            let restored =
-                restore(meta, layout, Arc::clone(&device), options, wishes, |progress| screen.show(progress)).await?;
+            let is_own = own.is_some();
+            let seeder = match own {
+                Some(storage) => Some(seed_here(&meta, storage).await?),
+                None => None,
+            };
+            options.peers.extend(seeder.as_ref().map(Swarm::local_addr));
+            let (trouble, mut troubles) = mpsc::unbounded_channel();
+            let show = |progress: Progress| {
+                // There is nobody else to wait for.
+                if let Some(words) = progress.trouble.as_ref().filter(|_| is_own) {
+                    let _ = trouble.send(words.clone());
+                }
+                screen.show(progress);
+            };
+            let restored = tokio::select! {
+                restored = restore(meta, layout, Arc::clone(&device), options, wishes, show) => restored?,
+                Some(words) = troubles.recv() => bail!(
+                    "{} is not complete, and does not boot: {words}",
+                    self.target.display()
+                ),
+            };
+            drop(seeder);
             restored.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", device.path().display()));
             screen.verified(device.path(), content_len, &restored, started.elapsed(), verify);
             if self.linger > 0 {
@@ -148,6 +181,13 @@ fn confirm(target: &Path, len: u64) -> Result<()> {
         bail!("not confirmed; {} was not touched", target.display());
     }
     Ok(())
+}
+
+/// An image of this machine's library, for this machine alone.
+async fn seed_here(meta: &Arc<Metainfo>, storage: Arc<dyn Storage>) -> Result<Swarm> {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let options = Options { listen, have: Have::All, ..Options::default() };
+    Swarm::start(Arc::clone(meta), storage, options).await.context("opening the image")
 }
 
 async fn linger(swarm: &Swarm, linger: Duration) {
@@ -206,6 +246,7 @@ impl Screen {
                     "uploaded": progress.uploaded,
                     "written": progress.written,
                     "peers": progress.peers,
+                    "trouble": progress.trouble,
                 })
             ),
         }
@@ -252,5 +293,6 @@ fn words(progress: &Progress) -> String {
     let rate = size_text(progress.rate_bytes_per_s);
     let left = progress.bytes_total.saturating_sub(progress.bytes_done).checked_div(progress.rate_bytes_per_s);
     let eta = left.map(|seconds| format!(", {}:{:02} left", seconds / 60, seconds % 60)).unwrap_or_default();
-    format!("{rate}/s{eta}, {} peers", progress.peers)
+    let trouble = progress.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
+    format!("{rate}/s{eta}, {} peers{trouble}", progress.peers)
 }

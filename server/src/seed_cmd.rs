@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use blockdev::Device;
 use blockdev::inventory::size_text;
 use clap::{Args, ValueEnum};
@@ -15,7 +15,7 @@ use restore::DiskStore;
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::library::Image;
+use crate::library::{DEFAULT_DIR, Image};
 use crate::source::{BtFiles, FlatContent, open_image};
 
 /// How often a line says how much was given.
@@ -24,10 +24,13 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Seeds a torrent until it is stopped with Ctrl-C.
 #[derive(Args)]
 pub struct SeedCommand {
-    /// The .torrent file.
+    /// The .torrent file, or the name of an image in the library.
     torrent: PathBuf,
-    /// Where its bytes are; if not given, TORRENT is the image.torrent of an image in a library, and that is seeded.
+    /// Where its bytes are; an image of the library needs none.
     source: Option<PathBuf>,
+    /// The directory that holds the images.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    library: PathBuf,
     /// What SOURCE is; guessed if not given: a directory is btfiles, a device is a disk, a file of the content's length
     /// is flat, any other file a disk image.
     #[arg(long = "as", value_enum)]
@@ -57,13 +60,21 @@ enum SourceKind {
 impl SeedCommand {
     /// Runs until Ctrl-C or SIGTERM.
     pub fn run(self) -> Result<()> {
-        let meta = Arc::new(read_torrent(&self.torrent)?);
-        let storage = match &self.source {
-            Some(source) => {
+        let image = Image::meant_by(&self.torrent, &self.library)?;
+        let meta = match &image {
+            Some(image) => Arc::clone(&image.meta),
+            None => Arc::new(read_torrent(&self.torrent)?),
+        };
+        let storage = match (&self.source, &image) {
+            (Some(source), _) => {
                 let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
                 open_source(source, self.kind, &meta, layout)?
             }
-            None => open_image(&Image::of_torrent(&self.torrent)?)?,
+            (None, Some(image)) => open_image(image)?,
+            (None, None) => bail!(
+                "{} is not the image.torrent of an image in a library: say where its bytes are",
+                self.torrent.display()
+            ),
         };
         let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
         let options =

@@ -201,10 +201,18 @@ fn check_boot_dir(dir: &Path) -> anyhow::Result<()> {
     let missing: Vec<&str> = BOOT_FILES.into_iter().filter(|name| !dir.join(name).is_file()).collect();
     ensure!(
         missing.is_empty(),
-        "the boot directory {} lacks {}: `make image` builds it; then name it with `boot_dir` or --boot-dir",
+        "the boot directory {} lacks {}: `make image FLAVOUR=generic` builds one; then name it with `boot_dir` or --boot-dir",
         dir.display(),
         missing.join(", ")
     );
+    let manifest = std::fs::read(dir.join("manifest.json")).ok();
+    let manifest = manifest.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    if manifest.is_some_and(|manifest| manifest["flavour"] == "cloud") {
+        log::info!(
+            "{} has drivers for virtual machines only; `make image FLAVOUR=generic` builds a boot image for all",
+            dir.display()
+        );
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod ledger;
 mod look;
 mod proof;
 mod run;
+mod stall;
 mod store;
 mod swap;
 mod zeros;

@@ -23,6 +23,7 @@ use crate::discard::discard_unused;
 use crate::finish::{Finished, finish, load_deferred};
 use crate::look::{Sample, look, sample};
 use crate::proof::{Proof, Unproven};
+use crate::stall::Stall;
 use crate::store::{DiskStore, WrongPiece};
 use crate::swap::check_swap;
 use crate::zeros::{first_unkept, make_zeros};
@@ -34,7 +35,7 @@ const PROVING: &str = "proving what was written to";
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// Where a restore is.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
     /// [`Stage::Restore`], [`Stage::Verify`] or [`Stage::Finish`].
     pub stage: Stage,
@@ -52,6 +53,8 @@ pub struct Progress {
     pub written: u64,
     /// Connected peers.
     pub peers: u32,
+    /// Why nothing comes, in words, if nothing has for a while; it is tried on.
+    pub trouble: Option<String>,
 }
 
 /// Why a restore ended without success. The disk is then left unable to boot.
@@ -270,6 +273,7 @@ impl Run {
         let (mut looking, mut news) = self.look();
         let mut kept = None;
         let (mut is_complete, mut is_zeroed) = (false, false);
+        let mut stall = Stall::new(Instant::now());
         let completed = self.swarm.completed();
         tokio::pin!(completed);
         while !(is_complete && is_zeroed) {
@@ -290,7 +294,10 @@ impl Run {
                 result = &mut looking, if kept.is_none() => kept = Some(done(result, LOOKING, &path)?),
                 result = &mut self.following => return Err(unproven(result, &path)),
                 _ = self.ticks.tick() => {
-                    each(self.meter.progress(Stage::Restore, self.swarm.stats().bytes_have, &self.swarm, &self.store));
+                    let stats = self.swarm.stats();
+                    let trouble = if is_complete { None } else { stall.look(&stats, Instant::now()) };
+                    let progress = self.meter.progress(Stage::Restore, stats.bytes_have, &self.swarm, &self.store);
+                    each(Progress { trouble, ..progress });
                     let is_time = self.wishes.discard && self.discarding.is_none() && self.store.is_unbootable();
                     if is_time && self.layout.is_whole_disk() {
                         let (layout, store) = (Arc::clone(&self.layout), Arc::clone(&self.store));
@@ -486,6 +493,7 @@ impl Meter {
             uploaded: stats.uploaded,
             written: store.ledger().bytes_written(),
             peers: u32::try_from(stats.peers).unwrap_or(u32::MAX),
+            trouble: None,
         }
     }
 }

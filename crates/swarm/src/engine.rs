@@ -256,6 +256,7 @@ impl Shared {
             wasted: load(&self.counters.wasted),
             peers: core.links.len(),
             seeders: core.links.keys().filter(|&&key| core.picker.is_seeder(key)).count(),
+            pieces_nowhere: core.picker.nowhere(),
             bad_pieces: load(&self.counters.bad_pieces),
             bad_packets: load(&self.counters.bad_packets),
             last_upload: *lock(&self.last_upload),

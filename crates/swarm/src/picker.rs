@@ -215,6 +215,11 @@ impl Picker {
         self.availability.get(piece.as_usize()).copied().unwrap_or(0)
     }
 
+    /// How many missing pieces no connected peer has.
+    pub fn nowhere(&self) -> usize {
+        self.buckets.first().map_or(0, Vec::len)
+    }
+
     /// A peer that has nothing so far and may not be asked yet.
     pub fn add_peer(&mut self, peer: PeerKey) {
         let view = View {

@@ -21,6 +21,8 @@ pub struct Stats {
     pub peers: usize,
     /// Those of them that have everything.
     pub seeders: usize,
+    /// Pieces that are missing and that no connected peer has shown to have.
+    pub pieces_nowhere: usize,
     /// Pieces whose hash was wrong.
     pub bad_pieces: u64,
     /// Messages that broke the protocol; each cost its sender the connection.

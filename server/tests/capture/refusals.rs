@@ -1,7 +1,7 @@
 //! What is refused, interrupted or damaged, and what people are told.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -428,6 +428,31 @@ fn nobody_has_to_read_what_is_said() {
         assert_eq!(status.code(), Some(i32::from(args[0] == "capture")), "{args:?}");
     }
     assert_eq!((place.listed().len(), place.unfinished()), (3, 0));
+}
+
+#[test]
+fn an_image_of_the_library_is_restored_by_its_name() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let source = place.blank("source.img", 5);
+    File::options().write(true).open(&source).and_then(|file| file.write_all_at(&[7; 1000], 3 << 20)).expect("write");
+    place.ezio_ok(&["capture", &source, "--name", "golden", "--whole"]);
+    let torrent = place.image("golden").join("image.torrent").display().to_string();
+    for what in ["golden", &torrent] {
+        let target = place.text("target.img");
+        place.ezio_ok(&["restore", what, &target]);
+        assert!(fs::read(&target).expect("the target") == fs::read(&source).expect("the source"), "{what}");
+        fs::remove_file(&target).expect("gone");
+    }
+    let refused = place.ezio_refuses(&["restore", "silver", &place.text("target.img")]);
+    assert!(refused.contains("no torrent silver") && refused.contains("there is no image"), "{refused}");
+
+    // Nobody else has what is damaged here, so it is not waited for.
+    let content = File::options().write(true).open(place.image("golden").join("content")).expect("the content");
+    content.write_all_at(&[1], 4 << 20).expect("write");
+    let target = place.text("target.img");
+    let refused = place.ezio_refuses(&["restore", "golden", &target]);
+    assert!(refused.contains("wrong hash") && refused.contains("is not complete"), "{refused}");
 }
 
 #[test]

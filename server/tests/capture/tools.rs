@@ -168,24 +168,14 @@ impl Place {
         target
     }
 
-    /// Puts an image into a file as machines do: a seeder, a peer, `ezio restore`.
+    /// Puts an image into a file.
     pub fn ezio_restore(&self, image: &str, target: &str) {
         self.ezio_restore_says(image, &[target]);
     }
 
     /// The same with more arguments; returns what it printed.
     pub fn ezio_restore_says(&self, image: &str, args: &[&str]) -> String {
-        let torrent = self.image(image).join("image.torrent");
-        let mut seed = command(env!("CARGO_BIN_EXE_ezio"));
-        seed.arg("seed").arg(&torrent).arg(self.image(image).join("content")).args(["--listen", "127.0.0.1:0"]);
-        let mut seeder = seed.stdout(Stdio::piped()).spawn().expect("ezio runs");
-        let mut line = String::new();
-        BufReader::new(seeder.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let address = line.trim().rsplit(' ').next().expect("an address").to_owned();
-        let mut restore = command(env!("CARGO_BIN_EXE_ezio"));
-        let output = restore.arg("restore").arg(&torrent).args(args).args(["--yes", "--peer", &address]).output();
-        let output = output.expect("ezio runs");
-        seeder.kill().and_then(|()| seeder.wait()).expect("its end");
+        let output = self.ezio(&["restore", image, "--yes"]).args(args).output().expect("ezio runs");
         assert!(output.status.success(), "ezio restore: {}", text(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
