@@ -84,6 +84,7 @@ impl Import {
             source.display(),
             source.display()
         );
+        ensure!(kind.is_file() || kind.is_dir(), "{} is neither a file nor a directory", source.display());
         if is_torrent {
             let files = self.files.as_ref().with_context(|| {
                 format!(

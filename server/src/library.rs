@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::manifest::Manifest;
+use crate::regular;
 
 /// Where a library is unless told otherwise.
 pub const DEFAULT_DIR: &str = "/var/lib/ezio";
@@ -434,10 +435,8 @@ fn check_content(content: &Path, wanted: u64) -> anyhow::Result<()> {
 /// # Errors
 /// If it cannot be read or is longer.
 pub fn read_limited(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
-    let opening = || format!("opening {}", path.display());
-    let len = fs::metadata(path).with_context(opening)?.len();
-    ensure!(len <= limit, "{} has {len} bytes, more than the {limit} such a file may have", path.display());
-    fs::read(path).with_context(opening)
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    regular::read_limited(&file, path, limit)
 }
 
 fn no_library(dir: &Path) -> String {

@@ -23,6 +23,7 @@ mod live;
 mod manifest;
 mod partclone;
 mod pull;
+mod regular;
 mod restore_cmd;
 mod room;
 mod seed_cmd;

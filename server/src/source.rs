@@ -14,7 +14,7 @@ use restore::DiskStore;
 use swarm::Storage;
 
 use crate::library::Image;
-use crate::live;
+use crate::{live, regular};
 
 /// Opens what an image of a library is seeded from: its content, or the source of a live image.
 ///
@@ -94,7 +94,8 @@ impl BtFiles {
             let start = name.to_str().and_then(|name| u64::try_from(u128::from_str_radix(name, 16).ok()?).ok());
             // torrent.info and the like lie beside the files.
             let Some(start) = start else { continue };
-            let end = start.saturating_add(entry.metadata().with_context(reading)?.len());
+            let len = entry.metadata().and_then(|found| regular::len(&found));
+            let end = start.saturating_add(len.with_context(|| format!("opening {}", entry.path().display()))?);
             files.push((start..end, entry.path()));
         }
         files.sort_by_key(|(range, _)| range.start);
@@ -138,7 +139,7 @@ impl Storage for BtFiles {
                 let (range, path) = self.file_at(disk_offset).ok_or(io::ErrorKind::UnexpectedEof)?;
                 let here = range.end.min(part.disk.0 + part.len) - disk_offset;
                 let (now, later) = buf.split_at_mut(usize::try_from(here).map_err(io::Error::other)?);
-                File::open(path)?.read_exact_at(now, disk_offset - range.start)?;
+                regular::open(path)?.read_exact_at(now, disk_offset - range.start)?;
                 disk_offset += here;
                 buf = later;
             }

@@ -158,7 +158,7 @@ impl Piece {
 
     fn len_packed(&self) -> u64 {
         match &self.kept {
-            Kept::Stream(files) => files.len(),
+            Kept::Stream(files) => files.len,
             Kept::Swap { .. } | Kept::Nothing => 0,
         }
     }

@@ -3,7 +3,7 @@
 //! Such a directory holds one file per run of used blocks, named by its offset in hex and cut at partclone's buffer
 //! size, and `torrent.info`: the runs again, and the SHA-1 of every 16 MiB of them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -18,6 +18,7 @@ use super::Copying;
 use crate::capture::{check_room, identify, torrent};
 use crate::library::{Image, Library};
 use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
+use crate::regular;
 
 /// What partclone hashes at a time, in bytes; it is not in the file.
 const PIECE_LEN: u32 = 16 << 20;
@@ -39,7 +40,7 @@ pub fn import(
     stop: &AtomicBool,
 ) -> anyhow::Result<Image> {
     let info_path = dir.join("torrent.info");
-    let info = File::open(&info_path).with_context(|| {
+    let info = regular::open(&info_path).with_context(|| {
         format!("opening {}: give the directory that `partclone.<fs> -c -T -O` wrote", info_path.display())
     })?;
     let info = Info::parse(BufReader::new(info)).with_context(|| format!("reading {}", info_path.display()))?;
@@ -179,7 +180,14 @@ impl Runs {
             let entry = entry.with_context(reading)?;
             let name = entry.file_name();
             match name.to_str().and_then(hex_number) {
-                Some(offset) => found.push((offset, entry.metadata().with_context(reading)?.len(), entry.path())),
+                Some(offset) => {
+                    let len = entry.metadata().and_then(|found| regular::len(&found));
+                    found.push((
+                        offset,
+                        len.with_context(|| format!("opening {}", entry.path().display()))?,
+                        entry.path(),
+                    ));
+                }
                 None if name == "torrent.info" => {}
                 None => log::warn!("{} is no part of a partclone image and is left out", entry.path().display()),
             }
@@ -217,7 +225,7 @@ impl Runs {
             let skip = at - file.content;
             let len = usize::try_from(file.len - skip).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(len);
-            File::open(&file.path)
+            regular::open(&file.path)
                 .and_then(|open| open.read_exact_at(now, skip))
                 .with_context(|| format!("reading {}", file.path.display()))?;
             at += u64::try_from(len)?;

@@ -1,6 +1,7 @@
 //! Clonezilla image directories, made here as Clonezilla makes them, become the disk they came from.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use crate::tools::{Junk, Place, need, run};
 
@@ -332,6 +333,40 @@ fn what_saveparts_saves_is_imported_and_nothing_else() {
     place.ezio_restore("bare", &bare);
     place.check_ext4(&bare, &files);
     assert_eq!(place.unfinished(), 0);
+}
+
+/// Whoever gives an image away does not choose which files and disks of this server are in it.
+#[test]
+fn links_in_a_clonezilla_directory_are_refused() {
+    let place = Place::new();
+    let image = Image::new(&place, 2);
+    let secret = image.disk.clone();
+    let link = |to: &str, name: &str| symlink(to, place.path("img").join(name)).expect("a link");
+    let is_refused = |name: &str| {
+        let said = image.refused();
+        assert!(said.contains(name) && said.contains("only regular files are read"), "{name}: {said}");
+        image.remove(name);
+    };
+    image.write("parts", "sda\n");
+    link(&secret, "sda.dd-img");
+    is_refused("sda.dd-img");
+    image.write("sda.dd-img.aa", vec![1; 1 << 20]);
+    link(&secret, "sda.dd-img.ab");
+    is_refused("sda.dd-img.ab");
+    image.remove("sda.dd-img.aa");
+
+    image.write("parts", "sda1\n");
+    image.write("disk", "sda\n");
+    link("/dev/zero", "sda-mbr");
+    image.write("sda-pt.parted", "Disk /dev/sda: 131072s\n");
+    is_refused("sda-mbr");
+    image.write("sda-mbr", vec![0; 512]);
+    link("/dev/zero", "sda-hidden-data-after-mbr");
+    is_refused("sda-hidden-data-after-mbr");
+    image.remove("parts");
+    link("/dev/zero", "parts");
+    is_refused("parts");
+    assert_eq!(place.listed().len(), 0);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What partclone wrote for BitTorrent becomes an image, byte for byte.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use metainfo::{FileEntry, Metainfo, NewTorrent};
 
@@ -46,6 +47,40 @@ fn a_partclone_directory_becomes_the_image_that_capture_makes() {
     fs::remove_file(place.path("bt").join("torrent.info")).expect("remove");
     assert!(place.ezio_refuses(&["image", "import", "--name", "x", &bt]).contains("torrent.info"));
     assert_eq!((place.listed().len(), place.unfinished()), (3, 0));
+}
+
+/// A link is as long as the path in it, so a directory can be made that any file of this server fits into.
+#[test]
+fn links_among_bt_files_are_refused() {
+    let place = Place::new();
+    let secret = place.text("secret");
+    fs::write(&secret, vec![7; 4096]).expect("write");
+    fs::create_dir(place.path("bt")).expect("a directory");
+    let len = secret.len();
+    let info = format!("block_size: 512\nblocks_total: 16\noffset: 0\nlength: {len:x}\nsha1: {}\n", "0".repeat(40));
+    fs::write(place.path("bt").join("torrent.info"), info).expect("write");
+    symlink(&secret, place.path("bt").join("0")).expect("a link");
+    let is_refused = |args: &[&str]| {
+        let said = place.ezio_refuses(&[&["image", "import", "--name", "x"], args].concat());
+        assert!(said.contains("bt/0") && said.contains("symbolic link"), "{args:?}: {said}");
+    };
+    is_refused(&[&place.text("bt")]);
+    let torrent = NewTorrent {
+        name: "root".into(),
+        announce: None,
+        piece_len: 16384,
+        files: vec![FileEntry { length: len as u64, path: vec!["0".into()] }],
+        hashes: vec![[0; 20]],
+        facts: None,
+        private: true,
+    };
+    fs::write(place.path("x.torrent"), torrent.to_bytes().expect("a torrent")).expect("write");
+    is_refused(&[&place.text("x.torrent"), &place.text("bt")]);
+    fs::rename(place.path("bt").join("torrent.info"), place.path("info")).expect("moved");
+    symlink(place.path("info"), place.path("bt").join("torrent.info")).expect("a link");
+    let said = place.ezio_refuses(&["image", "import", "--name", "x", &place.text("bt")]);
+    assert!(said.contains("torrent.info") && said.contains("symbolic link"), "{said}");
+    assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
 }
 
 #[test]

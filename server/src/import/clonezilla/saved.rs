@@ -5,14 +5,14 @@
 //! Everything is hostile until checked: names become names of files here.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
 use super::stream::is_compression;
-use crate::library::read_limited;
+use crate::regular;
 
 /// Longest list of names or recipe, in bytes.
 const TEXT_LEN_MAX: u64 = 64 << 10;
@@ -58,12 +58,22 @@ pub struct Files {
     pub paths: Vec<PathBuf>,
     /// What their names say they are compressed with.
     pub compression: Option<String>,
+    /// Their length together in bytes.
+    pub len: u64,
 }
 
 impl Files {
-    /// Their length together in bytes.
-    pub fn len(&self) -> u64 {
-        self.paths.iter().map(|path| path.metadata().map_or(0, |found| found.len())).sum()
+    /// Looks at them.
+    ///
+    /// # Errors
+    /// If one of them is not a regular file.
+    pub fn new(paths: Vec<PathBuf>, compression: Option<String>) -> anyhow::Result<Files> {
+        let len_of = |path: &PathBuf| {
+            let len = fs::symlink_metadata(path).and_then(|found| regular::len(&found));
+            len.with_context(|| format!("opening {}", path.display()))
+        };
+        let len = paths.iter().map(len_of).sum::<anyhow::Result<u64>>()?;
+        Ok(Files { paths, compression, len })
     }
 
     /// For people.
@@ -74,7 +84,9 @@ impl Files {
 
 /// Whether a directory looks like one of Clonezilla's.
 pub fn is_clonezilla(dir: &Path) -> bool {
-    ["parts", "disk", "ecryptfs.info", "clonezilla-img"].iter().any(|name| dir.join(name).is_file())
+    // A link counts, so that it is refused as what it is.
+    let has = |name: &&str| fs::symlink_metadata(dir.join(name)).is_ok_and(|found| !found.is_dir());
+    ["parts", "disk", "ecryptfs.info", "clonezilla-img"].iter().any(has)
 }
 
 impl Saved {
@@ -97,7 +109,7 @@ impl Saved {
         );
         let list = |name: &str| -> anyhow::Result<Vec<String>> {
             let path = dir.join(name);
-            let text = read_limited(&path, TEXT_LEN_MAX)?;
+            let text = regular::read(&path, TEXT_LEN_MAX)?;
             parse_names(&text).with_context(|| format!("{} does not list names of devices", path.display()))
         };
         let saved_parts = list("parts")?;
@@ -161,7 +173,7 @@ impl Saved {
         if !self.names.contains(&name) {
             return Ok(None);
         }
-        read_limited(&self.dir.join(name), limit).map(Some)
+        regular::read(&self.dir.join(name), limit).map(Some)
     }
 
     /// What lies between the table and the first partition, from the second sector of 512 bytes on; at most `limit` bytes.
@@ -171,7 +183,7 @@ impl Saved {
     pub fn hidden(&self, limit: u64) -> anyhow::Result<Vec<u8>> {
         let path = self.dir.join(format!("{}-hidden-data-after-mbr", self.disk));
         let mut hidden = Vec::new();
-        match File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut hidden)) {
+        match regular::open(&path).and_then(|file| file.take(limit).read_to_end(&mut hidden)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             read => read.map(|_| hidden).with_context(|| format!("reading {}", path.display())),
         }
@@ -203,11 +215,12 @@ impl Saved {
                  capture that"
             );
             let paths = files.iter().map(|(name, _)| self.dir.join(name)).collect();
-            return Ok(Kept::Stream(Files { paths, compression: files[0].1.compression.map(str::to_owned) }));
+            let compression = files[0].1.compression.map(str::to_owned);
+            return Ok(Kept::Stream(Files::new(paths, compression)?));
         }
         let swap = format!("swappt-{part}.info");
         if self.names.contains(&swap) {
-            let text = read_limited(&self.dir.join(&swap), TEXT_LEN_MAX)?;
+            let text = regular::read(&self.dir.join(&swap), TEXT_LEN_MAX)?;
             let (uuid, label) = parse_swap(&String::from_utf8_lossy(&text));
             return Ok(Kept::Swap { uuid, label });
         }

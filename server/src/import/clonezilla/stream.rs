@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use super::saved::Files;
 use crate::import::child::{Running, said};
 use crate::partclone::{find_program, last_words};
+use crate::regular;
 
 /// How a stream is compressed.
 struct Compression {
@@ -83,7 +84,7 @@ impl Stream {
     pub fn open(files: &Files, scratch: &Path) -> anyhow::Result<Stream> {
         let first = files.paths.first().context("a partition without files")?;
         let mut start = Vec::new();
-        let opened = File::open(first).and_then(|file| file.take(16).read_to_end(&mut start));
+        let opened = regular::open(first).and_then(|file| file.take(16).read_to_end(&mut start));
         opened.with_context(|| format!("reading {}", first.display()))?;
         let found = COMPRESSIONS.iter().find(|known| known.magics.iter().any(|magic| start.starts_with(magic)));
         if let Some(name) = files.compression.as_deref().filter(|&name| name != "uncomp")
@@ -196,7 +197,7 @@ impl Read for Joined {
                 }
             }
             let Some(path) = self.paths.next() else { return Ok(0) };
-            let opened = File::open(&path);
+            let opened = regular::open(&path);
             self.current =
                 Some(opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?);
         }
