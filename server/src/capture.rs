@@ -152,7 +152,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
     let geometry = Geometry::new(content_len, piece_len)
         .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
 
-    check_torrent_len(plan.layout.extents().len() as u64, geometry)?;
+    check_torrent_len(plan.layout.extents().len(), geometry.piece_count())?;
     // Whatever can be refused is, before hours of copying.
     let live = order.live.then(|| live::describe(&source.path)).transpose()?;
 
@@ -295,14 +295,16 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether machines could take a torrent of so many extents.
-fn check_torrent_len(extents: u64, geometry: Geometry) -> anyhow::Result<()> {
-    let len = extents.saturating_mul(EXTENT_LEN).saturating_add(u64::from(geometry.piece_count()) * 20);
+/// Whether machines could take a torrent of so many extents and pieces; of more extents as well, if it does not fit.
+///
+/// # Errors
+/// What to do about it.
+pub fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
+    let len = (extents as u64).saturating_mul(EXTENT_LEN).saturating_add(u64::from(pieces) * 20);
     ensure!(
         len <= TORRENT_LEN_MAX,
-        "the blocks in use lie in {extents} places, which make a torrent of {}, and machines take {} at most: copy everything \
-         with --whole, or defragment it",
-        BinaryBytes(len),
+        "the blocks in use lie in {extents} places or more, too many for a torrent of {}, the longest that machines take: copy \
+         everything with --whole, or defragment it",
         BinaryBytes(TORRENT_LEN_MAX)
     );
     Ok(())

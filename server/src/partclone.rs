@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow, bail, ensure};
 
+use crate::capture::check_torrent_len;
+
 /// Longest line of a map, in bytes; real ones have 40.
 const LINE_LEN_MAX: u64 = 4096;
 /// A file system whose last block is not whole may claim this much past the end of its partition, in bytes: the largest
@@ -139,14 +141,19 @@ pub fn used_ranges(
         );
     }
     let map = File::open(&map).with_context(|| format!("opening the block map that {name} should have written"))?;
-    parse_map(BufReader::new(map), place).with_context(|| format!("reading the block map of {name}"))
+    parse_map(BufReader::new(map), place, |count| check_torrent_len(count, 0))
+        .with_context(|| format!("reading the block map of {name}"))
 }
 
 /// Reads a domain map for the bytes `place` of a disk: ranges ascending, inside `place`.
 ///
 /// # Errors
-/// If a line is none, or the lines do not describe `place` from its start on without holes.
-fn parse_map(mut map: impl BufRead, place: &Range<u64>) -> anyhow::Result<Vec<Range<u64>>> {
+/// If a line is none, the lines do not describe `place` from its start on without holes, or so many ranges are too many.
+fn parse_map(
+    mut map: impl BufRead,
+    place: &Range<u64>,
+    check_count: impl Fn(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Range<u64>>> {
     let mut used: Vec<Range<u64>> = Vec::new();
     let mut at = place.start;
     let mut has_position = false;
@@ -178,6 +185,8 @@ fn parse_map(mut map: impl BufRead, place: &Range<u64>) -> anyhow::Result<Vec<Ra
                 let has_room = end <= place.end.saturating_add(OVERRUN_MAX) && start < place.end;
                 ensure!(has_room, "line {number} is past the end of the partition at {:#x}", place.end);
                 used.push(start..end.min(place.end));
+                // Before the next line: what a map is made of decides how long it is.
+                check_count(used.len())?;
             }
             "?" => {}
             _ => return Err(damaged()),
@@ -238,7 +247,7 @@ mod tests {
         "# Domain logfile created by unset_name v0.3.23\n# current_pos  current_status\n0x00500000     ?\n";
 
     fn parse(lines: &str, place: Range<u64>) -> anyhow::Result<Vec<Range<u64>>> {
-        parse_map(format!("{HEAD}{lines}").as_bytes(), &place)
+        parse_map(format!("{HEAD}{lines}").as_bytes(), &place, |_| Ok(()))
     }
 
     #[test]
@@ -287,10 +296,41 @@ mod tests {
             let error = parse(lines, 0..0x10000).expect_err(lines).to_string();
             assert!(error.contains(why), "{lines}: {error}");
         }
-        assert!(parse_map(&b""[..], &(0..10)).is_err());
-        assert!(parse_map(&b"\xff\xfe"[..], &(0..10)).is_err());
+        let any = |_| Ok(());
+        assert!(parse_map(&b""[..], &(0..10), any).is_err());
+        assert!(parse_map(&b"\xff\xfe"[..], &(0..10), any).is_err());
         let endless = vec![b'0'; 100_000];
-        assert!(parse_map(&endless[..], &(0..10)).is_err());
+        assert!(parse_map(&endless[..], &(0..10), any).is_err());
+    }
+
+    /// A map without an end: every other sector is in use.
+    struct Endless {
+        text: std::io::Cursor<Vec<u8>>,
+        at: u64,
+    }
+
+    impl Read for Endless {
+        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+            if self.text.position() == self.text.get_ref().len() as u64 {
+                self.text = std::io::Cursor::new(
+                    format!("{:#x} 0x200 +\n{:#x} 0x200 ?\n", self.at, self.at + 512).into_bytes(),
+                );
+                self.at += 1024;
+            }
+            self.text.read(buf)
+        }
+    }
+
+    #[test]
+    fn an_endless_map_is_given_up() {
+        let map = || BufReader::new(Endless { text: std::io::Cursor::new(HEAD.into()), at: 0 });
+        let few = |count| if count > 1000 { Err(anyhow!("{count} are too many")) } else { Ok(()) };
+        let error = parse_map(map(), &(0..u64::MAX), few).expect_err("too many").to_string();
+        assert_eq!(error, "1001 are too many");
+        // As many as fit a torrent, whatever their lengths.
+        let error = parse_map(map(), &(0..u64::MAX), |count| check_torrent_len(count, 0)).expect_err("too many");
+        let error = error.to_string();
+        assert!(error.contains("lie in 1677722 places or more") && error.contains("--whole"), "{error}");
     }
 
     #[test]

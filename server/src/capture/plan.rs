@@ -10,6 +10,7 @@ use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
 use layout::{Extent, ExtentSet, Layout};
 use metainfo::{SwapFacts, Zeros};
 
+use super::check_torrent_len;
 use super::health::{self, Health};
 use super::probe::{Probe, probe, swap_facts};
 use super::source::Source;
@@ -37,6 +38,8 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// Tool → version.
     pub tools: BTreeMap<String, String>,
+    /// How many used ranges the partitions had so far.
+    range_count: usize,
 }
 
 /// What the person who captures has decided.
@@ -77,6 +80,7 @@ impl Plan {
             layout: Layout::of_extents(Vec::new()).context("starting with nothing")?,
             warnings: table.warnings,
             tools: BTreeMap::new(),
+            range_count: 0,
         };
         if choices.whole {
             extents.insert(0..source.len);
@@ -200,6 +204,8 @@ impl Plan {
         };
         let (captured, note) = match map {
             Map::Used(ranges, note) => {
+                self.range_count += ranges.len();
+                check_torrent_len(self.range_count, 0)?;
                 ranges.into_iter().for_each(|range| extents.insert(range));
                 (Captured::UsedBlocks, note)
             }
