@@ -9,15 +9,18 @@ mod disk_image;
 mod partclone_dir;
 mod torrent;
 
+use std::fs;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use metainfo::{Geometry, PieceHash, PieceIndex};
 
+use self::clonezilla::Packed;
 use crate::capture::content::Content;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
@@ -26,11 +29,14 @@ use crate::capture::{Choices, Order, hex, make_image, stop_on_signals, summary};
 use crate::library::{Image, Library, check_name};
 use crate::manifest::Origin;
 
+/// How many directories are named that could have been meant.
+const DIRS_SHOWN: usize = 5;
+
 /// Makes an image of what another tool made of a disk or partition.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// A disk image (raw, qcow2, vmdk, vhdx, vhd, vdi, …), a Clonezilla image directory, a directory that
-    /// `partclone.<fs> -c -T` wrote (BT files and torrent.info), or an EZIO .torrent.
+    /// A disk image (raw, qcow2, vmdk, vhdx, vhd, vdi, …), a Clonezilla image directory, a partclone image file, compressed or
+    /// not, a directory that `partclone.<fs> -c -T` wrote (BT files and torrent.info), or an EZIO .torrent.
     source: PathBuf,
     /// Of a .torrent: the directory with its BT files (named by offset in hex), or one file with all its content.
     files: Option<PathBuf>,
@@ -46,7 +52,7 @@ pub struct Import {
     /// Of a disk image: copy every byte, used or not.
     #[arg(long)]
     whole: bool,
-    /// Of a disk image or Clonezilla image: take file systems that were not shut down, or are hibernated, as they are.
+    /// Of a disk, Clonezilla or partclone image: take file systems that were not shut down, or are hibernated, as they are.
     #[arg(long)]
     at_own_risk: bool,
     /// Of a Clonezilla image with several disks: which one, such as sda.
@@ -99,7 +105,15 @@ impl Import {
             return clonezilla::import(library, name, source, self.disk.as_deref(), replace, order, stop);
         }
         if kind.is_dir() {
+            let info = fs::symlink_metadata(source.join("torrent.info"));
+            if info.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                return Err(unknown_dir(source));
+            }
             return partclone_dir::import(library, name, source, self.verify, replace, stop);
+        }
+        if let Some(packed) = Packed::find(source)? {
+            let order = self.order("import of a partclone image");
+            return clonezilla::import_file(library, name, source, &packed, replace, order, stop);
         }
         let draft = library.draft(name, replace)?;
         let (disk, how) = match disk_image::format_of(source)? {
@@ -116,6 +130,26 @@ impl Import {
         let origin = Origin::now(how, &self.source);
         Order { choices, rescue: false, skip_zeros: false, live: false, piece_len: None, threads: None, origin }
     }
+}
+
+/// What to say of a directory that is of neither kind.
+fn unknown_dir(dir: &Path) -> anyhow::Error {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut inside: Vec<PathBuf> = entries.filter(|path| path.is_dir() && clonezilla::is_clonezilla(path)).collect();
+    inside.sort_unstable();
+    let shown: Vec<String> = inside.iter().take(DIRS_SHOWN).map(|path| path.display().to_string()).collect();
+    let hint = match inside.len() {
+        0 => String::new(),
+        count => {
+            let more = if count > DIRS_SHOWN { ", …" } else { "" };
+            format!("; give one of the Clonezilla images in it: {}{more}", shown.join(", "))
+        }
+    };
+    anyhow!(
+        "{} is neither a Clonezilla image, which has a file `parts`, nor what `partclone.<fs> -c -T` wrote, which has \
+         torrent.info and files named by offset in hex{hint}",
+        dir.display()
+    )
 }
 
 /// Content that is there already, on its way into a draft.

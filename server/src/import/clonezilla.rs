@@ -10,8 +10,8 @@ mod saved;
 mod stream;
 mod table;
 
-use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,14 +23,14 @@ use layout::parttable::{Table, TableKind};
 use metainfo::SwapFacts;
 
 use self::partclone_head::Head;
-use self::saved::{Kept, Saved};
+use self::saved::{Files, Kept, Saved};
 use self::stream::Stream;
 use super::child::{Running, said};
 use crate::capture::content::write_sparse;
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
 use crate::capture::{Order, check_room, make_image};
-use crate::library::{Image, Library};
+use crate::library::{Draft, Image, Library};
 use crate::partclone::{find_program, last_words};
 
 /// How much goes through memory at a time, in bytes.
@@ -98,17 +98,7 @@ pub fn import(
         source = Some((disk, table));
     }
 
-    let needed = pieces.iter().map(|piece| piece.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
-    // The content is as long, and the partitions stay until it is complete.
-    check_room(library.dir(), needed.saturating_mul(2)).context("making room for the disk and for its image")?;
-    say!("putting {} together: {} of data, needed twice meanwhile", saved.disk, BinaryBytes(needed));
-    let mut progress = Progress::new("unpacking", pieces.iter().map(Piece::len_packed).sum());
-    for piece in &pieces {
-        let unpacking = || format!("unpacking {}", piece.name);
-        piece.unpack(&scratch, &mut progress, stop).with_context(unpacking)?;
-    }
-    progress.finish();
-
+    unpack(&saved.disk, &pieces, &draft, stop)?;
     let source = match source {
         None => Source::open(&base)?,
         Some((mut disk, table)) => {
@@ -123,6 +113,87 @@ pub fn import(
     };
     order.origin.source = format!("{} ({})", order.origin.source, saved.disk);
     Ok(make_image(&source, draft, order, stop)?.0)
+}
+
+/// A file that is not a disk as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packed {
+    /// An image that partclone made.
+    Partclone,
+    /// Compressed; who knows what is in it.
+    Compressed {
+        /// The command that unpacks it.
+        unpacker: String,
+    },
+}
+
+impl Packed {
+    /// Looks how a file starts; `None` for a disk as it is.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn find(file: &Path) -> anyhow::Result<Option<Packed>> {
+        let mut start = Vec::new();
+        let read = File::open(file).and_then(|open| open.take(partclone_head::LEN as u64).read_to_end(&mut start));
+        read.with_context(|| format!("reading {}", file.display()))?;
+        if partclone_head::is_partclone(&start) {
+            return Ok(Some(Packed::Partclone));
+        }
+        Ok(stream::unpacker(&start).map(|unpacker| Packed::Compressed { unpacker }))
+    }
+}
+
+/// Imports the partition that partclone wrote to a single file, compressed or not.
+///
+/// # Errors
+/// If the file is compressed and something else, or is damaged; what, and what to do.
+pub fn import_file(
+    library: &Library,
+    name: &str,
+    file: &Path,
+    packed: &Packed,
+    replace: bool,
+    order: Order,
+    stop: &AtomicBool,
+) -> anyhow::Result<Image> {
+    let draft = library.draft(name, replace)?;
+    let scratch = draft.scratch()?;
+    // A link to it may be named, but none is followed later.
+    let path = fs::canonicalize(file).with_context(|| format!("opening {}", file.display()))?;
+    let files = Files::new(vec![path], None)?;
+    let shown = file.display();
+    if let Packed::Compressed { unpacker } = packed
+        && !partclone_head::is_partclone(&Stream::open(&files, &scratch)?.start(partclone_head::LEN)?)
+    {
+        bail!(
+            "{shown} is compressed, and what is in it is no partclone image: unpack it first, as with `{unpacker}`, and \
+             import what comes out"
+        );
+    }
+    ensure!(
+        !order.choices.whole,
+        "{shown} is a partclone image, which has no more than the blocks in use: leave --whole out"
+    );
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let pieces = [Piece { name, path: scratch.join("partition"), len: None, kept: Kept::Stream(files) }];
+    unpack(&pieces[0].name, &pieces, &draft, stop)?;
+    Ok(make_image(&Source::open(&pieces[0].path)?, draft, order, stop)?.0)
+}
+
+/// Makes all files of what is called `what`.
+fn unpack(what: &str, pieces: &[Piece], draft: &Draft, stop: &AtomicBool) -> anyhow::Result<()> {
+    let scratch = draft.scratch()?;
+    let needed = pieces.iter().map(|piece| piece.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
+    // The content is as long, and the partitions stay until it is complete.
+    check_room(draft.library_dir(), needed.saturating_mul(2)).context("making room for the disk and for its image")?;
+    say!("putting {what} together: {} of data, needed twice meanwhile", BinaryBytes(needed));
+    let mut progress = Progress::new("unpacking", pieces.iter().map(Piece::len_packed).sum());
+    for piece in pieces {
+        let unpacking = || format!("unpacking {}", piece.name);
+        piece.unpack(&scratch, &mut progress, stop).with_context(unpacking)?;
+    }
+    progress.finish();
+    Ok(())
 }
 
 /// A partition to be unpacked.
@@ -289,7 +360,7 @@ impl Piece {
         let words = || said(&output).map(|said| last_words(&said)).unwrap_or_default();
         ensure!(
             status.success(),
-            "partclone.restore could not read it ({status}): the directory may be damaged, copy it again; it said:\n{}",
+            "partclone.restore could not read it ({status}): it may be damaged, copy it again; it said:\n{}",
             words()
         );
         Ok(())

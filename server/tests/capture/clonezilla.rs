@@ -370,6 +370,77 @@ fn links_in_a_clonezilla_directory_are_refused() {
 }
 
 #[test]
+fn a_partclone_file_becomes_the_image_that_capture_makes() {
+    need(&[
+        "mkfs.ext4",
+        "partclone.ext4",
+        "partclone.restore",
+        "gzip",
+        "zstd",
+        "xz",
+        "bzip2",
+        "lz4",
+        "e2fsck",
+        "debugfs",
+    ]);
+    let place = Place::new();
+    let files = place.files("files");
+    let source = place.ext4("fs.img", 90, &files);
+    place.ezio_ok(&["capture", &source, "--name", "captured"]);
+    let file = place.text("root.pcl");
+    run("partclone.ext4", &["-c", "-s", &source, "-o", &file, "-L", &place.text("log")]);
+    for (name, pack) in [("plain", "cat"), ("gz", "gzip -1"), ("zst", "zstd -q -1"), ("xz", "xz -0"), ("lz4", "lz4 -q")]
+    {
+        let packed = place.text(&format!("root.{name}"));
+        run("sh", &["-c", &format!("{pack} <{file} >{packed}")]);
+        place.ezio_ok(&["image", "import", &packed, "--name", name]);
+        assert_eq!(place.meta(name).infohash, place.meta("captured").infohash, "{name}");
+        assert_eq!(fs::read_dir(place.image(name)).expect("read").count(), 3, "nothing but the image is left");
+        let said = place.ezio_refuses(&["image", "import", &packed, "--name", "x", "--whole"]);
+        assert!(said.contains("is a partclone image") && said.contains("leave --whole out"), "{said}");
+    }
+    assert!(place.ezio_ok(&["image", "show", "gz"]).contains("import of a partclone image of "));
+    place.check_ext4(&place.restore("zst", &source), &files);
+
+    let cut = place.text("cut");
+    run("sh", &["-c", &format!("gzip -1 <{file} | head -c 1000000 >{cut}")]);
+    let said = place.ezio_refuses(&["image", "import", &cut, "--name", "x"]);
+    assert!(said.contains("unpacking cut") && said.contains("copy them again"), "{said}");
+    // Compressed disks are no disks, whatever is said of them.
+    for pack in ["gzip -1", "zstd -q -1", "xz -0", "lz4 -q", "bzip2 -1"] {
+        let packed = place.text("disk.packed");
+        run("sh", &["-c", &format!("{pack} <{source} >{packed}")]);
+        let program = pack.split(' ').next().expect("a word");
+        for more in [&[][..], &["--whole"]] {
+            let said = place.ezio_refuses(&[&["image", "import", &packed, "--name", "x"], more].concat());
+            assert!(said.contains("disk.packed is compressed") && said.contains("unpack it first"), "{said}");
+            assert!(said.contains(&format!("`{program} -dc`")), "{said}");
+        }
+    }
+    assert_eq!((place.listed().len(), place.unfinished()), (6, 0));
+}
+
+#[test]
+fn a_directory_of_clonezilla_images_is_told_from_one() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("partimag/empty")).expect("directories");
+    let home = place.text("partimag");
+    let refused = || place.ezio_refuses(&["image", "import", &home, "--name", "x"]);
+    let said = refused();
+    assert!(said.contains("neither a Clonezilla image") && said.contains("torrent.info"), "{said}");
+    assert!(!said.contains("give one of"), "{said}");
+    for number in 1..=6 {
+        let dir = place.path(&format!("partimag/lab-{number}"));
+        fs::create_dir(&dir).expect("a directory");
+        fs::write(dir.join("parts"), "sda1\n").expect("write");
+    }
+    let said = refused();
+    assert!(said.contains("give one of the Clonezilla images in it: ") && said.contains("/lab-5, …"), "{said}");
+    assert!(!said.contains("lab-6") && !said.contains("empty"), "{said}");
+    assert_eq!((place.listed().len(), place.unfinished()), (0, 0));
+}
+
+#[test]
 fn an_ntfs_keeps_its_second_boot_sector() {
     need(&["mkntfs", "partclone.ntfs", "partclone.restore", "gzip"]);
     let place = Place::new();

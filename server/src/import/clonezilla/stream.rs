@@ -28,7 +28,7 @@ struct Compression {
 }
 
 const COMPRESSIONS: [Compression; 9] = [
-    Compression { names: &["gz"], magics: &[b"\x1f\x8b"], program: &["gzip", "-dc"], package: "gzip" },
+    Compression { names: &["gz"], magics: &[b"\x1f\x8b\x08"], program: &["gzip", "-dc"], package: "gzip" },
     Compression {
         names: &["zst"],
         // The second is a skippable frame, with which pzstd starts.
@@ -60,6 +60,17 @@ pub fn is_compression(name: &str) -> bool {
     name == "uncomp" || COMPRESSIONS.iter().any(|compression| compression.names.contains(&name))
 }
 
+/// What unpacks a file that starts so: a program with its options. `None` if it is not compressed.
+pub fn unpacker(start: &[u8]) -> Option<String> {
+    let compression = compression_of(start)?;
+    let program = compression.program.join(" ");
+    Some(if program.is_empty() { compression.package.to_owned() } else { program })
+}
+
+fn compression_of(start: &[u8]) -> Option<&'static Compression> {
+    COMPRESSIONS.iter().find(|known| known.magics.iter().any(|magic| start.starts_with(magic)))
+}
+
 /// What is left of a partition's files, decompressed.
 pub struct Stream {
     out: Box<dyn Read + Send>,
@@ -86,7 +97,7 @@ impl Stream {
         let mut start = Vec::new();
         let opened = regular::open(first).and_then(|file| file.take(16).read_to_end(&mut start));
         opened.with_context(|| format!("reading {}", first.display()))?;
-        let found = COMPRESSIONS.iter().find(|known| known.magics.iter().any(|magic| start.starts_with(magic)));
+        let found = compression_of(&start);
         if let Some(name) = files.compression.as_deref().filter(|&name| name != "uncomp")
             && found.is_none_or(|found| !found.names.contains(&name))
         {
@@ -99,8 +110,8 @@ impl Stream {
         };
         let [program, options @ ..] = compression.program else {
             bail!(
-                "{} is compressed with {}, which cannot be read as a stream: convert the image in Clonezilla \
-                 (ocs-cvtimg-comp) to zstd and try again",
+                "{} is compressed with {}, which cannot be read as a stream: unpack it first, or convert the image in \
+                 Clonezilla (ocs-cvtimg-comp) to zstd, and try again",
                 first.display(),
                 compression.package
             );
@@ -162,11 +173,7 @@ impl Stream {
         let status = running.wait(stop, || ())?;
         feeder.join().map_err(|_| anyhow!("the reading thread ended unexpectedly"))?.context("reading it")?;
         let words = || said(&complaints).map(|said| last_words(&said)).unwrap_or_default();
-        ensure!(
-            status.success(),
-            "its files are damaged or incomplete, copy the directory again; {program} said:\n{}",
-            words()
-        );
+        ensure!(status.success(), "its files are damaged or incomplete, copy them again; {program} said:\n{}", words());
         Ok(())
     }
 }
