@@ -354,7 +354,11 @@ pub fn stop_on_signals() -> anyhow::Result<&'static AtomicBool> {
     Ok(&STOP)
 }
 
-fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
+/// A piece length as people write it.
+///
+/// # Errors
+/// If it cannot be one.
+pub fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
     let (digits, unit) = match text.trim_end_matches(['i', 'B']).char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
         Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),

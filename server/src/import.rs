@@ -10,7 +10,7 @@ mod partclone_dir;
 mod torrent;
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::capture::content::Content;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
-use crate::capture::{Choices, Order, hex, make_image, stop_on_signals, summary};
+use crate::capture::{Choices, Order, hex, make_image, parse_piece_len, stop_on_signals, summary};
 use crate::library::{Image, Library, check_name};
 use crate::manifest::Origin;
 
@@ -58,6 +58,14 @@ pub struct Import {
     /// Of a Clonezilla image with several disks: which one, such as sda.
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
+    /// Of what is no BT files: leave blocks of zeros out of the image, and make them anew when it is restored. Only EZIO
+    /// knows how.
+    #[arg(long)]
+    skip_zeros: bool,
+    /// Of what is no BT files: length of a piece, such as 4M: a power of two from 16K to 64M. Chosen by the size of the image
+    /// if not given.
+    #[arg(long, value_name = "LEN", value_parser = parse_piece_len)]
+    piece_len: Option<u32>,
 }
 
 impl Import {
@@ -82,8 +90,17 @@ impl Import {
             bail!("{} goes with a .torrent file only, which {} is not", files.display(), source.display());
         }
         let is_clonezilla = kind.is_dir() && clonezilla::is_clonezilla(source);
+        let is_bt_dir = kind.is_dir() && !is_clonezilla;
+        let has_no_info = |error: io::Error| error.kind() == ErrorKind::NotFound;
+        if is_bt_dir && fs::symlink_metadata(source.join("torrent.info")).is_err_and(has_no_info) {
+            return Err(unknown_dir(source));
+        }
         ensure!(self.disk.is_none() || is_clonezilla, "--disk goes with a Clonezilla image only");
         ensure!(!self.whole || !(kind.is_dir() || is_torrent), "--whole goes with a disk image only");
+        ensure!(
+            !(is_torrent || is_bt_dir) || !self.skip_zeros && self.piece_len.is_none(),
+            "--skip-zeros and --piece-len do not go with BT files, which are copied as they are"
+        );
         ensure!(
             !kind.is_block_device(),
             "{} is a disk: `ezio capture {} --name {name}` makes an image of it",
@@ -104,11 +121,7 @@ impl Import {
             let order = self.order("import of a Clonezilla image");
             return clonezilla::import(library, name, source, self.disk.as_deref(), replace, order, stop);
         }
-        if kind.is_dir() {
-            let info = fs::symlink_metadata(source.join("torrent.info"));
-            if info.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-                return Err(unknown_dir(source));
-            }
+        if is_bt_dir {
             return partclone_dir::import(library, name, source, self.verify, replace, stop);
         }
         if let Some(packed) = Packed::find(source)? {
@@ -128,7 +141,8 @@ impl Import {
     fn order(&self, how: &str) -> Order {
         let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
         let origin = Origin::now(how, &self.source);
-        Order { choices, rescue: false, skip_zeros: false, live: false, piece_len: None, threads: None, origin }
+        let (skip_zeros, piece_len) = (self.skip_zeros, self.piece_len);
+        Order { choices, rescue: false, skip_zeros, live: false, piece_len, threads: None, origin }
     }
 }
 

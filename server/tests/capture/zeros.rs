@@ -71,6 +71,34 @@ fn zeros_are_left_out_and_come_back() {
 }
 
 #[test]
+fn imports_leave_zeros_out_as_well() {
+    need(&["sgdisk", "blkid", "qemu-img"]);
+    let place = Place::new();
+    let disk = disk(&place);
+    let qcow2 = place.text("disk.qcow2");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &disk, &qcow2]);
+    fs::create_dir(place.path("img")).expect("a directory");
+    fs::write(place.path("img/parts"), "sda\n").expect("write");
+    fs::copy(&disk, place.path("img/sda.dd-img")).expect("copied");
+    for (more, name) in [(&["--skip-zeros"][..], "usual"), (&["--skip-zeros", "--piece-len", "64K"], "short")] {
+        place.ezio_ok(&[&["capture", &disk, "--name", name], more].concat());
+        for source in [&disk, &qcow2, &place.text("img")] {
+            let said = place.ezio_ok(&[&["image", "import", source, "--name", "x", "--replace"], more].concat());
+            assert!(said.contains(" of zeros left out) of 64.00 MiB"), "{said}");
+            assert_eq!(place.meta("x").infohash, place.meta(name).infohash, "{source} {name}");
+        }
+    }
+    assert_eq!(place.meta("x").geometry.piece_len(), 64 << 10);
+    // What has its pieces already keeps them.
+    fs::create_dir(place.path("bt")).expect("a directory");
+    fs::write(place.path("bt/torrent.info"), "").expect("write");
+    for more in [&["--skip-zeros"][..], &["--piece-len", "64K"]] {
+        let said = place.ezio_refuses(&[&["image", "import", &place.text("bt"), "--name", "y"], more].concat());
+        assert!(said.contains("do not go with BT files"), "{said}");
+    }
+}
+
+#[test]
 fn a_file_system_with_zeros_in_files_comes_back() {
     need(&["mkfs.ext4", "partclone.ext4", "e2fsck", "debugfs"]);
     let place = Place::new();
