@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use metainfo::PieceIndex;
 
-use crate::armed::Armed;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::{partition_line, stop_on_signals, summary};
@@ -75,13 +74,7 @@ impl ImageCommand {
             }
             Action::Verify { name } => verify(&Library::open(self.library)?.image(&name)?),
             Action::Remove { name } => {
-                let library = Library::open(self.library)?;
-                let armed = Armed::load(&library.state_dir())?;
-                ensure!(
-                    !armed.orders().iter().any(|order| order.image.as_deref() == Some(&name)),
-                    "image {name:?} is armed, and machines may be fetching it: run `ezio disarm` first"
-                );
-                library.remove(&name)?;
+                Library::open(self.library)?.remove(&name)?;
                 say!("removed {name}");
                 Ok(())
             }

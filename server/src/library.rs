@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::manifest::Manifest;
+use crate::needed::refuse_if_needed;
 use crate::regular;
 
 /// Where a library is unless told otherwise.
@@ -185,7 +186,7 @@ impl Library {
     /// Starts a new image. `replace` allows an image of that name to be there already; it stays until the end.
     ///
     /// # Errors
-    /// If the name is bad or taken, or another process is making an image of that name.
+    /// If the name is bad or taken, that image is needed by machines, or another process is making an image of that name.
     pub fn draft(&self, name: &str, replace: bool) -> anyhow::Result<Draft> {
         check_name(name)?;
         let _busy = self.lock()?;
@@ -210,7 +211,7 @@ impl Library {
     /// Takes an image out of the library, damaged or not. What a server seeds of it ends.
     ///
     /// # Errors
-    /// If there is none of that name or it cannot be deleted.
+    /// If there is none of that name, machines need it, or it cannot be deleted.
     pub fn remove(&self, name: &str) -> anyhow::Result<()> {
         check_name(name)?;
         let library = Library::create(&self.dir)?;
@@ -220,6 +221,7 @@ impl Library {
         if fs::symlink_metadata(&dir).is_err() {
             bail!("there is no image {name:?} in {}", self.dir.display());
         }
+        refuse_if_needed(&library, name, "")?;
         let lock_path = self.locks_dir().join(name);
         let Some(_lock) = try_lock(&lock_path)? else {
             bail!("an image named {name:?} is being made right now: wait for that to end");
@@ -267,14 +269,17 @@ impl Library {
         Ok((path, lock))
     }
 
+    /// Whether an image of that name can be listed.
     fn check_free(&self, name: &str, replace: bool) -> anyhow::Result<()> {
-        if !replace && fs::symlink_metadata(self.images_dir().join(name)).is_ok() {
-            bail!(
-                "there already is an image named {name:?} in {}: choose another name, or say --replace",
-                self.dir.display()
-            );
+        if fs::symlink_metadata(self.images_dir().join(name)).is_err() {
+            return Ok(());
         }
-        Ok(())
+        ensure!(
+            replace,
+            "there already is an image named {name:?} in {}: choose another name, or say --replace",
+            self.dir.display()
+        );
+        refuse_if_needed(self, name, ", or choose another name and arm that")
     }
 
     /// Deletes what killed processes left under `tmp/work`. The caller holds [`Library::lock`].
@@ -334,6 +339,8 @@ impl Draft {
         load(&self.name, self.dir.clone()).context("checking the finished image")?;
 
         let _busy = self.library.lock()?;
+        // Once more: hours may have passed.
+        self.library.check_free(&self.name, self.replace)?;
         let images = self.library.images_dir();
         let to = images.join(&self.name);
         let listing = || format!("moving the finished image to {}", to.display());
@@ -343,10 +350,7 @@ impl Draft {
         } else {
             match renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE) {
                 // A file system that knows no flags, such as NFS; who else would make it holds the library's lock.
-                Err(Errno::EINVAL) => {
-                    self.library.check_free(&self.name, self.replace)?;
-                    fs::rename(&self.dir, &to).with_context(listing)?;
-                }
+                Err(Errno::EINVAL) => fs::rename(&self.dir, &to).with_context(listing)?,
                 renamed => renamed.with_context(listing)?,
             }
         }
@@ -478,5 +482,74 @@ fn remove_all(path: &Path) -> anyhow::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.with_context(|| format!("deleting {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use metainfo::{FileEntry, NewTorrent};
+
+    use super::*;
+    use crate::armed::{Armed, Order, Scope};
+    use crate::manifest::SCHEMA;
+
+    fn image() -> (Vec<u8>, Manifest) {
+        let torrent = NewTorrent {
+            name: "root".into(),
+            announce: None,
+            piece_len: 16384,
+            files: vec![FileEntry { length: 512, path: vec!["0".into()] }],
+            hashes: vec![[7; 20]],
+            facts: None,
+            private: true,
+        };
+        let bytes = torrent.to_bytes().expect("sane");
+        let infohash = Metainfo::parse(&bytes).expect("own torrent").infohash.to_string();
+        (bytes, Manifest { schema: SCHEMA, content_len: 512, infohash, ..Manifest::default() })
+    }
+
+    fn publish(draft: Draft, byte: u8) -> anyhow::Result<Image> {
+        fs::write(draft.content_path(), [byte; 512])?;
+        let (torrent, manifest) = image();
+        draft.publish(&torrent, &manifest)
+    }
+
+    #[test]
+    fn what_is_armed_is_neither_replaced_nor_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let library = Library::create(dir.path()).expect("made");
+        let first = publish(library.draft("debian", false).expect("free"), 1).expect("listed");
+        let before = library.draft("debian", true).expect("nothing is armed");
+        let order = Order {
+            scope: Scope::All,
+            image: Some("debian".into()),
+            deployment: String::new(),
+            target: None,
+            after: None,
+            linger: None,
+            conf: BTreeMap::new(),
+            at: 0,
+        };
+        Armed::update(&library.state_dir(), |armed| armed.arm(order)).expect("written");
+        let refused = |error: anyhow::Error| {
+            let said = format!("{error:#}");
+            assert!(said.contains("\"debian\" is armed") && said.contains("run `ezio disarm` first"), "{said}");
+        };
+        refused(publish(before, 2).expect_err("armed since it began"));
+        refused(library.draft("debian", true).expect_err("armed"));
+        let infohash = first.meta.infohash;
+        refused(library.resumable_draft(infohash, "debian", true, "http://b/").expect_err("armed"));
+        refused(library.remove("debian").expect_err("armed"));
+        assert_eq!(fs::read(first.content_path()).expect("there"), [1; 512], "the old one is listed and whole");
+        assert!(library.draft("debian", false).expect_err("taken").to_string().contains("already is an image"));
+        publish(library.draft("other", true).expect("free"), 3).expect("another name is another image");
+
+        Armed::update(&library.state_dir(), |armed| armed.disarm(&Scope::All)).expect("written");
+        publish(library.draft("debian", true).expect("nothing is armed"), 2).expect("listed");
+        assert_eq!(fs::read(first.content_path()).expect("there"), [2; 512]);
+        library.remove("debian").expect("nothing is armed");
+        assert_eq!(fs::read_dir(library.work_dir()).expect("read").count(), 0);
     }
 }

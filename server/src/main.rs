@@ -21,6 +21,7 @@ mod library;
 mod listener;
 mod live;
 mod manifest;
+mod needed;
 mod partclone;
 mod pull;
 mod regular;

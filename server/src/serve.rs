@@ -49,6 +49,9 @@ pub struct Running {
     pub pid: u32,
     /// Groups in its config.
     pub groups: Vec<String>,
+    /// Images that its config names.
+    #[serde(default)]
+    pub images: Vec<String>,
 }
 
 impl Running {
@@ -246,6 +249,7 @@ fn note(room: &Room) -> Running {
         url: format!("http://{address}:{}", room.http_port()),
         pid: std::process::id(),
         groups: room.settings.groups.keys().cloned().collect(),
+        images: room.settings.images_named().into_iter().map(|(_, image)| image.to_owned()).collect(),
     }
 }
 

@@ -32,6 +32,26 @@ fn names_and_sources_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn an_armed_image_is_not_replaced() {
+    need(&["blkid"]);
+    let place = Place::new();
+    let [old, new] = [("old.img", 2), ("new.img", 3)].map(|(name, mib)| place.blank(name, mib));
+    place.ezio_ok(&["capture", &old, "--name", "room", "--whole"]);
+    let infohash = place.meta("room").infohash;
+    place.ezio_ok(&["arm", "room", "--mac", "52:54:00:12:34:56"]);
+    for command in [&["capture", &new][..], &["image", "import", &new]] {
+        let said = place.ezio_refuses(&[command, &["--name", "room", "--whole", "--replace"]].concat());
+        assert!(said.contains("\"room\" is armed") && said.contains("ezio disarm"), "{said}");
+        assert!(said.contains("another name"), "{said}");
+    }
+    assert!(place.ezio_refuses(&["image", "remove", "room"]).contains("ezio disarm"));
+    assert_eq!((place.meta("room").infohash, place.unfinished()), (infohash, 0));
+    place.ezio_ok(&["disarm"]);
+    place.ezio_ok(&["capture", &new, "--name", "room", "--whole", "--replace"]);
+    assert_ne!(place.meta("room").infohash, infohash);
+}
+
+#[test]
 fn missing_tools_are_named_with_their_package() {
     need(&["mkfs.ext4", "blkid"]);
     let place = Place::new();

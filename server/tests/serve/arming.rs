@@ -3,7 +3,7 @@
 use crate::lan::{Lan, NO_SUCH_USER, NOT_FOUND, SERVER, Station, in_namespace};
 use crate::library::add_image;
 use crate::packets::{self, file_of};
-use crate::process::{Server, eventually, ezio_ok, file};
+use crate::process::{Server, eventually, ezio_fails, ezio_ok, file};
 
 const ONE: &str = "52:54:00:77:00:01";
 const TWO: &str = "52:54:00:77:00:02";
@@ -119,6 +119,28 @@ fn arming_and_disarming_change_the_answers() {
 }
 
 #[test]
+fn an_image_that_the_config_names_stays_while_the_room_is_armed() {
+    in_namespace("arming::an_image_that_the_config_names_stays_while_the_room_is_armed", &[], |lan| {
+        for name in ["debian", "lab", "other"] {
+            add_image(&lan, name, 300_000);
+        }
+        let config = file(&lan, "ezio.toml", &format!("[groups.lab]\nmachines = [\"{TWO}\"]\nimage = \"lab\"\n"));
+        let server = Server::start(&lan, &["--config", &config]);
+        ezio_ok(&lan, &["arm", "debian", "--mac", ONE]);
+        ezio_ok(&lan, &["image", "remove", "other"]);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let said = ezio_fails(&lan, &["image", "remove", "lab"]);
+        assert!(said.contains("the config of the running server") && said.contains("ezio disarm"), "{said}");
+        let disk = file(&lan, "disk.img", &"x".repeat(4096));
+        let said = ezio_fails(&lan, &["capture", &disk, "--name", "lab", "--whole", "--replace"]);
+        assert!(said.contains("the config of the running server") && said.contains("another name"), "{said}");
+        ezio_ok(&lan, &["disarm"]);
+        ezio_ok(&lan, &["image", "remove", "lab"]);
+        assert_eq!(server.terminate(), Some(0));
+    });
+}
+
+#[test]
 fn a_second_start_after_a_kill_serves_as_before() {
     in_namespace("arming::a_second_start_after_a_kill_serves_as_before", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
@@ -143,7 +165,7 @@ fn a_second_start_after_a_kill_serves_as_before() {
         ezio_ok(&lan, &["arm", "debian"]);
         eventually("a new deployment counts anew", || !boots_locally(&client, ONE));
         server.kill();
-        let error = crate::process::ezio_fails(&lan, &["status"]);
+        let error = ezio_fails(&lan, &["status"]);
         assert!(error.contains("no `ezio serve` is running"), "a note left behind is not believed: {error}");
     });
 }
