@@ -22,7 +22,7 @@ pub const MARKER: &str = "EZIO-CLONE-READY debian";
 pub const LOGIN: &str = "golden-debian login:";
 
 /// Raised when this file makes another disk.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ROOT_UUID: &str = "e210c10e-0000-4000-8000-0000000deb12";
 const SWAP_UUID: &str = "e210c10e-0000-4000-8000-0000000005a9";
 const DATA_UUID: &str = "e210c10e-0000-4000-8000-00000000da7a";
@@ -141,7 +141,9 @@ fn install(root: &Path) -> Result<()> {
         .context("enabling the service")
 }
 
-const SERVICE: &str = "[Unit]\nAfter=local-fs.target swap.target\nRequiresMountsFor=/srv\n[Service]\nType=oneshot\n\
+/// Over before the login prompt comes: agetty hangs the line up first, and whoever has it open then can write no more.
+const SERVICE: &str = "[Unit]\nAfter=local-fs.target swap.target\nBefore=serial-getty@ttyS0.service\n\
+                       RequiresMountsFor=/srv\n[Service]\nType=oneshot\n\
                        ExecStart=/usr/local/sbin/say-ready\nStandardOutput=file:/dev/ttyS0\n\
                        [Install]\nWantedBy=multi-user.target\n";
 
