@@ -45,6 +45,7 @@ impl Log {
 
     /// Waits until a line is as wished, and gives it.
     ///
+    /// `is_it` is given lines with their `\n`: the last one may lack it, and be half of what it is going to be.
     /// `what` names the wish in errors. `ended` says that nothing more will be written: then what is not there will not
     /// come.
     ///
@@ -61,7 +62,7 @@ impl Log {
         loop {
             // Asked before looking, so that the last words are read before the silence is believed.
             let end = ended()?;
-            if let Some(line) = self.text().lines().find(|line| is_it(line)) {
+            if let Some(line) = self.text().split_inclusive('\n').find(|line| is_it(line)) {
                 return Ok(line.trim().to_string());
             }
             let name = self.path.display();

@@ -455,7 +455,7 @@ impl Machine {
             return line;
         }
         let text = self.log.text();
-        text.lines().filter(|line| is_the_end(line)).map(str::trim).collect::<Vec<_>>().join("\n")
+        text.split_inclusive('\n').filter(|line| is_the_end(line)).map(str::trim).collect::<Vec<_>>().join("\n")
     }
 
     /// Waits until it has switched itself off, successfully as QEMU sees it.
@@ -491,12 +491,48 @@ impl Machine {
     }
 }
 
-/// Whether nothing good can follow this line. Trouble that `/init` goes on trying to overcome is not an end.
-fn is_the_end(line: &str) -> bool {
-    line.contains("Kernel panic") || (line.contains(FAILED) && !line.trim_end().ends_with("trying again"))
+/// Whether nothing good can follow this line, which has its `\n`. Trouble that `/init` goes on trying to overcome is not
+/// an end; only the end of the line tells, so half a line is none either.
+pub(crate) fn is_the_end(line: &str) -> bool {
+    let is_failure = line.contains(FAILED) && !line.trim_end().ends_with("trying again");
+    line.ends_with('\n') && (line.contains("Kernel panic") || is_failure)
 }
 
 /// How `/init` starts each line that says why it gave up.
 const FAILED: &str = "EZIO: failed:";
 /// How it ends them.
 const STOPPED: &str = "EZIO: stopped";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(text: &str, what: &str, is_it: impl Fn(&str) -> bool) -> Result<String> {
+        let file = tempfile::NamedTempFile::new().context("a log")?;
+        std::fs::write(file.path(), text).context("writing the log")?;
+        Log::new(file.path()).wait_for(what, is_it, Duration::ZERO, || Ok(None))
+    }
+
+    #[test]
+    fn trouble_that_passes_and_half_a_line_are_not_the_end() {
+        let trouble = "[    5.0] EZIO: failed: no DHCP answer; trying again\r\n";
+        for end in 0..=trouble.len() {
+            assert!(wait(&trouble[..end], "an end", is_the_end).is_err(), "{:?}", &trouble[..end]);
+        }
+        for (text, wanted) in [
+            ("EZIO: failed: no disk", None),
+            ("EZIO: failed: no disk\r\n", Some("EZIO: failed: no disk")),
+            ("EZIO: failed: no DHCP answer; trying again\nEZIO: failed: no disk\n", Some("EZIO: failed: no disk")),
+            ("Kernel panic - not sync", None),
+            ("Kernel panic - not syncing\r\n", Some("Kernel panic - not syncing")),
+        ] {
+            assert_eq!(wait(text, "an end", is_the_end).ok().as_deref(), wanted, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_needs_no_end_of_its_line() {
+        let prompt = wait("Debian 12\r\n\r\nclone login: ", "login:", |line| line.contains("login:"));
+        assert_eq!(prompt.expect("it is there"), "clone login:");
+    }
+}
