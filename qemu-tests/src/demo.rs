@@ -138,6 +138,8 @@ fn watch(server: &Server, room: &mut [Member], machines: &mut [Machine]) -> Resu
     loop {
         let mut off = 0;
         for (member, machine) in room.iter_mut().zip(machines.iter_mut()) {
+            // Asked before looking, so that the last words are read before the silence is believed.
+            let is_off = machine.is_off()?;
             let said = machine.log().text();
             let seconds = machine.age().as_secs_f64();
             if said.contains("EZIO: stage network") {
@@ -152,7 +154,6 @@ fn watch(server: &Server, room: &mut [Member], machines: &mut [Machine]) -> Resu
                 }
                 member.report = Some(report);
             }
-            let is_off = machine.is_off()?;
             ensure!(!is_off || said.contains("EZIO: done, poweroff"), "{} ended before it was done", machine.name());
             off += usize::from(is_off);
         }

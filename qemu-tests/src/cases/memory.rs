@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::compare::Image;
 use crate::disk::{Bus, Disk};
 use crate::golden::{Size, random_disk};
-use crate::machine::{Firmware, Machine, MachineSpec};
+use crate::machine::{DEADLINE, Firmware, Machine, MachineSpec, is_the_end};
 use crate::process::POLL;
 use crate::rack::Rack;
 use crate::server::{Dhcp, ServerConfig};
@@ -20,10 +20,11 @@ const SMALL_MIB: u64 = 520;
 const PROMISED_MIB: u32 = 1024;
 /// Tried at once, from small to large. The kernel alone needs 96.
 const TRIED_MIB: [u32; 3] = [128, 192, 256];
-/// What a machine says that will not finish.
-const GIVEN_UP: [&str; 5] = ["EZIO: failed:", "Kernel panic", "Out of memory", "soft lockup", "!!!! X64 Exception"];
-/// A machine with too little memory may stand still instead of saying so.
-const SEARCH_DEADLINE: Duration = Duration::from_secs(400);
+/// What a machine says that will not finish, besides what `/init` says then.
+const GIVEN_UP: [&str; 3] = ["Out of memory", "soft lockup", "!!!! X64 Exception"];
+/// A machine with too little memory may stand still instead of saying so: so long without a word on its serial line, which
+/// gets one every five seconds while `/init` restores.
+const STILL: Duration = Duration::from_secs(400);
 
 pub fn smallest_memory(rack: &mut Rack) -> Result<()> {
     let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
@@ -43,7 +44,7 @@ pub fn smallest_memory(rack: &mut Rack) -> Result<()> {
     let mut tried = Vec::new();
     for (number, memory) in (2..).zip(TRIED_MIB) {
         let (machine, target) = power_on(rack, memory, SMALL_MIB, number)?;
-        tried.push(Tried { memory, machine, target });
+        tried.push(Tried::new(memory, machine, target));
     }
     let smallest = smallest_of(tried, &image, &small)?;
     let smallest = smallest.context("none of the small machines could clone")?;
@@ -57,27 +58,52 @@ struct Tried {
     memory: u32,
     machine: Machine,
     target: Disk,
+    /// Length of its log when that was looked at last, and when it changed last.
+    said: (usize, Instant),
+}
+
+impl Tried {
+    fn new(memory: u32, machine: Machine, target: Disk) -> Tried {
+        Tried { memory, machine, target, said: (0, Instant::now()) }
+    }
+
+    /// Whether nothing is to be expected of it any more. One that talks and gets nowhere has the usual deadline.
+    fn stands_still(&mut self, text: &str) -> bool {
+        if self.said.0 != text.len() {
+            self.said = (text.len(), Instant::now());
+        }
+        self.said.1.elapsed() > STILL || self.machine.age() > DEADLINE
+    }
 }
 
 /// The least memory with which one of these machines became the image, in MiB.
 fn smallest_of(mut tried: Vec<Tried>, image: &Image, golden: &Disk) -> Result<Option<u32>> {
-    let start = Instant::now();
     let mut smallest = None;
-    while !tried.is_empty() && start.elapsed() < SEARCH_DEADLINE {
+    while !tried.is_empty() {
         for mut one in std::mem::take(&mut tried) {
+            // Asked before looking, so that the last words are read before the silence is believed.
+            let is_off = one.machine.is_off()?;
             let text = one.machine.log().text();
-            if text.contains("EZIO: done, poweroff") && one.machine.is_off()? {
+            let mut lines = text.split_inclusive('\n');
+            let has_given_up = |line: &&str| is_the_end(line) || GIVEN_UP.iter().any(|words| line.contains(words));
+            let why = if text.contains("EZIO: done, poweroff") && is_off {
                 image.compare(golden, &one.target).with_context(|| format!("with {} MiB", one.memory))?;
                 smallest = Some(smallest.map_or(one.memory, |least: u32| least.min(one.memory)));
-            } else if let Some(line) = text.lines().find(|line| GIVEN_UP.iter().any(|words| line.contains(words))) {
-                println!("{} with {} MiB: {}", one.machine.name(), one.memory, line.trim());
-            } else if !one.machine.is_off()? {
+                continue;
+            } else if let Some(line) = lines.find(has_given_up) {
+                line.trim()
+            } else if is_off {
+                "ended without a word"
+            } else if one.stands_still(&text) {
+                "stands still"
+            } else {
                 tried.push(one);
-            }
+                continue;
+            };
+            println!("{} with {} MiB: {why}", one.machine.name(), one.memory);
         }
         std::thread::sleep(POLL);
     }
-    tried.iter().for_each(|one| println!("{} with {} MiB: stands still", one.machine.name(), one.memory));
     Ok(smallest)
 }
 
@@ -103,7 +129,7 @@ pub fn small_machines(rack: &mut Rack) -> Result<()> {
                 let target = rack.new_disk(&name, 128)?;
                 let spec = MachineSpec::new(&name, number).memory(memory).firmware(firmware);
                 let machine = rack.power_on(&spec.disk(&target, Bus::Virtio))?;
-                tried.push(Tried { memory, machine, target });
+                tried.push(Tried::new(memory, machine, target));
             }
             let least = smallest_of(tried, &image, &golden)?.context("none of them could clone")?;
             println!("{kernel} kernel, {firmware}: {least} MiB suffice, of {sizes:?}");
