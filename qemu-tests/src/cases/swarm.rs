@@ -134,16 +134,19 @@ pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
 /// Seeder, tracker and the place for reports are gone for good, but one machine has everything.
 pub fn seeder_gone(rack: &mut Rack) -> Result<()> {
     let (mut server, image, golden) = armed(rack)?;
-    server.arm("golden", &["--after", "poweroff", "--linger", "60"])?;
-    let mut first = rack.power_on(&spec(rack, 1)?)?;
+    let specs = [spec(rack, 1)?, spec(rack, 2)?.slow_writes(SLOW)];
+    server.arm("golden", &["--mac", specs[0].mac(), "--after", "poweroff", "--linger", "600"])?;
+    let mut first = rack.power_on(&specs[0])?;
     first.wait_for("EZIO: verified")?;
     // It goes on seeding while the second starts and takes what it needs.
-    let mut second = rack.power_on(&spec(rack, 2)?.slow_writes(SLOW))?;
+    let mut second = rack.power_on(&specs[1])?;
     server.wait_for_report(&second, "is mid-way", is_mid_way)?;
+    ensure!(!first.is_off()?, "the machine with every piece did not wait for the other");
     server.kill();
-    for machine in [&mut second, &mut first] {
-        expect_clone(rack, &image, &golden, machine)?;
-    }
+    expect_clone(rack, &image, &golden, &mut second)?;
+    // It has proven its disk and would go on waiting for others.
+    first.pull_plug();
+    image.compare(&golden, &Disk::open(&rack.disk_path(first.name())))?;
     let what = "the machine goes on with what the others have, and finishes";
     rack.fault("server, seeder and tracker are gone for good", "mid-way, while one machine has every piece", what)
 }
