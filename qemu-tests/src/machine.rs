@@ -15,7 +15,7 @@ use crate::process::{Process, ending};
 
 /// How long a machine may take for one thing it was asked to do. Firmware, kernel and network run in software
 /// emulation on a machine that is busy with others; a wait that fails has failed for another reason.
-pub const DEADLINE: Duration = Duration::from_secs(600);
+pub const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// For every kernel in a rack. Without `no_timer_check` a kernel panics whose first timer tick comes late, because the
 /// host had other things to do.
