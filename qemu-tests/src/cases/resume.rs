@@ -46,12 +46,18 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
         };
         let report = server.wait_for_report(&machine, "is at the moment for a power cut", is_there)?;
         if report.stage > Stage::Verify {
-            println!("too late for a cut at {moment} %: the machine was in stage {}", report.stage);
             machine.wait_for("EZIO: done, poweroff")?;
+            machine.wait_off()?;
+        } else {
+            machine.pull_plug();
+        }
+        nbd.wait_for_cut()?;
+        // The report may be a second old. From there on the table may be on the disk; and the last report of this boot, of
+        // a time when it was not, is all that the server has to say of the next one until that makes one of its own.
+        if report.stage > Stage::Verify || machine.log().count("EZIO: stage finish") > 0 {
+            println!("too late for a cut at {moment} %: the machine had come to its last stage");
             break;
         }
-        machine.pull_plug();
-        nbd.wait_for_cut()?;
         cuts += 1;
         kept.push(report.percent());
         if report.written > 0 {
