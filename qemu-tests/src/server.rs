@@ -138,12 +138,21 @@ impl Server {
         run(Command::new(&self.ezio).args(words).arg("--library").arg(&self.library))
     }
 
-    /// What `ezio status` prints.
+    /// What `ezio status` prints, once the server answers it in time.
     ///
     /// # Errors
     /// If it fails.
     pub fn status_table(&self) -> Result<String> {
-        self.ezio(&["status"])
+        let start = Instant::now();
+        loop {
+            match self.ezio(&["status"]) {
+                // It waits a few seconds, which suits a person and not a host that stands still now and then.
+                Err(error) if error.to_string().contains("timeout") && start.elapsed() < DEADLINE => {
+                    std::thread::sleep(POLL);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// What the server knows about its room.
