@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockdev::Device;
 use layout::Layout;
@@ -192,15 +193,29 @@ async fn a_swap_recipe_on_top_of_content_is_refused_before_the_first_write() {
 async fn a_disk_that_forgets_is_found_out_and_left_unbootable() {
     let room = Room::new(gpt_facts()).await;
     let path = room.disk(DISK_LEN);
-    let saboteur = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
+    let disk = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
     let at = 6 * MIB + 77;
+    let sabotage = Arc::new(move || disk.write_all_at(&[1, 2, 3, 4], at).expect("the disk"));
+    // The proof follows a second behind the writes: where those take longer, it may be past these bytes when the last write
+    // is done. So they are wrong again as soon as they have been written.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let saboteur = std::thread::spawn({
+        let (sabotage, is_over) = (Arc::clone(&sabotage), Arc::clone(&is_over));
+        move || {
+            while !is_over.load(Ordering::Relaxed) {
+                sabotage();
+            }
+        }
+    });
     let result = room
         .restore(&path, |progress| {
             if progress.stage == Stage::Restore && progress.bytes_done == progress.bytes_total {
-                saboteur.write_all_at(&[1, 2, 3, 4], at).expect("the disk");
+                sabotage();
             }
         })
         .await;
+    is_over.store(true, Ordering::Relaxed);
+    saboteur.join().expect("it writes until it is told to stop");
     match result.expect_err("four bytes are wrong") {
         RestoreError::ReadBack { disk_offset, .. } => assert!(disk_offset.abs_diff(at) < u64::from(PIECE_LEN)),
         other => panic!("{other}"),
