@@ -265,7 +265,8 @@ async fn a_tracker_that_comes_late_is_found_and_told_everything() {
     };
     until("the tracker knows it is complete", || told(swarm::tracker::Event::Completed)).await;
     swarm.shutdown().await;
-    assert!(told(swarm::tracker::Event::Started) && told(swarm::tracker::Event::Stopped));
+    until("the tracker knows that it has stopped", || told(swarm::tracker::Event::Stopped)).await;
+    assert!(told(swarm::tracker::Event::Started));
 }
 
 #[tokio::test(flavor = "multi_thread")]
