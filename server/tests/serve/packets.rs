@@ -67,15 +67,24 @@ pub fn ask_at(packet: &[u8], port: u16, to: SocketAddrV4, count: usize) -> Vec<M
     let deadline = Instant::now() + if count == 0 { SILENCE } else { PATIENCE };
     let mut buf = [0; 2048];
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
-    let mut next = Instant::now();
+    let mut is_sent_again = false;
+    socket.send_to(packet, to).expect("sent");
+    let mut next = Instant::now() + Duration::from_secs(4);
     while Instant::now() < deadline && (count == 0 || answers.len() < count) {
-        if Instant::now() >= next && answers.is_empty() {
-            socket.send_to(packet, to).expect("sent");
-            next = Instant::now() + Duration::from_secs(4);
-        }
+        // Asked before reading: what has come while nobody looked is read before the packet is sent again.
+        let is_time = Instant::now() >= next && answers.is_empty();
         match socket.recv_from(&mut buf) {
             Ok((len, _)) if buf[4..8] == *xid && buf[0] == 2 => {
-                answers.push(message::decode(&buf[..len]).expect("a sound answer"));
+                let answer = message::decode(&buf[..len]).expect("a sound answer");
+                // Sent twice, the packet is answered twice.
+                if !is_sent_again || !answers.contains(&answer) {
+                    answers.push(answer);
+                }
+            }
+            Err(_) if is_time => {
+                is_sent_again = true;
+                socket.send_to(packet, to).expect("sent");
+                next = Instant::now() + Duration::from_secs(4);
             }
             _ => {}
         }
