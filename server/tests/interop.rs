@@ -1,14 +1,16 @@
 //! A captured image between `ezio` and stock BitTorrent clients, both ways, and partclone's BT files. Loopback only.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use layout::Layout;
 use metainfo::Metainfo;
+use socket2::{Domain, Socket, Type};
 
 const EZIO: &str = env!("CARGO_BIN_EXE_ezio");
 /// Far more than any of this takes on a slow machine.
@@ -28,6 +30,7 @@ impl Drop for Running {
 struct Captured {
     dir: tempfile::TempDir,
     source: PathBuf,
+    ports: RefCell<Vec<Socket>>,
 }
 
 impl Captured {
@@ -43,7 +46,7 @@ impl Captured {
         let source = dir.path().join("source.img");
         File::create(&source).and_then(|file| file.set_len(48 << 20)).expect("new");
         succeed(Command::new("/sbin/mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&source));
-        let captured = Captured { dir, source };
+        let captured = Captured { dir, source, ports: RefCell::default() };
         let mut capture = captured.ezio(&["capture"]);
         succeed(capture.arg(&captured.source).args(["--name", "golden", "--piece-len", "262144"]));
         captured
@@ -57,6 +60,13 @@ impl Captured {
         let mut ezio = Command::new(EZIO);
         ezio.args(command).arg("--library").arg(self.path("library"));
         ezio
+    }
+
+    /// A port for a program of this test.
+    fn port(&self) -> u16 {
+        let (port, socket) = free_port();
+        self.ports.borrow_mut().push(socket);
+        port
     }
 
     fn torrent(&self) -> PathBuf {
@@ -108,7 +118,7 @@ impl Captured {
         }
         let mut serve = self.ezio(&["serve"]);
         serve.args(["--dhcp", "off", "--tftp", "false", "--address", "127.0.0.1", "--http-port"]);
-        serve.arg(free_port().to_string());
+        serve.arg(self.port().to_string());
         serve.arg("--boot-dir").arg(boot).stdout(Stdio::piped());
         let mut serving = Running(serve.spawn().expect("our own binary"));
         let lines = BufReader::new(serving.0.stdout.take().expect("piped")).lines();
@@ -172,8 +182,14 @@ fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+/// A port that nobody else is given as long as the socket lives: it is bound and does not listen, which keeps out all but
+/// those who ask for this very port and are ready to share (`SO_REUSEADDR`), as servers are.
+fn free_port() -> (u16, Socket) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("shared");
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
+    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("where it is bound");
+    (addr.port(), socket)
 }
 
 fn listens(port: u16) -> bool {
@@ -197,7 +213,7 @@ fn aria2_downloads_from_our_seeder() {
     let dir = captured.path("download");
     let mut aria2 = Command::new("aria2c");
     aria2.args(ARIA2).args(["--seed-time=0", &format!("--bt-tracker={tracker}")]);
-    aria2.arg(format!("--listen-port={}", free_port())).arg("--dir").arg(&dir).arg(captured.torrent());
+    aria2.arg(format!("--listen-port={}", captured.port())).arg("--dir").arg(&dir).arg(captured.torrent());
     succeed(&mut aria2);
     captured.check_files(&dir);
 }
@@ -206,7 +222,7 @@ fn aria2_downloads_from_our_seeder() {
 fn we_restore_from_aria2() {
     need(&["aria2c", "--version"]);
     let captured = Captured::new();
-    let port = free_port();
+    let port = captured.port();
     let mut aria2 = Command::new("aria2c");
     aria2.args(ARIA2).args(["--seed-ratio=0.0", "--check-integrity=true", &format!("--listen-port={port}")]);
     aria2.arg("--dir").arg(captured.bt_files()).arg(captured.torrent()).stdout(Stdio::null());
@@ -248,7 +264,7 @@ fn libtorrent_downloads_from_our_seeder() {
     let (_serving, tracker) = captured.serve();
     let dir = captured.path("download");
     fs::create_dir(&dir).expect("new");
-    succeed(&mut libtorrent(&captured, &dir, free_port(), &tracker));
+    succeed(&mut libtorrent(&captured, &dir, captured.port(), &tracker));
     captured.check_files(&dir);
 }
 
@@ -256,7 +272,7 @@ fn libtorrent_downloads_from_our_seeder() {
 fn we_restore_from_libtorrent() {
     need(&[PYTHON, "-c", "import libtorrent"]);
     let captured = Captured::new();
-    let port = free_port();
+    let port = captured.port();
     let files = captured.bt_files();
     let _seeding = Running(libtorrent(&captured, &files, port, "").spawn().expect("python3 runs"));
     wait_for("libtorrent to listen", || listens(port));
@@ -278,7 +294,7 @@ fn partclones_bt_files_are_restored_to_a_partition() {
     // The hashes come from torrent.info alone; the bytes come from partclone's own files.
     let torrent = captured.path("library/images/bt/image.torrent");
     let meta = Metainfo::parse(&fs::read(&torrent).expect("imported")).expect("our own torrent");
-    let port = free_port();
+    let port = captured.port();
     let listen = format!("127.0.0.1:{port}");
     let mut seed = Command::new(EZIO);
     seed.arg("seed").arg(&torrent).arg(&files).args(["--as", "btfiles", "--listen", &listen]).stdout(Stdio::null());

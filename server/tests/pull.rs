@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Read as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -12,6 +12,7 @@ use librqbit::{AddTorrent, AddTorrentOptions, ListenerOptions, Session, SessionO
 use metainfo::{FileEntry, ImageFacts, Metainfo, NewTorrent};
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
+use socket2::{Domain, Socket, Type};
 
 const EZIO: &str = env!("CARGO_BIN_EXE_ezio");
 /// Far more than any of this takes on a slow machine.
@@ -49,6 +50,7 @@ struct Sites {
     content: Vec<u8>,
     meta: Metainfo,
     http_port: u16,
+    _http: Socket,
 }
 
 impl Sites {
@@ -103,7 +105,8 @@ impl Sites {
         fs::write(image.join("content"), &content).expect("written");
         fs::write(image.join("image.torrent"), torrent).expect("written");
         fs::write(image.join("manifest.json"), manifest.to_string()).expect("written");
-        Sites { dir, content, meta, http_port: free_port() }
+        let (http_port, http) = free_port();
+        Sites { dir, content, meta, http_port, _http: http }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -197,8 +200,14 @@ fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+/// A port that nobody else is given as long as the socket lives: it is bound and does not listen, which keeps out all but
+/// those who ask for this very port and are ready to share (`SO_REUSEADDR`), as servers are.
+fn free_port() -> (u16, Socket) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("shared");
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
+    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("where it is bound");
+    (addr.port(), socket)
 }
 
 #[test]
@@ -378,7 +387,8 @@ fn mistakes_are_said_in_words() {
     let torrent = torrent.to_str().expect("plain");
     let alone = fail(&mut sites.image(&["pull", torrent, "--name", "x"]));
     assert!(alone.contains("--peer"), "{alone}");
-    let silent = format!("127.0.0.1:{}", free_port());
+    let (silent, _not_listening) = free_port();
+    let silent = format!("127.0.0.1:{silent}");
     let gone = fail(&mut sites.image(&["pull", torrent, "--name", "x", "--peer", &silent, "--patience", "1"]));
     assert!(gone.contains("nothing came") && gone.contains(&silent) && gone.contains("nobody"), "{gone}");
     let peer = format!("127.0.0.1:{port}");

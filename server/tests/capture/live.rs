@@ -1,11 +1,12 @@
 //! Images without content, seeded from the disk they were captured from.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::tools::{Junk, Place, Running, command, need, run};
 
@@ -102,7 +103,11 @@ fn the_server_seeds_a_live_image_once_its_source_is_there() {
     for name in ["vmlinuz", "initrd.img", "undionly.kpxe", "snponly.efi"] {
         fs::write(boot.join(name), "not booted here").expect("write");
     }
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    // Bound and not listening: nobody else is given it, and the server, which asks for it, is let in.
+    let http = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    http.set_reuse_address(true).expect("shared");
+    http.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+    let port = http.local_addr().ok().and_then(|addr| addr.as_socket()).expect("where it is bound").port();
     let mut serve = place.ezio(&["serve", "--dhcp", "off", "--tftp", "false", "--address", "127.0.0.1"]);
     serve.args(["--http-port", &port.to_string()]).arg("--boot-dir").arg(&boot);
     serve.stdout(Stdio::null()).stderr(Stdio::null());

@@ -10,7 +10,7 @@ use swarm::bits::PieceSet;
 use swarm::wire::{HANDSHAKE_LEN, Handshake, Message, Request, decode, encode};
 use swarm::{Have, Options, Swarm, SwarmError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::common::{HttpTracker, Memory, complete, image, options, receiver, seeder, until};
@@ -247,14 +247,15 @@ async fn a_seeder_that_cannot_read_is_gone_round() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tracker_that_comes_late_is_found_and_told_everything() {
     let image = image(2 << 20, 64 << 10, None);
-    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("binding");
+    // Nobody else gets the port, and who connects is refused until it listens.
+    let reserved = TcpSocket::new_v4().expect("a socket");
+    reserved.bind("127.0.0.1:0".parse().unwrap()).expect("binding");
     let addr = reserved.local_addr().expect("an address");
-    drop(reserved);
     let trackers = vec![format!("http://{addr}/announce")];
     let seeder = seeder(&image, Options { trackers: trackers.clone(), ..options(Have::All) }).await;
     let (swarm, store) = receiver(&image, Options { trackers, ..options(Have::None) }).await;
     until("both have noticed", || [&seeder, &swarm].iter().all(|s| s.stats().tracker_error.is_some())).await;
-    let tracker = HttpTracker::start(addr, &image).await;
+    let tracker = HttpTracker::on(reserved.listen(64).expect("listening"), &image);
     complete(&swarm).await;
     assert!(store.is_right());
     assert_eq!(swarm.stats().tracker_error, None);

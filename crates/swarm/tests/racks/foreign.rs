@@ -1,26 +1,29 @@
 //! Stock clients on the other end, both ways, on image-style torrents.
 
-use std::net::TcpListener as StdListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::common::{HttpTracker, Image, complete, image, image_with_names, options, receiver, seeder, until};
+use socket2::{Domain, Socket, Type};
 use swarm::{Have, Options};
 
 /// Kills the program when the test ends, however it ends.
-struct Running(Child);
+struct Running {
+    child: Child,
+    _port: Port,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-fn start(mut command: Command) -> Running {
-    Running(
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting a client"),
-    )
+fn start(mut command: Command, port: Port) -> Running {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    Running { child: child.expect("starting a client"), _port: port }
 }
 
 fn need(program: &str, args: &[&str]) {
@@ -29,14 +32,29 @@ fn need(program: &str, args: &[&str]) {
     assert!(is_here, "`{program} {}` does not work here: `make setup` installs it", args.join(" "));
 }
 
-/// A port that was free a moment ago: stock clients cannot tell us which one they took.
-fn free_port() -> u16 {
-    StdListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("binding").port()
+/// A port for a stock client, which cannot tell us which one it took.
+///
+/// Nobody else is given it as long as this lives: it is bound and does not listen, which keeps out all but those who ask for
+/// this very port and are ready to share (`SO_REUSEADDR`), as servers are.
+struct Port {
+    number: u16,
+    _held: Socket,
+}
+
+impl Port {
+    fn free() -> Port {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_reuse_address(true).expect("shared");
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("binding");
+        let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("where it is bound");
+        Port { number: addr.port(), _held: socket }
+    }
 }
 
 fn aria2(dir: &Path, torrent: &Path, tracker: &str, is_seeder: bool) -> Running {
+    let port = Port::free();
     let mut command = Command::new("aria2c");
-    command.arg(format!("--dir={}", dir.display())).arg(format!("--listen-port={}", free_port()));
+    command.arg(format!("--dir={}", dir.display())).arg(format!("--listen-port={}", port.number));
     command.arg(format!("--bt-tracker={tracker}")).arg("--bt-exclude-tracker=*");
     command.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--enable-peer-exchange=false"]);
     command.args(["--bt-enable-lpd=false", "--file-allocation=none", "--seed-ratio=0.0", "--seed-time=999"]);
@@ -44,7 +62,7 @@ fn aria2(dir: &Path, torrent: &Path, tracker: &str, is_seeder: bool) -> Running 
         command.args(["--check-integrity=true", "--bt-seed-unverified=false"]);
     }
     command.arg(torrent);
-    start(command)
+    start(command, port)
 }
 
 const LIBTORRENT: &str = "
@@ -63,20 +81,20 @@ while True:
     time.sleep(1)
 ";
 
-fn libtorrent(dir: &Path, torrent: &Path, port: u16, peer: &str) -> Running {
+fn libtorrent(dir: &Path, torrent: &Path, port: Port, peer: &str) -> Running {
     let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", LIBTORRENT]).arg(torrent).arg(dir).args([&port.to_string(), peer]);
-    start(command)
+    command.args(["-c", LIBTORRENT]).arg(torrent).arg(dir).args([&port.number.to_string(), peer]);
+    start(command, port)
 }
 
 /// Transmission takes no peers on loopback from a tracker, but answers us when we dial it.
-fn transmission(dir: &Path, torrent: &Path, port: u16) -> Running {
+fn transmission(dir: &Path, torrent: &Path, port: Port) -> Running {
     let mut command = Command::new("transmission-cli");
     command.arg("--config-dir").arg(dir.join("transmission")).arg("--download-dir").arg(dir);
     // On loopback there is no router to map a port.
     command.args(["--no-portmap", "--no-blocklist", "--no-uplimit", "--no-downlimit", "--encryption-tolerated"]);
-    command.args(["--port", &port.to_string()]).arg(torrent).env("HOME", dir);
-    start(command)
+    command.args(["--port", &port.number.to_string()]).arg(torrent).env("HOME", dir);
+    start(command, port)
 }
 
 fn images() -> [Image; 3] {
@@ -126,9 +144,9 @@ async fn libtorrent_seeds_to_us() {
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         image.lay_out(dir.path());
-        let port = free_port();
+        let port = Port::free();
+        let peers = vec![([127, 0, 0, 1], port.number).into()];
         let _theirs = libtorrent(dir.path(), &image.write_torrent(dir.path()), port, "");
-        let peers = vec![([127, 0, 0, 1], port).into()];
         let (swarm, store) = receiver(&image, Options { peers, ..options(Have::None) }).await;
         complete(&swarm).await;
         assert!(store.is_right());
@@ -142,7 +160,7 @@ async fn libtorrent_fetches_from_us() {
         let dir = tempfile::tempdir().expect("a directory");
         let ours = seeder(&image, options(Have::All)).await;
         let torrent = image.write_torrent(dir.path());
-        let _theirs = libtorrent(dir.path(), &torrent, free_port(), &ours.local_addr().to_string());
+        let _theirs = libtorrent(dir.path(), &torrent, Port::free(), &ours.local_addr().to_string());
         until("libtorrent has every byte", || image.is_laid_out(dir.path())).await;
     }
 }
@@ -153,9 +171,9 @@ async fn transmission_seeds_to_us() {
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
         image.lay_out(dir.path());
-        let port = free_port();
+        let port = Port::free();
+        let peers = vec![([127, 0, 0, 1], port.number).into()];
         let _theirs = transmission(dir.path(), &image.write_torrent(dir.path()), port);
-        let peers = vec![([127, 0, 0, 1], port).into()];
         let (swarm, store) = receiver(&image, Options { peers, ..options(Have::None) }).await;
         complete(&swarm).await;
         assert!(store.is_right());
@@ -167,9 +185,9 @@ async fn transmission_fetches_from_us() {
     need("transmission-cli", &["--version"]);
     for image in images() {
         let dir = tempfile::tempdir().expect("a directory");
-        let port = free_port();
+        let port = Port::free();
+        let peers = vec![([127, 0, 0, 1], port.number).into()];
         let _theirs = transmission(dir.path(), &image.write_torrent(dir.path()), port);
-        let peers = vec![([127, 0, 0, 1], port).into()];
         let _ours = seeder(&image, Options { peers, ..options(Have::All) }).await;
         until("Transmission has every byte", || image.is_laid_out(dir.path())).await;
     }
