@@ -31,6 +31,8 @@ struct Entry {
     state: State,
     due: Duration,
     wait: Duration,
+    /// Named by the owner, not by a tracker: dialled before others, and never forgotten.
+    is_given: bool,
 }
 
 /// Every address heard of.
@@ -47,40 +49,50 @@ impl Book {
         }
         if self.entries.len() >= MAX_ADDRS {
             // Machines that rebooted leave their old ports behind; nobody has answered there for a while.
-            let is_dead = |entry: &Entry| entry.state == State::Idle && entry.wait == REDIAL.1;
+            let is_dead = |entry: &Entry| entry.state == State::Idle && entry.wait == REDIAL.1 && !entry.is_given;
             let dead = self.entries.iter().find(|(_, entry)| is_dead(entry)).map(|(&addr, _)| addr);
             dead.map(|addr| self.entries.remove(&addr));
         }
         let is_new = self.entries.len() < MAX_ADDRS;
         if is_new {
-            self.entries.insert(addr, Entry { state: State::Idle, due: now, wait: REDIAL.0 });
+            self.entries.insert(addr, Entry { state: State::Idle, due: now, wait: REDIAL.0, is_given: false });
         }
         is_new
     }
 
-    /// At most `limit` addresses to dial now; they count as being dialled.
+    /// Notes an address that the owner named, however full the book is; true if it is new.
+    pub(crate) fn add_given(&mut self, addr: SocketAddr, now: Duration) -> bool {
+        let fresh = Entry { state: State::Idle, due: now, wait: REDIAL.0, is_given: true };
+        let is_new = !self.entries.contains_key(&addr);
+        self.entries.entry(addr).or_insert(fresh).is_given = true;
+        is_new
+    }
+
+    /// At most `limit` addresses to dial now; they count as being dialled. Those that the owner named come first, then
+    /// whoever has been due for longest: however many are dead, each has its turn.
     pub(crate) fn due(
         &mut self,
         now: Duration,
         limit: usize,
         is_connected: impl Fn(&[u8; 20]) -> bool,
     ) -> Vec<SocketAddr> {
-        let mut due = Vec::new();
-        for (&addr, entry) in &mut self.entries {
-            if due.len() >= limit {
-                break;
-            }
-            let is_free = match entry.state {
-                State::Idle => true,
-                State::Alias(peer_id) => !is_connected(&peer_id),
-                State::Dialling | State::Connected { .. } | State::Never => false,
-            };
-            if is_free && entry.due <= now {
-                entry.state = State::Dialling;
-                due.push(addr);
-            }
+        if limit == 0 {
+            return Vec::new();
         }
-        due
+        let is_free = |state| match state {
+            State::Idle => true,
+            State::Alias(peer_id) => !is_connected(&peer_id),
+            State::Dialling | State::Connected { .. } | State::Never => false,
+        };
+        let mut due: Vec<_> =
+            self.entries.iter_mut().filter(|(_, entry)| entry.due <= now && is_free(entry.state)).collect();
+        due.sort_unstable_by_key(|(_, entry)| (!entry.is_given, entry.due));
+        due.truncate(limit);
+        let dial = |(&addr, entry): (&SocketAddr, &mut Entry)| {
+            entry.state = State::Dialling;
+            addr
+        };
+        due.into_iter().map(dial).collect()
     }
 
     /// How many addresses are being dialled.
@@ -160,6 +172,46 @@ mod tests {
         (0..9).for_each(|_| book.lost(addr(7), Duration::ZERO, false));
         assert!(book.add(addr(3000), Duration::ZERO));
         assert!(!book.add(addr(3001), Duration::ZERO), "full again");
+    }
+
+    #[test]
+    fn dead_addresses_leave_room_for_live_ones() {
+        let addr = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let (live, given) = (addr(5000), addr(5001));
+        let mut book = Book::default();
+        (0..500).for_each(|port| assert!(book.add(addr(port), Duration::ZERO)));
+        let mut now = Duration::ZERO;
+        let mut dialled = Vec::new();
+        for round in 0..40 {
+            let called = book.due(now, 27, |_| false);
+            assert_eq!(called.len(), 27);
+            now += Duration::from_secs(3);
+            called.iter().for_each(|&addr| book.lost(addr, now, false));
+            dialled.push(called);
+            if round == 10 {
+                book.add(live, now);
+                book.add_given(given, now);
+            }
+        }
+        assert_eq!(dialled[11][0], given, "the owner's come first");
+        // 500 others in rounds of 27, once each.
+        assert!(dialled[11..=30].iter().flatten().any(|&addr| addr == live));
+        (0..500).for_each(|port| assert!(dialled.iter().flatten().any(|&called| called == addr(port)), "{port}"));
+    }
+
+    #[test]
+    fn an_address_from_the_owner_is_taken_into_a_full_book_and_stays() {
+        let addr = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let mut book = Book::default();
+        (0..2048).for_each(|port| assert!(book.add(addr(port), Duration::ZERO)));
+        assert!(book.add_given(addr(3000), Duration::ZERO));
+        assert!(!book.add_given(addr(7), Duration::ZERO), "known already, but the owner's from now on");
+        let first = book.due(Duration::ZERO, 2, |_| false);
+        assert!(first.contains(&addr(7)) && first.contains(&addr(3000)));
+        for port in [7, 3000] {
+            (0..9).for_each(|_| book.lost(addr(port), Duration::ZERO, false));
+        }
+        assert!(!book.add(addr(3001), Duration::ZERO), "the dead are the owner's");
     }
 
     #[test]

@@ -24,8 +24,9 @@ impl Shared {
         }
     }
 
+    /// The owner names a peer.
     pub(crate) fn add_peer(&self, addr: SocketAddr) {
-        if lock(&self.core).book.add(addr, self.now()) {
+        if lock(&self.core).book.add_given(addr, self.now()) {
             self.dial.notify_one();
         }
     }
