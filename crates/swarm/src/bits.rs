@@ -31,19 +31,15 @@ impl PieceSet {
         if bytes.len() != wire_len(len) {
             return None;
         }
-        let mut set = PieceSet::new(len);
-        for (at, &byte) in bytes.iter().enumerate() {
-            for bit in 0..8u32 {
-                if byte & (0x80 >> bit) != 0 {
-                    let index = u32::try_from(at).ok()?.checked_mul(8)?.checked_add(bit)?;
-                    if index >= len {
-                        return None;
-                    }
-                    set.insert(PieceIndex(index));
-                }
-            }
-        }
-        Some(set)
+        let word = |bytes: &[u8]| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u64::from_be_bytes(word).reverse_bits()
+        };
+        let words: Vec<u64> = bytes.chunks(8).map(word).collect();
+        let has_spare = !len.is_multiple_of(64) && words.last().is_some_and(|last| last >> (len % 64) != 0);
+        let count = words.iter().map(|word| word.count_ones()).sum();
+        (!has_spare).then_some(PieceSet { words, len, count })
     }
 
     /// The payload of a bitfield message: the high bit of the first byte is piece 0.
@@ -83,6 +79,17 @@ impl PieceSet {
     /// How many pieces are in the set.
     pub fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Puts the pieces of `other` in; those that were not there, ascending.
+    pub fn unite(&mut self, other: &PieceSet) -> Vec<PieceIndex> {
+        let mut news = Vec::new();
+        for (at, (mine, theirs)) in self.words.iter_mut().zip(&other.words).enumerate() {
+            news.extend(ones(at, theirs & !*mine));
+            *mine |= theirs;
+        }
+        self.count += u32::try_from(news.len()).expect("piece numbers have 32 bits");
+        news
     }
 
     /// Whether every piece is in the set.
@@ -145,6 +152,9 @@ mod tests {
             prop_assert_eq!(usize::try_from(set.count()).unwrap(), model.len());
             prop_assert_eq!(PieceSet::from_wire(&set.to_wire(), len), Some(set.clone()));
             prop_assert_eq!(set.common(&PieceSet::full(len)).count(), model.len());
+            let missing: Vec<_> = (0..len).filter(|pick| !model.contains(pick)).map(PieceIndex).collect();
+            prop_assert_eq!(set.unite(&PieceSet::full(len)), missing);
+            prop_assert!(set.is_full() && set.unite(&PieceSet::full(len)).is_empty());
         }
     }
 }

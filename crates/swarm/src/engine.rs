@@ -280,3 +280,39 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A swarm's shared state without a swarm: no sockets, no ticks.
+
+    use std::io;
+
+    use metainfo::{FileEntry, NewTorrent};
+    use sha1::{Digest, Sha1};
+
+    use super::*;
+
+    struct Zeros;
+
+    impl Storage for Zeros {
+        fn write_piece(&self, _: PieceIndex, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn read(&self, _: PieceIndex, _: u32, buf: &mut [u8]) -> io::Result<()> {
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    /// Of an image of so many pieces, all zeros.
+    pub(crate) fn shared(pieces: u32, piece_len: u32, options: &Options) -> Arc<Shared> {
+        let hash = Sha1::digest(vec![0; usize::try_from(piece_len).expect("fits usize")]).into();
+        let files = vec![FileEntry { length: u64::from(pieces) * u64::from(piece_len), path: vec!["0".into()] }];
+        let hashes = vec![hash; usize::try_from(pieces).expect("fits usize")];
+        let new =
+            NewTorrent { name: "root".into(), announce: None, piece_len, files, hashes, facts: None, private: true };
+        let meta = Metainfo::parse(&new.to_bytes().expect("a good torrent")).expect("our own torrent");
+        Arc::new(Shared::new(Arc::new(meta), Arc::new(Zeros), options, 1))
+    }
+}

@@ -1,6 +1,6 @@
 //! One connected peer, as the rest of the engine sees it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +10,42 @@ use tokio::sync::Notify;
 use crate::buffers::PieceBuf;
 use crate::picker::Ask;
 use crate::wire::Request;
+
+/// Requests remembered per peer; stock clients keep at most 500 or so. More are not answered.
+const MAX_UPLOADS: usize = 2048;
+
+/// Ranges a peer asked for, each once, in its order. Nothing here looks through all of them: every message of a peer may
+/// ask for it.
+#[derive(Default)]
+pub(crate) struct Uploads {
+    by_age: BTreeMap<u64, Request>,
+    age: HashMap<Request, u64>,
+    clock: u64,
+}
+
+impl Uploads {
+    pub(crate) fn push(&mut self, request: Request) {
+        if self.age.len() < MAX_UPLOADS && !self.age.contains_key(&request) {
+            self.clock += 1;
+            self.age.insert(request, self.clock);
+            self.by_age.insert(self.clock, request);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, request: &Request) {
+        if let Some(age) = self.age.remove(request) {
+            self.by_age.remove(&age);
+        }
+    }
+
+    pub(crate) fn first(&self) -> Option<Request> {
+        self.by_age.first_key_value().map(|(_, &request)| request)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.age.is_empty()
+    }
+}
 
 /// What others may touch of a link: its name, its alarm bells, and the two lists that its halves share.
 pub(crate) struct Link {
@@ -29,7 +65,7 @@ pub(crate) struct Link {
     /// Blocks asked of the peer, and where they go. What is not in here is not taken.
     pub(crate) asked: Mutex<HashMap<Ask, Arc<PieceBuf>>>,
     /// Ranges the peer asked for, in its order.
-    pub(crate) uploads: Mutex<VecDeque<Request>>,
+    pub(crate) uploads: Mutex<Uploads>,
 }
 
 impl Link {
@@ -44,7 +80,7 @@ impl Link {
             close: Notify::new(),
             finish: Notify::new(),
             asked: Mutex::new(HashMap::new()),
-            uploads: Mutex::new(VecDeque::new()),
+            uploads: Mutex::new(Uploads::default()),
         }
     }
 }
@@ -65,5 +101,29 @@ pub(crate) struct LinkState {
 impl LinkState {
     pub(crate) fn new(link: Arc<Link>, told_haves: usize, shows_little: bool) -> LinkState {
         LinkState { link, told_haves, shows_little, is_interested: false, is_hungry: false, cancels: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metainfo::PieceIndex;
+
+    #[test]
+    fn ranges_are_served_in_order_once_and_not_after_a_cancel() {
+        let request = |begin| Request { piece: PieceIndex(1), begin, len: 16384 };
+        let mut uploads = Uploads::default();
+        [3, 1, 2, 1, 0].into_iter().for_each(|begin| uploads.push(request(begin)));
+        uploads.cancel(&request(2));
+        uploads.cancel(&request(9));
+        let mut served = Vec::new();
+        while let Some(first) = uploads.first() {
+            served.push(first.begin);
+            uploads.cancel(&first);
+        }
+        assert_eq!(served, [3, 1, 0]);
+        assert!(uploads.is_empty());
+        (0..9000).for_each(|begin| uploads.push(request(begin)));
+        assert_eq!((uploads.age.len(), uploads.by_age.len()), (MAX_UPLOADS, MAX_UPLOADS));
     }
 }

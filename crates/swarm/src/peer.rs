@@ -18,6 +18,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+use crate::bits::PieceSet;
 use crate::buffers::{SEGMENT_LEN, lock};
 use crate::engine::{Shared, count};
 use crate::link::Link;
@@ -38,8 +39,6 @@ const UNSENT_BYTES: u32 = 256 << 10;
 const READ_LEN: usize = 256 << 10;
 /// Blocks sent before looking up again.
 const BATCH: usize = 16;
-/// Requests remembered per peer; stock clients keep at most 500 or so. More are not answered.
-const MAX_UPLOADS: usize = 2048;
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +146,7 @@ fn tune(stream: &TcpStream) {
 
 async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> Result<(), LinkError> {
     let mut buf = BytesMut::with_capacity(READ_LEN);
+    let mut said = PieceSet::new(shared.geometry.piece_count());
     loop {
         buf.reserve(READ_LEN);
         let len = timeout(SILENCE, reader.read_buf(&mut buf)).await.map_err(|_| LinkError::Silent)??;
@@ -154,16 +154,17 @@ async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> R
             return Ok(());
         }
         shared.down.pass(len).await;
-        let used = take_messages(shared, link, &buf)?;
+        let used = take_messages(shared, link, &buf, &mut said)?;
         buf.advance(used);
         link.wake.notify_one();
     }
 }
 
-/// Acts on every whole message in `bytes`; how many bytes those were.
-fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8]) -> Result<usize, LinkError> {
+/// Acts on every whole message in `bytes`; how many bytes those were. `said` is what the peer has said that it has: the
+/// engine, which is everybody's, hears of each piece once.
+fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8], said: &mut PieceSet) -> Result<usize, LinkError> {
     let (mut arrived, mut haves) = (Vec::new(), Vec::new());
-    let used = sort_messages(shared, link, bytes, &mut arrived, &mut haves);
+    let used = sort_messages(shared, link, bytes, said, &mut arrived, &mut haves);
     // Also if nonsense follows them: they are in their buffers, which take no block twice.
     if !arrived.is_empty() {
         shared.blocks_arrived(link, &arrived);
@@ -175,11 +176,12 @@ fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8]) -> Result<usiz
 }
 
 /// Acts on every whole message in `bytes`, but leaves it to the caller to account for the blocks that are in their
-/// buffers and the pieces that the peer says it has, many at a time. How many bytes the messages were.
+/// buffers and the pieces that the peer now says it has, many at a time. How many bytes the messages were.
 fn sort_messages(
     shared: &Arc<Shared>,
     link: &Link,
     bytes: &[u8],
+    said: &mut PieceSet,
     arrived: &mut Vec<Ask>,
     haves: &mut Vec<PieceIndex>,
 ) -> Result<usize, LinkError> {
@@ -203,14 +205,12 @@ fn sort_messages(
                 if !shared.holds(request.piece) {
                     return Err(LinkError::NotOurs(request.piece));
                 }
-                let mut uploads = lock(&link.uploads);
-                if uploads.len() < MAX_UPLOADS {
-                    uploads.push_back(request);
-                }
+                lock(&link.uploads).push(request);
             }
-            Message::Cancel(request) => lock(&link.uploads).retain(|upload| *upload != request),
-            Message::Have(piece) => haves.push(piece),
-            Message::Bitfield(set) => haves.extend(set.iter()),
+            Message::Cancel(request) => lock(&link.uploads).cancel(&request),
+            Message::Have(piece) => haves.extend(said.insert(piece).then_some(piece)),
+            // BEP 3 has it first and once. aria2 sends it again, when that is shorter than all its news one by one.
+            Message::Bitfield(set) => haves.extend(said.unite(&set)),
             Message::Unchoke => shared.peer_lets_us_ask(link, true),
             Message::Choke => shared.peer_lets_us_ask(link, false),
             Message::Interested | Message::NotInterested | Message::KeepAlive | Message::Ignored(_) => {}
@@ -258,19 +258,19 @@ async fn serve(
     writer: &mut OwnedWriteHalf,
     turn: &mut Turn,
 ) -> Result<(), LinkError> {
-    let Some(first) = lock(&link.uploads).front().copied() else { return Ok(()) };
+    let Some(first) = lock(&link.uploads).first() else { return Ok(()) };
     let (data, base) = load(shared, first).await?;
     let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
     let mut batch: Vec<Request> = Vec::with_capacity(BATCH);
     {
         let mut uploads = lock(&link.uploads);
-        while let Some(&next) = uploads.front() {
+        while let Some(next) = uploads.first() {
             let is_here = next.piece == first.piece && next.begin >= base && u64::from(next.begin + next.len) <= end;
             if !is_here || batch.len() == BATCH {
                 break;
             }
             batch.push(next);
-            uploads.pop_front();
+            uploads.cancel(&next);
         }
     }
     let headers: Vec<[u8; 13]> =
@@ -339,4 +339,41 @@ async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]], turn: &mut Turn) -> 
         IoSlice::advance_slices(&mut left, written);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Options;
+    use crate::engine::testing;
+
+    fn addr(ip: [u8; 4]) -> SocketAddr {
+        SocketAddr::from((ip, 6881))
+    }
+
+    fn bytes_of(messages: &[Message<'_>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        messages.iter().for_each(|message| wire::encode(message, &mut out));
+        out
+    }
+
+    /// However often the peer says it, and in whatever way.
+    #[test]
+    fn the_engine_hears_of_a_piece_once() {
+        let shared = testing::shared(200, 16384, &Options::default());
+        let (link, _) = shared.admit([1; 20], addr([10, 0, 0, 1]), false).expect("taken in");
+        let mut some = PieceSet::full(200);
+        some.remove(PieceIndex(77));
+        let first = Message::Bitfield(some);
+        let bytes = bytes_of(&[first.clone(), first.clone(), Message::Have(PieceIndex(3))]);
+        let mut said = PieceSet::new(200);
+        let (mut arrived, mut haves) = (Vec::new(), Vec::new());
+        let used = sort_messages(&shared, &link, &bytes, &mut said, &mut arrived, &mut haves);
+        assert_eq!((used.expect("no nonsense"), haves.len()), (bytes.len(), 199));
+        // aria2 says it this way when it has got many at a time.
+        haves.clear();
+        let bytes = bytes_of(&[Message::Bitfield(PieceSet::full(200)), first]);
+        sort_messages(&shared, &link, &bytes, &mut said, &mut arrived, &mut haves).expect("no nonsense");
+        assert_eq!(haves, [PieceIndex(77)]);
+    }
 }

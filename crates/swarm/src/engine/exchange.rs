@@ -20,8 +20,10 @@ impl Shared {
         let core = &mut *lock(&self.core);
         let mut made_room = false;
         for piece in pieces {
+            let is_first = core.picker.availability(piece) == 0;
             core.picker.peer_has(link.key, piece);
-            if let Some(reveal) = core.reveal.as_mut().filter(|reveal| !reveal.is_over()) {
+            // What somebody had already is shown to nobody as a first copy.
+            if let Some(reveal) = core.reveal.as_mut().filter(|reveal| is_first && !reveal.is_over()) {
                 made_room |= reveal.seen(piece);
             }
         }
