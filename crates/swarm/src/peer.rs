@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::bits::PieceSet;
-use crate::buffers::{SEGMENT_LEN, lock};
+use crate::buffers::{PieceBuf, SEGMENT_LEN, lock};
 use crate::engine::{Shared, count};
 use crate::link::Link;
 use crate::pace::{SLOT_STALL, UNACKNOWLEDGED};
@@ -182,7 +182,7 @@ fn sort_messages(
     link: &Link,
     bytes: &[u8],
     said: &mut PieceSet,
-    arrived: &mut Vec<Ask>,
+    arrived: &mut Vec<(Ask, Arc<PieceBuf>)>,
     haves: &mut Vec<PieceIndex>,
 ) -> Result<usize, LinkError> {
     let mut used = 0;
@@ -195,10 +195,9 @@ fn sort_messages(
                 let is_block = begin % BLOCK_LEN == 0
                     && u32::try_from(data.len()) == Ok(shared.geometry.block_len(piece, ask.block));
                 let buf = if is_block { lock(&link.asked).remove(&ask) } else { None };
-                if buf.is_some_and(|buf| buf.put(ask.block, data, u64::from(link.key))) {
-                    arrived.push(ask);
-                } else {
-                    count(&shared.counters.wasted, data.len());
+                match buf.filter(|buf| buf.put(ask.block, data, u64::from(link.key))) {
+                    Some(buf) => arrived.push((ask, buf)),
+                    None => count(&shared.counters.wasted, data.len()),
                 }
             }
             Message::Request(request) => {

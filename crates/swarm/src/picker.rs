@@ -12,7 +12,7 @@ mod buckets;
 mod choice;
 mod release;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use metainfo::{Geometry, PieceIndex};
@@ -23,6 +23,13 @@ use crate::bits::PieceSet;
 
 /// An answer may take this long, or four times as long as this peer's usually do.
 const DEADLINE_MIN: Duration = Duration::from_secs(2);
+/// But no longer than this, however slow the peer has been: else each answer could come a little later than the one
+/// before, without end. On slow links requests wait their turn for a minute or so: with 20 seconds here, fifty machines on
+/// links of 3 Mbit/s took four times as long in the simulator.
+const DEADLINE_MAX: Duration = Duration::from_secs(300);
+/// Who has a piece to itself may take this long for it before somebody else gets it, twice as long at its next try, and so
+/// on: an honest one that is slow needs the time, and a liar has to be got round.
+const ALONE_PATIENCE: Duration = Duration::from_secs(20);
 /// A piece that holds memory while nothing of it arrives is given up after this, if the memory is needed.
 const ABANDON_AFTER: Duration = Duration::from_secs(4);
 /// A peer that was late is tried again after this: the others may be worse, or gone.
@@ -95,6 +102,38 @@ struct Started {
     last_block_at: Duration,
 }
 
+/// A piece whose hash was wrong with several givers: one giver alone next time, so that we learn who lies.
+#[derive(Debug, Default)]
+struct Alone {
+    /// Who is to give all of it, and since when.
+    giver: Option<(PeerKey, Duration)>,
+    /// Givers that did not finish it, once for each time.
+    tried: Vec<PeerKey>,
+}
+
+impl Alone {
+    fn give(&mut self, peer: PeerKey, now: Duration) {
+        if self.giver.is_none_or(|(giver, _)| giver != peer) {
+            self.take();
+            self.giver = Some((peer, now));
+        }
+    }
+
+    /// Its giver has not finished it.
+    fn take(&mut self) {
+        self.tried.extend(self.giver.take().map(|(giver, _)| giver));
+    }
+
+    fn tries(&self, peer: PeerKey) -> usize {
+        self.tried.iter().filter(|&&tried| tried == peer).count()
+    }
+
+    fn patience(&self, peer: PeerKey) -> Duration {
+        // Ten tries are five hours.
+        ALONE_PATIENCE * (1 << self.tries(peer).min(10))
+    }
+}
+
 #[derive(Debug)]
 struct View {
     has: PieceSet,
@@ -118,6 +157,11 @@ impl View {
         !self.is_snubbed || now >= self.probe_at
     }
 
+    /// Whether it may be asked for the piece and is not late.
+    fn may_give(&self, piece: PieceIndex) -> bool {
+        self.can_ask && !self.is_snubbed && self.has.contains(piece)
+    }
+
     fn snub(&mut self, now: Duration) {
         self.is_snubbed = true;
         self.probe_at = now + PROBE_AFTER;
@@ -139,8 +183,7 @@ pub struct Picker {
     started: BTreeMap<PieceIndex, Started>,
     /// Started pieces with free blocks.
     open: Vec<PieceIndex>,
-    /// Pieces whose hash was wrong with several givers: one giver alone next time, so that we learn who lies.
-    alone: HashSet<PieceIndex>,
+    alone: BTreeMap<PieceIndex, Alone>,
     peers: BTreeMap<PeerKey, View>,
     bytes_in_flight: u64,
     budget: u64,
@@ -161,7 +204,7 @@ impl Picker {
             place: vec![0; count],
             started: BTreeMap::new(),
             open: Vec::new(),
-            alone: HashSet::new(),
+            alone: BTreeMap::new(),
             peers: BTreeMap::new(),
             bytes_in_flight: 0,
             budget: budget.max(u64::from(geometry.piece_len())),
@@ -391,7 +434,7 @@ impl Picker {
             return;
         }
         if alone {
-            self.alone.insert(piece);
+            self.alone.entry(piece).or_default().giver = None;
         } else {
             self.alone.remove(&piece);
         }
@@ -405,6 +448,7 @@ impl Picker {
         for peer in late {
             self.release_late(peer, now, &mut overdue.cancels);
         }
+        self.give_up_alone(now, &mut overdue);
         if self.has_room() || self.is_all_started() {
             return overdue;
         }
@@ -412,20 +456,7 @@ impl Picker {
         let stale: Vec<PieceIndex> =
             self.started.iter().filter(|(_, started)| stuck(started)).map(|(&piece, _)| piece).collect();
         for piece in stale {
-            let Some(started) = self.started.remove(&piece) else { continue };
-            for (block, state) in (0..).zip(&started.blocks) {
-                let Block::Asked { peer, second, .. } = *state else { continue };
-                for asked in [Some(peer), second].into_iter().flatten() {
-                    overdue.cancels.push((asked, Ask { piece, block }));
-                    if let Some(view) = self.peers.get_mut(&asked) {
-                        view.outstanding = view.outstanding.saturating_sub(1);
-                        view.snub(now);
-                    }
-                }
-            }
-            self.open.retain(|&open| open != piece);
-            self.back_to_missing(piece);
-            overdue.abandoned.push(piece);
+            self.abandon(piece, now, &mut overdue);
         }
         overdue
     }

@@ -46,13 +46,16 @@ impl Shared {
         lock(&self.core).picker.have().contains(piece)
     }
 
-    /// Blocks that are in their buffers now.
-    pub(crate) fn blocks_arrived(self: &Arc<Self>, link: &Link, asks: &[Ask]) {
+    /// Blocks that are in these buffers now.
+    pub(crate) fn blocks_arrived(self: &Arc<Self>, link: &Link, blocks: &[(Ask, Arc<PieceBuf>)]) {
         let now = self.now();
         let mut full = Vec::new();
         let core = &mut *lock(&self.core);
-        for &ask in asks {
-            match core.picker.received(link.key, ask, now) {
+        for &(ask, ref buf) in blocks {
+            // The piece may have been given up meanwhile, and begun again with another buffer.
+            let is_current = core.buffers.get(&ask.piece).is_some_and(|current| Arc::ptr_eq(current, buf));
+            let received = if is_current { core.picker.received(link.key, ask, now) } else { Received::Useless };
+            match received {
                 Received::Fresh { piece_complete, cancel } => {
                     if let Some(key) = cancel {
                         core.cancel(key, ask);

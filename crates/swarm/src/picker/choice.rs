@@ -11,8 +11,7 @@ use super::{Ask, Block, END_GAME_AGE, PeerKey, Picker, Started, State, View};
 /// Whether somebody else may be asked for the piece who has answered so far. Else whoever talks most, and so is looked at
 /// first, would have every block that is taken from it right back.
 fn has_better(peers: &BTreeMap<PeerKey, View>, peer: PeerKey, piece: PieceIndex) -> bool {
-    let is_better = |view: &View| view.can_ask && !view.is_snubbed && !view.usual.is_zero() && view.has.contains(piece);
-    peers.iter().any(|(&other, view)| other != peer && is_better(view))
+    peers.iter().any(|(&other, view)| other != peer && !view.usual.is_zero() && view.may_give(piece))
 }
 
 impl Picker {
@@ -20,41 +19,60 @@ impl Picker {
         self.bytes_in_flight + u64::from(self.geometry.piece_len()) <= self.budget
     }
 
+    /// Whether `peer` is not asked for all of the piece: it tried, and somebody else may be asked who tried less often.
+    fn is_passed_over(&self, peer: PeerKey, piece: PieceIndex) -> bool {
+        let Some(alone) = self.alone.get(&piece) else { return false };
+        let tries = alone.tries(peer);
+        tries > 0 && self.peers.iter().any(|(&other, view)| alone.tries(other) < tries && view.may_give(piece))
+    }
+
     pub(super) fn choose(&mut self, peer: PeerKey, now: Duration, rng: &mut impl Rng) -> Option<PieceIndex> {
         let view = self.peers.get(&peer)?;
-        if let Some(piece) = view.giving.filter(|piece| self.started.get(piece).is_some_and(|s| s.free > 0)) {
+        // A piece that it gave before may be another's now, alone.
+        let is_its = |piece: &PieceIndex, started: &Started| {
+            started.free > 0 && (started.giver == Some(peer) || !self.alone.contains_key(piece))
+        };
+        if let Some(piece) = view.giving.filter(|piece| self.started.get(piece).is_some_and(|s| is_its(piece, s))) {
             return Some(piece);
         }
         let is_trusted = view.is_trusted(now);
         let shareable = |piece: &&PieceIndex, orphans_only: bool| {
-            let giver = self.started.get(piece).and_then(|started| started.giver);
-            let is_alone = self.alone.contains(piece);
-            let allowed = giver.is_none() || giver == Some(peer) || !(orphans_only || is_alone);
-            // Who has a piece to itself keeps the others from it, so nobody is tried again with one.
-            let is_trusted = if is_alone { !view.is_snubbed } else { is_trusted };
+            let Some(started) = self.started.get(piece) else { return false };
+            let is_its = started.giver == Some(peer);
+            let (allowed, is_trusted) = if self.alone.contains_key(piece) {
+                let is_free = started.giver.is_none() && started.got == 0 && !self.is_passed_over(peer, **piece);
+                // Who has a piece to itself keeps the others from it, so nobody is tried again with one.
+                (is_its || is_free, !view.is_snubbed)
+            } else {
+                (started.giver.is_none() || is_its || !orphans_only, is_trusted)
+            };
             allowed && view.has.contains(**piece) && (is_trusted || !has_better(&self.peers, peer, **piece))
         };
         if let Some(&piece) = self.open.iter().find(|piece| shareable(piece, true)) {
-            self.give(peer, piece);
+            self.give(peer, piece, now);
             return Some(piece);
         }
-        if view.unstarted > 0 && self.has_room() && is_trusted {
-            let piece = self.rarest_missing(view, rng)?;
+        if view.unstarted > 0
+            && self.has_room()
+            && is_trusted
+            && let Some(piece) = self.rarest_missing(peer, view, rng)
+        {
             self.start(piece, now);
-            self.give(peer, piece);
+            self.give(peer, piece, now);
             return Some(piece);
         }
         let fullest = |piece: &&PieceIndex| self.started.get(piece).map_or(0, |started| started.got);
         self.open.iter().filter(|piece| shareable(piece, false)).max_by_key(fullest).copied()
     }
 
-    pub(super) fn rarest_missing(&self, view: &View, rng: &mut impl Rng) -> Option<PieceIndex> {
+    pub(super) fn rarest_missing(&self, peer: PeerKey, view: &View, rng: &mut impl Rng) -> Option<PieceIndex> {
         // Few candidates among many pieces: look at each of them, 64 pieces a step. Else a bucket soon yields one.
         if view.unstarted <= 64 {
             let mut best: Option<(usize, u32, PieceIndex)> = None;
             let ranked = self
                 .missing
                 .common(&view.has)
+                .filter(|&piece| !self.is_passed_over(peer, piece))
                 .map(|piece| (self.availability[piece.as_usize()], rng.random::<u32>(), piece));
             for candidate in ranked {
                 if best.is_none_or(|best| candidate < best) {
@@ -63,9 +81,10 @@ impl Picker {
             }
             return best.map(|(_, _, piece)| piece);
         }
+        let may_start = |piece| view.has.contains(piece) && !self.is_passed_over(peer, piece);
         for bucket in self.buckets.iter().filter(|bucket| !bucket.is_empty()) {
             let (before, after) = bucket.split_at(rng.random_range(0..bucket.len()));
-            if let Some(&piece) = after.iter().chain(before).find(|&&piece| view.has.contains(piece)) {
+            if let Some(&piece) = after.iter().chain(before).find(|&&piece| may_start(piece)) {
                 return Some(piece);
             }
         }
@@ -82,12 +101,15 @@ impl Picker {
         self.open.push(piece);
     }
 
-    pub(super) fn give(&mut self, peer: PeerKey, piece: PieceIndex) {
+    pub(super) fn give(&mut self, peer: PeerKey, piece: PieceIndex, now: Duration) {
         if let Some(started) = self.started.get_mut(&piece) {
             started.giver = Some(peer);
         }
         if let Some(view) = self.peers.get_mut(&peer) {
             view.giving = Some(piece);
+        }
+        if let Some(alone) = self.alone.get_mut(&piece) {
+            alone.give(peer, now);
         }
     }
 
@@ -126,7 +148,7 @@ impl Picker {
             END_GAME_AGE.max(usual.min(fast))
         };
         for (&piece, started) in &mut self.started {
-            if !view.has.contains(piece) || self.alone.contains(&piece) {
+            if !view.has.contains(piece) || self.alone.contains_key(&piece) {
                 continue;
             }
             if !is_trusted && has_better(peers, peer, piece) {

@@ -1,8 +1,10 @@
-//! Taking requests back from peers that are late, choke us or have gone.
+//! Taking requests back from peers that are late, choke us or have gone, and giving up pieces.
 
 use std::time::Duration;
 
-use super::{Ask, Block, DEADLINE_MIN, PeerKey, Picker, is_asked};
+use metainfo::PieceIndex;
+
+use super::{Ask, Block, DEADLINE_MAX, DEADLINE_MIN, Overdue, PeerKey, Picker, View, is_asked};
 
 impl Picker {
     /// Frees what `peer` is late with, as far as another peer that we may ask has it.
@@ -13,11 +15,11 @@ impl Picker {
                 view.asked.pop_front();
                 continue;
             }
-            if now.saturating_sub(at) < DEADLINE_MIN.max(view.usual * 4) {
+            if now.saturating_sub(at) < (view.usual * 4).clamp(DEADLINE_MIN, DEADLINE_MAX) {
                 return;
             }
             let others = self.peers.iter().filter(|&(&other, _)| other != peer);
-            if !others.into_iter().any(|(_, view)| view.can_ask && !view.is_snubbed && view.has.contains(ask.piece)) {
+            if !others.into_iter().any(|(_, view)| view.may_give(ask.piece)) {
                 return;
             }
             if let Some(view) = self.peers.get_mut(&peer) {
@@ -33,6 +35,47 @@ impl Picker {
             }
             cancels.push((peer, ask));
         }
+    }
+
+    /// Gives up pieces that one peer was to give alone and that it left unfinished, or takes too long for while somebody
+    /// else could be asked. What it gave of them is thrown away: mixed with another's blocks it would hide who lies.
+    pub(super) fn give_up_alone(&mut self, now: Duration, overdue: &mut Overdue) {
+        let mut over = Vec::new();
+        for (&piece, alone) in &self.alone {
+            let (Some(started), Some((giver, since))) = (self.started.get(&piece), alone.giver) else { continue };
+            let is_late = now.saturating_sub(since) >= alone.patience(giver);
+            // Also one that was late before: nothing else may be left to try it with.
+            let may_give = |view: &View| view.can_ask && view.has.contains(piece);
+            let has_others = || self.peers.iter().any(|(&other, view)| other != giver && may_give(view));
+            if started.giver != Some(giver) || is_late && has_others() {
+                over.push((piece, giver));
+            }
+        }
+        for (piece, giver) in over {
+            self.alone.entry(piece).or_default().take();
+            if let Some(view) = self.peers.get_mut(&giver) {
+                view.snub(now);
+            }
+            self.abandon(piece, now, overdue);
+        }
+    }
+
+    /// A started piece is missing again.
+    pub(super) fn abandon(&mut self, piece: PieceIndex, now: Duration, overdue: &mut Overdue) {
+        let Some(started) = self.started.remove(&piece) else { return };
+        for (block, state) in (0..).zip(&started.blocks) {
+            let Block::Asked { peer, second, .. } = *state else { continue };
+            for asked in [Some(peer), second].into_iter().flatten() {
+                overdue.cancels.push((asked, Ask { piece, block }));
+                if let Some(view) = self.peers.get_mut(&asked) {
+                    view.outstanding = view.outstanding.saturating_sub(1);
+                    view.snub(now);
+                }
+            }
+        }
+        self.open.retain(|&open| open != piece);
+        self.back_to_missing(piece);
+        overdue.abandoned.push(piece);
     }
 
     pub(super) fn release_all(&mut self, peer: PeerKey) {

@@ -227,6 +227,109 @@ fn after_a_wrong_hash_one_giver_alone_is_asked() {
     assert_eq!(case.ask(2, 9, NOW).len(), 4);
 }
 
+/// One piece of 256 blocks, which was wrong with several givers; two peers have it.
+fn alone() -> Case {
+    let geometry = Geometry::new(4 << 20, 4 << 20).expect("sane");
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut case = Case { picker: Picker::new(geometry, &PieceSet::new(1), 4 << 20, &mut rng), rng };
+    case.peer(1, [0]);
+    case.peer(2, [0]);
+    let halves = [1, 2].map(|peer| (peer, case.ask(peer, 128, NOW)));
+    for (peer, asks) in halves {
+        for ask in asks {
+            case.picker.received(peer, ask, NOW);
+        }
+    }
+    case.picker.failed(PieceIndex(0), true);
+    case
+}
+
+/// Each of its answers comes in time, and the piece never.
+#[test]
+fn who_drags_a_piece_out_loses_it_to_another() {
+    let mut case = alone();
+    let mut now = NOW;
+    let mut asks = case.ask(1, 8, now);
+    let mut answers = 0;
+    loop {
+        now += Duration::from_millis(1900);
+        assert!(now <= Duration::from_secs(25), "still with the first");
+        for ask in asks.drain(..) {
+            answers += u32::from(case.picker.received(1, ask, now) != Received::Useless);
+        }
+        let overdue = case.picker.tick(now);
+        if !overdue.abandoned.is_empty() {
+            break;
+        }
+        asks = case.ask(1, 8, now);
+        assert!(!asks.is_empty() && case.ask(2, 8, now).is_empty(), "one alone is asked");
+    }
+    assert!(now >= Duration::from_secs(20) && answers > 50, "{now:?} {answers}");
+    let later = now + Duration::from_secs(10);
+    assert_eq!(case.ask(1, 8, later), [], "not the same again");
+    let asks = case.ask(2, 999, later);
+    assert_eq!(asks.len(), 256, "all of it from the other");
+    assert_eq!(case.ask(1, 8, later), []);
+    case.get(2, &asks);
+    assert!(case.picker.have().is_full());
+}
+
+/// Two that are honest and need a minute for the piece.
+#[test]
+fn who_is_only_slow_gets_the_time_at_last() {
+    let mut case = alone();
+    let mut pending: Vec<(u32, Ask)> = Vec::new();
+    let mut now = NOW;
+    while !case.picker.have().is_full() {
+        now += Duration::from_millis(240);
+        assert!(now < Duration::from_secs(600));
+        for (peer, ask) in case.picker.tick(now).cancels {
+            pending.retain(|&other| other != (peer, ask));
+        }
+        for peer in [1, 2] {
+            pending.extend(case.ask(peer, 4, now).into_iter().map(|ask| (peer, ask)));
+        }
+        if !pending.is_empty() {
+            let (peer, ask) = pending.remove(0);
+            if let Received::Fresh { piece_complete: true, .. } = case.picker.received(peer, ask, now) {
+                case.picker.verified(ask.piece);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_one_giver_left_unfinished_is_not_mixed_with_anothers() {
+    let mut case = alone();
+    let asks = case.ask(1, 8, NOW);
+    for &ask in &asks[..4] {
+        case.picker.received(1, ask, NOW);
+    }
+    case.picker.set_can_ask(1, false);
+    case.picker.set_can_ask(1, true);
+    assert_eq!(case.ask(2, 999, NOW), [], "not before what is there is thrown away");
+    assert_eq!(case.picker.tick(NOW).abandoned, [PieceIndex(0)]);
+    assert_eq!(case.ask(1, 999, NOW + Duration::from_secs(9)), [], "it had its try");
+    assert_eq!(case.ask(2, 999, NOW).len(), 256);
+}
+
+#[test]
+fn no_answer_is_waited_for_without_end() {
+    let mut case = case(9, 9);
+    case.peer(1, 0..9);
+    let mut now = NOW;
+    for _ in 0..9 {
+        let asks = case.ask(1, 1, now);
+        now += Duration::from_secs(1000);
+        assert!(asks.len() == 1 && case.picker.tick(now).cancels.is_empty(), "nobody else has it");
+        case.picker.received(1, asks[0], now);
+    }
+    let asks = case.ask(1, 4, now);
+    case.peer(2, 0..9);
+    assert!(case.picker.tick(now + Duration::from_secs(299)).cancels.is_empty(), "it is slow");
+    assert_eq!(case.picker.tick(now + Duration::from_secs(300)).cancels.len(), asks.len());
+}
+
 #[test]
 fn liars_do_not_hold_the_memory_for_ever() {
     let mut case = case(4, 1);
