@@ -315,4 +315,9 @@ pub(crate) mod testing {
         let meta = Metainfo::parse(&new.to_bytes().expect("a good torrent")).expect("our own torrent");
         Arc::new(Shared::new(Arc::new(meta), Arc::new(Zeros), options, 1))
     }
+
+    /// Lets time pass.
+    pub(crate) fn age(shared: &mut Arc<Shared>, by: Duration) {
+        Arc::get_mut(shared).expect("nobody else's").started -= by;
+    }
 }

@@ -18,6 +18,7 @@ pub mod wire;
 
 mod book;
 mod buffers;
+mod doorway;
 mod engine;
 mod link;
 mod peer;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub(crate) struct Link {
     /// Whether we dialled; then `addr` is where the peer listens.
     pub(crate) is_dialled: bool,
     pub(crate) since: Duration,
+    /// When the last block came or went, in milliseconds as `since`.
+    last_payload: AtomicU64,
     /// There may be something to say to this peer.
     pub(crate) wake: Notify,
     /// The link has to go.
@@ -76,12 +79,24 @@ impl Link {
             addr,
             is_dialled,
             since,
+            last_payload: AtomicU64::new(0),
             wake: Notify::new(),
             close: Notify::new(),
             finish: Notify::new(),
             asked: Mutex::new(HashMap::new()),
             uploads: Mutex::new(Uploads::default()),
         }
+    }
+
+    /// A block has come or gone.
+    pub(crate) fn note_payload(&self, now: Duration) {
+        self.last_payload.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long no block has come or gone.
+    pub(crate) fn idle(&self, now: Duration) -> Duration {
+        let last = Duration::from_millis(self.last_payload.load(Ordering::Relaxed));
+        now.saturating_sub(last.max(self.since))
     }
 }
 

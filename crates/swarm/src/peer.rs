@@ -15,11 +15,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::bits::PieceSet;
 use crate::buffers::{PieceBuf, SEGMENT_LEN, lock};
+use crate::doorway::Visitor;
 use crate::engine::{Shared, count};
 use crate::link::Link;
 use crate::pace::{SLOT_STALL, UNACKNOWLEDGED};
@@ -75,7 +75,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, addr: SocketAddr) {
 }
 
 /// Answers somebody who dialled us, if it is our torrent it wants, and stays until the link ends.
-pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: SocketAddr, permit: OwnedSemaphorePermit) {
+pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: SocketAddr, visitor: Visitor) {
     if shared.has_failed() {
         return;
     }
@@ -88,7 +88,7 @@ pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: Soc
         Ok(theirs)
     };
     let Ok(Ok(theirs)) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
-    drop(permit);
+    drop(visitor);
     run(shared, stream, addr, theirs, false).await;
 }
 

@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use metainfo::{Metainfo, PieceIndex};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use crate::doorway::Doorway;
 use crate::engine::Shared;
 use crate::{Options, Stats, Storage, announce, peer};
 
-/// Connections that have not said who they are.
-const MAX_HANDSHAKES: usize = 64;
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often addresses are looked through for one that is due.
@@ -130,7 +128,7 @@ impl Drop for Swarm {
 /// Takes connections in until the swarm ends.
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     let mut ending = shared.ending();
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let door = Arc::new(Doorway::default());
     loop {
         let accepted = tokio::select! {
             _ = ending.wait_for(|ended| *ended) => return,
@@ -139,8 +137,8 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         match accepted {
             Ok((stream, addr)) => {
                 // Strangers that connect and say nothing cost their place for a few seconds, not us our memory.
-                let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
-                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, permit));
+                let Some(visitor) = door.enter(addr.ip()) else { continue };
+                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, visitor));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: they come back when links close.

@@ -57,6 +57,7 @@ impl Shared {
             let received = if is_current { core.picker.received(link.key, ask, now) } else { Received::Useless };
             match received {
                 Received::Fresh { piece_complete, cancel } => {
+                    link.note_payload(now);
                     if let Some(key) = cancel {
                         core.cancel(key, ask);
                     }
@@ -134,6 +135,7 @@ impl Shared {
     /// Bytes of a piece have gone out.
     pub(crate) fn sent(&self, link: &Link, piece: PieceIndex, bytes: u32) {
         *lock(&self.last_upload) = Some(Instant::now());
+        link.note_payload(self.now());
         let core = &mut *lock(&self.core);
         if let Some(reveal) = core.reveal.as_mut().filter(|reveal| !reveal.is_over())
             && reveal.sent(link.key, piece, bytes)

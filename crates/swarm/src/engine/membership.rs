@@ -5,9 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::buffers::lock;
+use crate::doorway::share;
 use crate::engine::{Core, Refused, STRIKES, Shared};
 use crate::link::{Link, LinkState};
 use crate::wire::{self, Message};
+
+/// A link that came to us and on which nothing has moved for this long makes room for a newcomer. A turn at a server with
+/// all its places taken comes round sooner, unless its link is a slow one.
+const IDLE: Duration = Duration::from_secs(60);
 
 impl Shared {
     pub(crate) fn heard(&self, peers: &[SocketAddr]) {
@@ -51,7 +56,8 @@ impl Shared {
         lock(&self.core).book.lost(addr, self.now(), false);
     }
 
-    /// Takes a peer in after its handshake, unless there is a reason not to. Of two links to one peer, one goes.
+    /// Takes a peer in after its handshake, unless there is a reason not to. Of two links to one peer, one goes; and of all
+    /// links one that does nothing, where there is no room.
     pub(crate) fn admit(
         &self,
         peer_id: [u8; 20],
@@ -60,7 +66,7 @@ impl Shared {
     ) -> Result<(Arc<Link>, Option<Vec<u8>>), Refused> {
         let now = self.now();
         let core = &mut *lock(&self.core);
-        let refusal = core.refusal(self, peer_id, addr, is_dialled, now);
+        let refusal = core.make_room(self, peer_id, addr, is_dialled, now).err();
         if is_dialled {
             match refusal {
                 None => core.book.connected(addr, now),
@@ -95,19 +101,7 @@ impl Shared {
 
     pub(crate) fn remove(&self, link: &Link, is_useless: bool) {
         let now = self.now();
-        let core = &mut *lock(&self.core);
-        if core.links.remove(&link.key).is_none() {
-            return;
-        }
-        core.picker.remove_peer(link.key);
-        if let Some(reveal) = core.reveal.as_mut() {
-            reveal.leave(link.key);
-        }
-        if link.is_dialled {
-            core.book.lost(link.addr, now, is_useless);
-        }
-        let shows_little = core.reveal.is_some();
-        core.wake(shows_little);
+        lock(&self.core).drop_link(link, now, is_useless);
         self.dial.notify_one();
     }
 
@@ -126,37 +120,193 @@ impl Shared {
 }
 
 impl Core {
-    fn refusal(
+    /// Room for a peer, at the cost of another link if need be; or why there is none.
+    fn make_room(
         &mut self,
         shared: &Shared,
         peer_id: [u8; 20],
         addr: SocketAddr,
         is_dialled: bool,
         now: Duration,
-    ) -> Option<Refused> {
+    ) -> Result<(), Refused> {
         if peer_id == shared.peer_id {
-            return Some(Refused::Own);
+            return Err(Refused::Own);
         }
         if shared.has_failed() {
-            return Some(Refused::Full);
+            return Err(Refused::Full);
         }
         let strikes = |strikes: Option<&u32>| strikes.copied().unwrap_or(0) >= STRIKES;
         if strikes(self.strikes.get(&peer_id)) || strikes(self.ip_strikes.get(&addr.ip())) {
-            return Some(Refused::Banned);
+            return Err(Refused::Banned);
         }
-        let known = self.links.values().map(|state| &state.link).find(|link| link.peer_id == peer_id);
-        if let Some(old) = known {
-            // Two that dialled each other at once both keep the link that the smaller id dialled. Later on the old link
-            // stays, unless the same side dials again: then it knows that the old one is dead.
-            let smaller_dialled = is_dialled == (shared.peer_id < peer_id);
-            let is_young = now.saturating_sub(old.since) < Duration::from_secs(2);
-            let new_wins = if old.is_dialled == is_dialled { true } else { is_young && smaller_dialled };
-            if !new_wins {
-                return Some(Refused::Connected);
+        let links = || self.links.values().map(|state| &state.link);
+        let is_near = |link: &&Arc<Link>| link.addr.ip() == addr.ip();
+        let known = links().filter(|link| link.peer_id == peer_id).max_by_key(is_near).cloned();
+        let neighbours = links().filter(is_near).filter(|link| link.peer_id != peer_id).count();
+        let known = known.map(|old| (which_stays(&old, shared.peer_id, addr, is_dialled, now), old));
+        let goes = match known {
+            Some((Stays::Old, _)) => return Err(Refused::Connected),
+            _ if share(shared.max_peers, addr.ip()).is_some_and(|share| neighbours >= share) => {
+                return Err(Refused::Full);
             }
+            Some((Stays::New, old)) => Some(old),
+            _ if links().count() < shared.max_peers => None,
+            _ if is_dialled => return Err(Refused::Full),
+            _ => {
+                let idle = links().filter(|link| !link.is_dialled && link.idle(now) >= IDLE);
+                Some(Arc::clone(idle.max_by_key(|link| link.idle(now)).ok_or(Refused::Full)?))
+            }
+        };
+        if let Some(old) = goes {
+            self.drop_link(&old, now, false);
             old.close.notify_one();
-            return None;
         }
-        (self.links.len() >= shared.max_peers).then_some(Refused::Full)
+        Ok(())
+    }
+
+    fn drop_link(&mut self, link: &Link, now: Duration, is_useless: bool) {
+        if self.links.remove(&link.key).is_none() {
+            return;
+        }
+        self.picker.remove_peer(link.key);
+        if let Some(reveal) = self.reveal.as_mut() {
+            reveal.leave(link.key);
+        }
+        if link.is_dialled {
+            self.book.lost(link.addr, now, is_useless);
+        }
+        let shows_little = self.reveal.is_some();
+        self.wake(shows_little);
+    }
+}
+
+/// Which of two links stays.
+enum Stays {
+    Old,
+    New,
+    Both,
+}
+
+/// Of two links that say they lead to the same peer.
+fn which_stays(old: &Link, own_id: [u8; 20], addr: SocketAddr, is_dialled: bool, now: Duration) -> Stays {
+    // Two that dialled each other at once both keep the link that the smaller id dialled. Later on the old link stays,
+    // unless the same side dials again: then it knows that the old one is dead.
+    let smaller_dialled = is_dialled == (own_id < old.peer_id);
+    let is_young = now.saturating_sub(old.since) < Duration::from_secs(2);
+    let is_same_side = old.is_dialled == is_dialled;
+    if old.addr.ip() == addr.ip() {
+        return if is_same_side || is_young && smaller_dialled { Stays::New } else { Stays::Old };
+    }
+    // Anybody can say that it is somebody else, so an old link with a life in it stays. A peer with several addresses that
+    // dialled while we did sees both links as ours, from one address, and closes one.
+    if !is_same_side && is_young && smaller_dialled {
+        Stays::Both
+    } else if !old.is_dialled && old.idle(now) >= IDLE {
+        Stays::New
+    } else {
+        Stays::Old
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Options;
+    use crate::engine::testing;
+
+    const SOMEBODY: [u8; 20] = [7; 20];
+
+    fn addr(host: u8, port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, host], port))
+    }
+
+    fn swarm(max_peers: usize) -> Arc<Shared> {
+        testing::shared(8, 16384, &Options { max_peers, ..Options::default() })
+    }
+
+    /// Takes in an incoming link of a peer with a name of its own.
+    fn come(shared: &Shared, addr: SocketAddr) -> Result<Arc<Link>, Refused> {
+        let mut id = [0; 20];
+        id[..2].copy_from_slice(&addr.port().to_be_bytes());
+        id[2] = 1;
+        shared.admit(id, addr, false).map(|(link, _)| link)
+    }
+
+    fn is_in(shared: &Shared, link: &Link) -> bool {
+        lock(&shared.core).links.contains_key(&link.key)
+    }
+
+    #[test]
+    fn one_address_gets_a_quarter_of_the_places() {
+        let shared = swarm(40);
+        let taken = (1..=40).filter(|&port| come(&shared, addr(1, port)).is_ok()).count();
+        assert_eq!(taken, 10);
+        assert!(come(&shared, addr(2, 99)).is_ok());
+        assert_eq!(shared.admit(SOMEBODY, addr(1, 100), true).err(), Some(Refused::Full), "also when we dial it");
+        let shared = swarm(40);
+        let on_loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        assert!((1..=40).all(|port| come(&shared, on_loopback(port)).is_ok()));
+    }
+
+    #[test]
+    fn the_link_that_has_done_nothing_for_longest_makes_room() {
+        let mut shared = swarm(4);
+        let links: Vec<_> = (1..=4).map(|host| come(&shared, addr(host, host.into())).expect("room")).collect();
+        assert_eq!(come(&shared, addr(9, 9)).err(), Some(Refused::Full), "none is idle yet");
+        testing::age(&mut shared, IDLE * 2);
+        links[0].note_payload(shared.now() - IDLE / 2);
+        links[1].note_payload(shared.now() - IDLE);
+        links[3].note_payload(shared.now() - IDLE * 3 / 2);
+        assert_eq!(shared.admit(SOMEBODY, addr(9, 9), true).err(), Some(Refused::Full), "we need not dial");
+        for (newcomer, out) in [(9, 2), (10, 3), (11, 1)] {
+            assert!(come(&shared, addr(newcomer, newcomer.into())).is_ok());
+            assert!(!is_in(&shared, &links[out]));
+        }
+        assert_eq!(come(&shared, addr(12, 12)).err(), Some(Refused::Full));
+        assert!(is_in(&shared, &links[0]), "it did something lately");
+        assert_eq!(lock(&shared.core).links.len(), 4);
+    }
+
+    #[test]
+    fn a_link_that_we_dialled_is_not_put_out() {
+        let mut shared = swarm(1);
+        let (link, _) = shared.admit(SOMEBODY, addr(1, 1), true).expect("room");
+        testing::age(&mut shared, IDLE * 2);
+        assert_eq!(come(&shared, addr(2, 2)).err(), Some(Refused::Full));
+        assert!(is_in(&shared, &link));
+    }
+
+    #[test]
+    fn a_borrowed_name_closes_nobodys_link() {
+        for dialled in [false, true] {
+            let mut shared = swarm(40);
+            let (link, _) = shared.admit(SOMEBODY, addr(1, 1), dialled).expect("room");
+            testing::age(&mut shared, Duration::from_secs(3));
+            for as_dialled in [false, true] {
+                assert_eq!(shared.admit(SOMEBODY, addr(2, 2), as_dialled).err(), Some(Refused::Connected));
+            }
+            assert!(is_in(&shared, &link));
+            let again = shared.admit(SOMEBODY, addr(1, 3), dialled);
+            assert!(again.is_ok() && !is_in(&shared, &link), "from its own address it does");
+        }
+    }
+
+    /// Both dialled at once, and the other has two addresses; its name is the smaller one.
+    #[test]
+    fn the_link_that_the_smaller_name_dialled_is_taken_beside_ours_from_another_address() {
+        let shared = swarm(40);
+        let (ours, _) = shared.admit(SOMEBODY, addr(1, 1), true).expect("room");
+        let (theirs, _) = shared.admit(SOMEBODY, addr(2, 2), false).expect("room");
+        assert!(is_in(&shared, &ours) && is_in(&shared, &theirs));
+        let (again, _) = shared.admit(SOMEBODY, addr(1, 1), true).expect("the same side, the same address");
+        assert!(!is_in(&shared, &ours) && is_in(&shared, &theirs) && is_in(&shared, &again));
+    }
+
+    #[test]
+    fn who_borrows_a_name_and_does_nothing_keeps_its_owner_out_for_a_while_only() {
+        let mut shared = swarm(40);
+        let (borrowed, _) = shared.admit(SOMEBODY, addr(2, 2), false).expect("room");
+        testing::age(&mut shared, IDLE);
+        assert!(shared.admit(SOMEBODY, addr(1, 1), false).is_ok() && !is_in(&shared, &borrowed));
     }
 }
