@@ -37,8 +37,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const UNSENT_BYTES: u32 = 256 << 10;
 /// Bytes read at a time.
 const READ_LEN: usize = 256 << 10;
-/// Blocks sent before looking up again.
+/// Blocks sent before looking up again, and their bytes, as long as there are two.
 const BATCH: usize = 16;
+const BATCH_BYTES: u32 = 256 << 10;
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
@@ -230,8 +231,9 @@ async fn write(
     loop {
         shared.compose(link, &mut out);
         if !out.is_empty() {
-            send(&mut writer, &[&out], &mut turn).await?;
+            let rest = send(&mut writer, &[&out], &mut turn).await?;
             out.clear();
+            writer.write_all(&rest).await?;
         }
         let has_uploads = !lock(&link.uploads).is_empty();
         if !has_uploads {
@@ -261,13 +263,16 @@ async fn serve(
     let (data, base) = load(shared, first).await?;
     let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
     let mut batch: Vec<Request> = Vec::with_capacity(BATCH);
+    let mut bytes: u32 = 0;
     {
         let mut uploads = lock(&link.uploads);
         while let Some(next) = uploads.first() {
             let is_here = next.piece == first.piece && next.begin >= base && u64::from(next.begin + next.len) <= end;
-            if !is_here || batch.len() == BATCH {
+            let is_enough = batch.len() == BATCH || !batch.is_empty() && bytes + next.len > BATCH_BYTES;
+            if !is_here || is_enough {
                 break;
             }
+            bytes += next.len;
             batch.push(next);
             uploads.cancel(&next);
         }
@@ -275,15 +280,16 @@ async fn serve(
     let headers: Vec<[u8; 13]> =
         batch.iter().map(|request| wire::piece_header(request.piece, request.begin, request.len)).collect();
     let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.len() * 2);
-    let mut bytes: u32 = 0;
     for (request, header) in batch.iter().zip(&headers) {
         let start = usize::try_from(request.begin - base).expect("fits usize");
         parts.push(header);
         parts.push(&data[start..start + usize::try_from(request.len).expect("fits usize")]);
-        bytes += request.len;
     }
     shared.up.pass(usize::try_from(bytes).expect("fits usize")).await;
-    send(writer, &parts, turn).await?;
+    let rest = send(writer, &parts, turn).await?;
+    // The whole piece may be held by this alone, and there are more links than there is memory for pieces.
+    drop(data);
+    writer.write_all(&rest).await?;
     shared.counters.uploaded.fetch_add(u64::from(bytes), Ordering::Relaxed);
     turn.used(u64::from(bytes));
     if bytes > 0 {
@@ -320,31 +326,30 @@ async fn load(shared: &Arc<Shared>, request: Request) -> Result<(Arc<Vec<u8>>, u
     Ok((data, base))
 }
 
-/// Writes all parts. A peer that does not take them loses its turn meanwhile, not what it asked for.
-async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]], turn: &mut Turn) -> Result<(), LinkError> {
+/// Writes parts, all of them if the peer takes them. One that does not loses its turn, not what it asked for: a copy of
+/// what is left comes back, still to be written. So what the parts lie in is held only by those whose turn it is.
+async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]], turn: &mut Turn) -> Result<Vec<u8>, LinkError> {
     let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
     let mut left = &mut slices[..];
     while !left.is_empty() {
-        let written = match timeout(SLOT_STALL, writer.write_vectored(left)).await {
-            Ok(written) => written?,
-            Err(_) => {
-                turn.give_up();
-                continue;
-            }
+        let Ok(written) = timeout(SLOT_STALL, writer.write_vectored(left)).await else {
+            turn.give_up();
+            return Ok(left.iter().map(|part| &**part).collect::<Vec<_>>().concat());
         };
+        let written = written?;
         if written == 0 {
             return Err(io::Error::from(io::ErrorKind::WriteZero).into());
         }
         IoSlice::advance_slices(&mut left, written);
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Options;
     use crate::engine::testing;
+    use crate::{Have, Options};
 
     fn addr(ip: [u8; 4]) -> SocketAddr {
         SocketAddr::from((ip, 6881))
@@ -374,5 +379,55 @@ mod tests {
         let bytes = bytes_of(&[Message::Bitfield(PieceSet::full(200)), first]);
         sort_messages(&shared, &link, &bytes, &mut said, &mut arrived, &mut haves).expect("no nonsense");
         assert_eq!(haves, [PieceIndex(77)]);
+    }
+
+    /// A peer asks for all of a piece and reads none of it: what it is still to be sent is in no piece.
+    #[tokio::test]
+    async fn who_reads_nothing_keeps_no_piece_in_memory() {
+        let shared = testing::shared(2, 8 << 20, &Options { have: Have::All, ..Options::default() });
+        let (link, _) = shared.admit([1; 20], addr([10, 0, 0, 1]), false).expect("taken in");
+        let piece = PieceIndex(1);
+        let data: Vec<u8> = (0..8u32 << 20).map(|at| u8::try_from(at / 999 % 251).expect("small")).collect();
+        lock(&shared.cache).put_piece(piece, data.clone());
+        let held = || Arc::strong_count(&lock(&shared.cache).get(piece, 0).expect("cached").0) - 2;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let connecting = TcpStream::connect(listener.local_addr().expect("an address"));
+        let (ours, theirs) = tokio::join!(connecting, listener.accept());
+        let (ours, (mut theirs, _)) = (ours.expect("connecting"), theirs.expect("accepting"));
+        SockRef::from(&ours).set_send_buffer_size(64 << 10).expect("a small buffer");
+        SockRef::from(&theirs).set_recv_buffer_size(64 << 10).expect("a small buffer");
+        let (_, mut writer) = ours.into_split();
+        for block in 0..shared.geometry.blocks_of(piece) {
+            lock(&link.uploads).push(Request::block(&shared.geometry, piece, block));
+        }
+        let serving = async {
+            let mut turn = shared.slots.turn();
+            while !lock(&link.uploads).is_empty() {
+                turn.wait().await;
+                serve(&shared, &link, &mut writer, &mut turn).await.expect("a good connection");
+            }
+        };
+        let mut serving = std::pin::pin!(serving);
+        assert!(timeout(SLOT_STALL * 10, &mut serving).await.is_err(), "the socket does not take it all");
+        let letting_go = async {
+            while held() > 0 {
+                tokio::time::sleep(SLOT_STALL).await;
+            }
+        };
+        tokio::select! {
+            () = &mut serving => panic!("nobody has read it"),
+            let_go = timeout(SLOT_STALL * 300, letting_go) => let_go.expect("the piece is let go"),
+        }
+        // All of it comes once the peer reads.
+        let reading = async {
+            let mut bytes = Vec::new();
+            for (index, block) in data.chunks_exact(16384).enumerate() {
+                bytes.resize(13 + block.len(), 0);
+                theirs.read_exact(&mut bytes).await.expect("a block");
+                let begin = u32::try_from(index * 16384).expect("small");
+                assert_eq!(bytes, bytes_of(&[Message::Piece { piece, begin, data: block }]));
+            }
+        };
+        tokio::join!(serving, reading);
     }
 }
