@@ -4,8 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail};
 use restore::Grow;
-
-use crate::target::TargetRule;
+use targetrule::TargetRule;
 
 /// What happens once the disk is proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +174,7 @@ impl Settings {
         match key.to_ascii_uppercase().as_str() {
             "TORRENT" => self.torrent = value.trim_start_matches('/').to_owned(),
             "IMAGE" => self.image = Some(value.to_owned()),
-            "TARGET" | "DISK" => self.target = value.parse()?,
+            "TARGET" | "DISK" => self.target = value.parse().with_context(|| format!("{key}={value}"))?,
             "AFTER" => self.after = After::parse(value)?,
             "VERIFY" => self.verify = yes_or_no(key, value)?,
             "KEEP" => self.keep = yes_or_no(key, value)?,
@@ -264,6 +263,6 @@ mod tests {
         assert!(error("VERIFY=maybe").contains("use yes or no"));
         assert!(error("GROW=most").contains("the number of a partition"));
         assert!(error("").contains("names no TORRENT"));
-        assert!(error("TARGET=size").contains("TARGET"));
+        assert!(error("TARGET=size").contains("TARGET=size: \"size\" does not say which disk"));
     }
 }

@@ -310,7 +310,7 @@ async fn choose_disk(
             tokio::time::sleep(Duration::from_millis(250)).await;
             continue;
         }
-        let (path, words) = match settings.target.partition(&disks, sysfs) {
+        let (path, words) = match target::partition(&settings.target, &disks, sysfs) {
             Some(partition) => {
                 let words = partition.display().to_string();
                 console.line(&format!("disk {words}"));

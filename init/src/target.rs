@@ -2,162 +2,43 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use blockdev::inventory::{Disk, is_same_wwn, size_text};
 use layout::Layout;
+use targetrule::{TargetRule, Term};
 
-/// Which disk may be written: every term has to hold, and exactly one disk has to be left.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TargetRule {
-    /// No terms means `auto`.
-    terms: Vec<Term>,
-    /// As it was written.
-    text: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Term {
-    Path(PathBuf),
-    ById(String),
-    ByPath(String),
-    Serial(String),
-    Wwn(String),
-    Model(String),
-    Bus(&'static str),
-    MinLen(u64),
-    MaxLen(u64),
-    Rotational(bool),
-}
-
-/// A rule that cannot be read.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "TARGET term {term:?} is not known: use auto, /dev/NAME, by-id=NAME, by-path=NAME, serial=…, wwn=…, model=…, \
-     bus=virtio|nvme|ata|scsi|usb|mmc, min=SIZE, max=SIZE (such as 500G) or rotational=yes|no, several with a comma between"
-)]
-pub struct BadTarget {
-    term: String,
-}
-
-impl FromStr for TargetRule {
-    type Err = BadTarget;
-
-    fn from_str(text: &str) -> Result<TargetRule, BadTarget> {
-        let terms = text.split(',').map(str::trim).filter(|term| !term.is_empty() && *term != "auto");
-        let terms = terms.map(parse_term).collect::<Result<Vec<_>, _>>()?;
-        let text = if terms.is_empty() { "auto" } else { text.trim() };
-        Ok(TargetRule { terms, text: text.to_owned() })
-    }
-}
-
-fn parse_term(text: &str) -> Result<Term, BadTarget> {
-    let bad = || BadTarget { term: text.to_owned() };
-    if let Some(name) = text.strip_prefix("/dev/disk/") {
-        // File systems and partitions have names there as well, which say nothing about which disk may lose them.
-        return match name.split_once('/') {
-            Some(("by-id", name)) if !name.is_empty() => Ok(Term::ById(name.to_owned())),
-            Some(("by-path", name)) if !name.is_empty() => Ok(Term::ByPath(name.to_owned())),
-            _ => Err(bad()),
-        };
-    }
-    if text.starts_with('/') {
-        return Ok(Term::Path(PathBuf::from(text)));
-    }
-    let (key, value) = text.split_once('=').map(|(key, value)| (key.trim(), value.trim())).ok_or_else(bad)?;
-    if value.is_empty() {
-        return Err(bad());
-    }
-    Ok(match key {
-        "by-id" => Term::ById(value.to_owned()),
-        "by-path" => Term::ByPath(value.to_owned()),
-        "serial" => Term::Serial(value.to_owned()),
-        "wwn" => Term::Wwn(value.to_owned()),
-        "model" => Term::Model(value.to_owned()),
-        "bus" => Term::Bus(parse_bus(value).ok_or_else(bad)?),
-        "min" => Term::MinLen(parse_size(value).ok_or_else(bad)?),
-        "max" => Term::MaxLen(parse_size(value).ok_or_else(bad)?),
-        "rotational" => match value {
-            "yes" | "1" => Term::Rotational(true),
-            "no" | "0" => Term::Rotational(false),
-            _ => return Err(bad()),
-        },
-        _ => return Err(bad()),
-    })
-}
-
-fn parse_bus(text: &str) -> Option<&'static str> {
-    Some(match text.to_ascii_lowercase().as_str() {
-        "virtio" => "virtio",
-        "nvme" => "nvme",
-        "ata" | "sata" => "ata",
-        "scsi" | "sas" => "scsi",
-        "usb" => "usb",
-        "mmc" => "mmc",
-        _ => return None,
-    })
-}
-
-/// `500G` and the like: decimal units, as printed on the drive.
-fn parse_size(text: &str) -> Option<u64> {
-    let (number, unit) = match text.strip_suffix(['k', 'M', 'G', 'T']) {
-        Some(number) => (number, text.chars().last()?),
-        None => (text, ' '),
-    };
-    let unit = match unit {
-        'k' => 1_000,
-        'M' => 1_000_000,
-        'G' => 1_000_000_000,
-        'T' => 1_000_000_000_000,
-        _ => 1,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
-}
-
-impl Term {
-    /// Whether it names a disk, not a kind of disks.
-    fn is_name(&self) -> bool {
-        matches!(self, Term::Serial(_) | Term::Wwn(_) | Term::ById(_)) || self.is_way()
-    }
-
-    /// Whether it names one of several ways to a disk.
-    fn is_way(&self) -> bool {
-        matches!(self, Term::Path(_) | Term::ByPath(_))
-    }
-
-    /// Why the disk is not meant, if it is not.
-    fn rejects(&self, disk: &Disk) -> Option<String> {
-        let unless = |holds: bool, reason: String| if holds { None } else { Some(reason) };
-        let known = |is: &str| if is.is_empty() { "unknown".to_owned() } else { is.to_owned() };
-        match self {
-            Term::Path(path) => unless(disk.path == *path, format!("it is not {}", path.display())),
-            Term::ById(wanted) => {
-                let is_it = disk.by_id.iter().any(|name| is_same_name(name, wanted));
-                unless(is_it, format!("it is not by-id {wanted}"))
-            }
-            Term::ByPath(wanted) => {
-                let at = known(disk.by_path.first().map_or("", String::as_str));
-                unless(disk.by_path.contains(wanted), format!("its path is {at}, not {wanted}"))
-            }
-            // Firmware and labels differ in case; two serial numbers that differ in nothing else are refused as two.
-            Term::Serial(wanted) => {
-                let is_it = disk.serial.trim().eq_ignore_ascii_case(wanted.trim());
-                unless(is_it, format!("its serial number is {}, not {wanted}", known(&disk.serial)))
-            }
-            Term::Wwn(wanted) => {
-                let is_it = !disk.wwn.is_empty() && is_same_wwn(&disk.wwn, wanted);
-                unless(is_it, format!("its WWN is {}, not {wanted}", known(&disk.wwn)))
-            }
-            Term::Bus(wanted) => unless(disk.bus == *wanted, format!("its bus is {}, not {wanted}", known(&disk.bus))),
-            Term::Model(wanted) => {
-                let is_it = disk.model.to_lowercase().contains(&wanted.to_lowercase());
-                unless(is_it, format!("its model is {:?}, which does not contain {wanted:?}", disk.model))
-            }
-            Term::MinLen(min) => unless(disk.len >= *min, format!("it is smaller than {}", size_text(*min))),
-            Term::MaxLen(max) => unless(disk.len <= *max, format!("it is larger than {}", size_text(*max))),
-            Term::Rotational(true) => unless(disk.is_rotational, "it has no platters that rotate".to_owned()),
-            Term::Rotational(false) => unless(!disk.is_rotational, "it is rotational".to_owned()),
+/// Why a term does not mean the disk, if it does not.
+fn rejects(term: &Term, disk: &Disk) -> Option<String> {
+    let unless = |holds: bool, reason: String| if holds { None } else { Some(reason) };
+    let known = |is: &str| if is.is_empty() { "unknown".to_owned() } else { is.to_owned() };
+    match term {
+        Term::Path(path) => unless(disk.path == *path, format!("it is not {}", path.display())),
+        Term::ById(wanted) => {
+            let is_it = disk.by_id.iter().any(|name| is_same_name(name, wanted));
+            unless(is_it, format!("it is not by-id {wanted}"))
         }
+        Term::ByPath(wanted) => {
+            let at = known(disk.by_path.first().map_or("", String::as_str));
+            unless(disk.by_path.contains(wanted), format!("its path is {at}, not {wanted}"))
+        }
+        // Firmware and labels differ in case; two serial numbers that differ in nothing else are refused as two.
+        Term::Serial(wanted) => {
+            let is_it = disk.serial.trim().eq_ignore_ascii_case(wanted.trim());
+            unless(is_it, format!("its serial number is {}, not {wanted}", known(&disk.serial)))
+        }
+        Term::Wwn(wanted) => {
+            let is_it = !disk.wwn.is_empty() && is_same_wwn(&disk.wwn, wanted);
+            unless(is_it, format!("its WWN is {}, not {wanted}", known(&disk.wwn)))
+        }
+        Term::Bus(wanted) => unless(disk.bus == *wanted, format!("its bus is {}, not {wanted}", known(&disk.bus))),
+        Term::Model(wanted) => {
+            let is_it = disk.model.to_lowercase().contains(&wanted.to_lowercase());
+            unless(is_it, format!("its model is {:?}, which does not contain {wanted:?}", disk.model))
+        }
+        Term::MinLen(min) => unless(disk.len >= *min, format!("it is smaller than {}", size_text(*min))),
+        Term::MaxLen(max) => unless(disk.len <= *max, format!("it is larger than {}", size_text(*max))),
+        Term::Rotational(true) => unless(disk.is_rotational, "it has no platters that rotate".to_owned()),
+        Term::Rotational(false) => unless(!disk.is_rotational, "it is rotational".to_owned()),
     }
 }
 
@@ -183,8 +64,8 @@ impl Refusal {
     fn example(&self) -> Option<String> {
         let matching = || self.disks.iter().zip(&self.reasons).filter(|(_, reason)| reason.is_none());
         let is_unique = |term: &String| {
-            let Ok(term) = parse_term(term) else { return false };
-            self.disks.iter().filter(|disk| term.rejects(disk).is_none()).count() == 1
+            let Ok(term) = term.parse() else { return false };
+            self.disks.iter().filter(|disk| rejects(&term, disk).is_none()).count() == 1
         };
         // A comma would end the term.
         let usable =
@@ -246,12 +127,12 @@ pub fn choose<'a>(rule: &TargetRule, disks: &'a [Disk], layout: &Layout) -> Resu
     let mut chosen = disks.iter().zip(&reasons).filter(|(_, reason)| reason.is_none());
     match (chosen.next(), chosen.next()) {
         (Some((only, _)), None) => Ok(only),
-        _ => Err(Refusal { rule: rule.text.clone(), disks: disks.to_vec(), reasons }),
+        _ => Err(Refusal { rule: rule.to_string(), disks: disks.to_vec(), reasons }),
     }
 }
 
 fn reason_against(rule: &TargetRule, disk: &Disk, all: &[Disk], layout: &Layout) -> Option<String> {
-    if let Some(reason) = rule.terms.iter().find_map(|term| term.rejects(disk)) {
+    if let Some(reason) = rule.terms().iter().find_map(|term| rejects(term, disk)) {
         return Some(reason);
     }
     if disk.is_read_only {
@@ -263,12 +144,11 @@ fn reason_against(rule: &TargetRule, disk: &Disk, all: &[Disk], layout: &Layout)
     if let Err(cause) = layout.check_device(disk.len, Some(disk.sector_size)) {
         return Some(cause.to_string());
     }
-    let is_named = rule.terms.iter().any(Term::is_name);
-    if !is_named && (disk.bus == "usb" || disk.is_removable) {
+    if !rule.is_name() && (disk.bus == "usb" || disk.is_removable) {
         let kind = if disk.bus == "usb" { "a USB disk" } else { "removable" };
         return Some(format!("it is {kind}, only taken if TARGET names it"));
     }
-    if !rule.terms.iter().any(Term::is_way)
+    if !rule.terms().iter().any(Term::is_way)
         && let Some(twin) = all.iter().find(|other| disk.is_twin_of(other))
     {
         let way = disk.by_path.first().map_or_else(|| disk.path.display().to_string(), |way| format!("by-path={way}"));
@@ -280,14 +160,12 @@ fn reason_against(rule: &TargetRule, disk: &Disk, all: &[Disk], layout: &Layout)
     None
 }
 
-impl TargetRule {
-    /// The partition that the rule names, as EZIO's `disk=/dev/sda1` did: a path that is no whole disk.
-    pub fn partition(&self, disks: &[Disk], sysfs: &Path) -> Option<PathBuf> {
-        let [Term::Path(path)] = self.terms.as_slice() else { return None };
-        let is_disk = disks.iter().any(|disk| disk.path == *path);
-        let name = path.strip_prefix("/dev").ok()?;
-        (!is_disk && sysfs.join("class/block").join(name).join("partition").exists()).then(|| path.clone())
-    }
+/// The partition that the rule names, as EZIO's `disk=/dev/sda1` did: a path that is no whole disk.
+pub fn partition(rule: &TargetRule, disks: &[Disk], sysfs: &Path) -> Option<PathBuf> {
+    let [Term::Path(path)] = rule.terms() else { return None };
+    let is_disk = disks.iter().any(|disk| disk.path == *path);
+    let name = path.strip_prefix("/dev").ok()?;
+    (!is_disk && sysfs.join("class/block").join(name).join("partition").exists()).then(|| path.clone())
 }
 
 #[cfg(test)]
@@ -480,29 +358,5 @@ mod tests {
         assert!(chosen("bus=usb", &[usb()]).is_err());
         assert_eq!(chosen("serial=S-sda", &[usb()]), Ok("sda".to_owned()));
         assert_eq!(chosen("by-id=ata-Fast_SSD_S-sda", &[usb()]), Ok("sda".to_owned()));
-    }
-
-    #[test]
-    fn bad_rules_name_the_term() {
-        let bad = [
-            "size",
-            "serial=",
-            "serial= ",
-            "colour=red",
-            "min=lots",
-            "auto,foo",
-            "bus=scuzzy",
-            "rotational=maybe",
-            "/dev/disk/by-uuid/1234-ABCD",
-            "/dev/disk/by-id/",
-        ];
-        for bad in bad {
-            let error = bad.parse::<TargetRule>().expect_err(bad).to_string();
-            assert!(error.contains("use auto, /dev/NAME"), "{error}");
-        }
-        assert!("".parse::<TargetRule>().expect("auto").terms.is_empty());
-        assert_eq!("".parse::<TargetRule>(), "auto".parse());
-        assert_eq!(parse_size("500G"), Some(500_000_000_000));
-        assert_eq!(parse_size("18446744073709551615T"), None);
     }
 }
