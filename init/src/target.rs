@@ -117,7 +117,7 @@ impl fmt::Display for Refusal {
 
 /// Chooses the one disk that the rule means and the image fits.
 ///
-/// Disks that are read-only, in use, too small or of the wrong sector size are never chosen; USB and removable ones only
+/// An image that is not known to be of a whole disk goes only where the rule names a disk. Disks that are read-only, in use, too small or of the wrong sector size are never chosen; USB and removable ones only
 /// when the rule names the disk; one that is seen twice only when the rule names the way to it.
 ///
 /// # Errors
@@ -143,6 +143,13 @@ fn reason_against(rule: &TargetRule, disk: &Disk, all: &[Disk], layout: &Layout)
     }
     if let Err(cause) = layout.check_device(disk.len, Some(disk.sector_size)) {
         return Some(cause.to_string());
+    }
+    if !rule.is_name() && !layout.is_whole_disk() {
+        return Some(
+            "the image is one partition (or a file system without a partition table), only taken if TARGET names where it \
+             goes, such as TARGET=/dev/sda2"
+                .to_owned(),
+        );
     }
     if !rule.is_name() && (disk.bus == "usb" || disk.is_removable) {
         let kind = if disk.bus == "usb" { "a USB disk" } else { "removable" };
@@ -191,8 +198,30 @@ mod tests {
         }
     }
 
+    /// An image of a disk with 512-byte sectors.
     fn image() -> Layout {
-        Layout::of_extents(vec![Extent { disk: DiskOffset(0), len: NEEDED }]).expect("one extent")
+        image_of(NEEDED, "gpt", "")
+    }
+
+    fn image_of(disk_size: u64, table: &str, device: &str) -> Layout {
+        let torrent = metainfo::NewTorrent {
+            name: "image".into(),
+            announce: None,
+            piece_len: 1 << 18,
+            files: vec![metainfo::FileEntry { length: 512, path: vec!["0".repeat(32)] }],
+            hashes: vec![[0; 20]],
+            facts: Some(metainfo::ImageFacts {
+                schema: 1,
+                disk_size,
+                sector_size: 512,
+                table: table.into(),
+                device: device.into(),
+                ..Default::default()
+            }),
+            private: true,
+        };
+        let meta = metainfo::Metainfo::parse(&torrent.to_bytes().expect("good")).expect("good");
+        Layout::new(&meta).expect("good")
     }
 
     fn chosen(rule: &str, disks: &[Disk]) -> Result<String, String> {
@@ -299,22 +328,33 @@ mod tests {
     }
 
     #[test]
+    fn an_image_of_one_partition_takes_no_disk_that_is_not_named() {
+        // As the C++ EZIO made them: nothing tells what they are of.
+        let old = Layout::of_extents(vec![Extent { disk: DiskOffset(0), len: NEEDED }]).expect("one extent");
+        for image in [old, image_of(NEEDED, "none", "")] {
+            for rule in ["auto", "bus=ata", "min=1G", "model=fast", "rotational=no"] {
+                let parsed: TargetRule = rule.parse().expect(rule);
+                let refusal = choose(&parsed, &[disk("sda")], &image).expect_err(rule).to_string();
+                assert!(
+                    refusal.starts_with(&format!("no disk matches TARGET={rule}, nothing was touched")),
+                    "{refusal}"
+                );
+                assert!(line(&refusal, "sda").contains("the image is one partition"), "{refusal}");
+                assert!(line(&refusal, "sda").ends_with("such as TARGET=/dev/sda2"), "{refusal}");
+            }
+            for rule in ["/dev/sda", "serial=S-sda", "bus=ata,by-id=ata-Fast_SSD_S-sda"] {
+                assert!(choose(&rule.parse().expect(rule), &[disk("sda")], &image).is_ok(), "{rule}");
+            }
+        }
+        let bare_disk = image_of(NEEDED, "none", "disk");
+        assert!(choose(&TargetRule::default(), &[disk("sda")], &bare_disk).is_ok(), "known to be of a whole disk");
+    }
+
+    #[test]
     fn the_other_sector_size_is_refused_also_by_name() {
-        let facts = metainfo::ImageFacts { schema: 1, disk_size: 1 << 20, sector_size: 512, ..Default::default() };
-        let torrent = metainfo::NewTorrent {
-            name: "image".into(),
-            announce: None,
-            piece_len: 1 << 18,
-            files: vec![metainfo::FileEntry { length: 512, path: vec!["0".repeat(32)] }],
-            hashes: vec![[0; 20]],
-            facts: Some(metainfo::ImageFacts { table: "gpt".into(), ..facts }),
-            private: true,
-        };
-        let meta = metainfo::Metainfo::parse(&torrent.to_bytes().expect("good")).expect("good");
-        let layout = Layout::new(&meta).expect("good");
         let rule: TargetRule = "serial=S-sda".parse().expect("good");
         let refusal =
-            choose(&rule, &[Disk { sector_size: 4096, ..disk("sda") }], &layout).expect_err("4Kn").to_string();
+            choose(&rule, &[Disk { sector_size: 4096, ..disk("sda") }], &image()).expect_err("4Kn").to_string();
         assert!(refusal.contains("512-byte sectors") && refusal.contains("4096-byte sectors"), "{refusal}");
     }
 

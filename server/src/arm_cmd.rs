@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use netboot::MacAddr;
 use restore::Grow;
@@ -95,24 +95,25 @@ impl ArmCommand {
             let there_are = if names.is_empty() { "there is no image yet".into() } else { names.join(", ") };
             bail!("nothing was armed: {error:#}; images in {}: {there_are}", library.dir().display());
         }
-        let scopes = self.whom.scopes(library.dir())?;
-        let conf = self.conf();
+        let settings = self.whom.settings(library.dir())?;
+        let scopes = self.whom.scopes(settings.as_ref())?;
         let (deployment, at) = (new_deployment()?, state::unix_now());
+        let order = |scope: &Scope| Order {
+            scope: scope.clone(),
+            image: Some(self.image.clone()),
+            deployment: deployment.clone(),
+            target: self.target.clone(),
+            after: self.after,
+            linger: self.linger,
+            conf: self.conf(),
+            at,
+        };
+        let mut wanted = Armed::default();
+        scopes.iter().for_each(|scope| wanted.arm(order(scope)));
+        check(&wanted, &settings.unwrap_or_default(), &library)?;
         std::fs::create_dir_all(library.state_dir())?;
-        let armed = Armed::update(&library.state_dir(), |armed| {
-            for scope in &scopes {
-                armed.arm(Order {
-                    scope: scope.clone(),
-                    image: Some(self.image.clone()),
-                    deployment: deployment.clone(),
-                    target: self.target.clone(),
-                    after: self.after,
-                    linger: self.linger,
-                    conf: conf.clone(),
-                    at,
-                });
-            }
-        })?;
+        let armed =
+            Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.arm(order(scope))))?;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
         say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
         wait_for_server(library.dir(), &armed);
@@ -146,13 +147,24 @@ impl DisarmCommand {
     /// An unknown group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
         let library = self.whom.library()?;
-        let scopes = self.whom.scopes(library.dir())?;
+        let settings = self.whom.settings(library.dir())?;
+        let scopes = self.whom.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
         let armed = Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
         say!("disarmed {}", words(&scopes));
         wait_for_server(library.dir(), &armed);
         Ok(())
     }
+}
+
+/// Refuses what machines would, before they are switched on. An image of the config that is damaged shows in the status.
+fn check(wanted: &Armed, settings: &Settings, library: &Library) -> anyhow::Result<()> {
+    for (who, job) in wanted.jobs(settings) {
+        if let Ok(image) = library.image(&job.image) {
+            job.check(&image).with_context(|| format!("nothing was armed for {who}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the server does as it was told, so that whoever switches on a machine next can rely on it.
@@ -189,18 +201,23 @@ impl Whom {
         Library::open(Settings::load(self.config.as_deref(), flags)?.library_dir())
     }
 
-    fn scopes(&self, library: &Path) -> anyhow::Result<Vec<Scope>> {
+    /// The config: the file's, else what the running server was told; none if there is neither.
+    fn settings(&self, library: &Path) -> anyhow::Result<Option<Settings>> {
+        match &self.config {
+            Some(file) => Settings::load(Some(file), Settings::default()).map(Some),
+            None => Ok(Running::find(library).ok().map(|running| running.settings)),
+        }
+    }
+
+    fn scopes(&self, settings: Option<&Settings>) -> anyhow::Result<Vec<Scope>> {
         let mut scopes: Vec<Scope> = self.machines.iter().map(|mac| Scope::Machine(*mac)).collect();
         if !self.groups.is_empty() {
-            let known: Vec<String> = match &self.config {
-                Some(file) => Settings::load(Some(file), Settings::default())?.groups.into_keys().collect(),
-                None => match Running::find(library) {
-                    Ok(running) => running.groups,
-                    Err(error) => bail!("which groups are there? give --config FILE ({error:#})"),
-                },
+            let Some(settings) = settings else {
+                bail!("which groups are there? no `ezio serve` is running on this library: give --config FILE");
             };
             for group in &self.groups {
-                if !known.contains(group) {
+                if !settings.groups.contains_key(group) {
+                    let known: Vec<&str> = settings.groups.keys().map(String::as_str).collect();
                     let known = if known.is_empty() { "none at all".into() } else { known.join(", ") };
                     bail!("there is no group {group:?} in the config; there are: {known}");
                 }

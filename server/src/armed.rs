@@ -6,11 +6,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use netboot::MacAddr;
 use serde::{Deserialize, Serialize};
+use targetrule::TargetRule;
 
 use crate::config::{After, Settings};
+use crate::library::Image;
 use crate::state;
 
 /// Seconds a machine goes on seeding unless told otherwise.
@@ -152,7 +154,7 @@ impl Armed {
     pub fn images(&self, settings: &Settings) -> Vec<String> {
         let mut images: Vec<String> = self.orders.iter().filter_map(|order| order.image.clone()).collect();
         if self.orders.iter().any(|order| order.scope == Scope::All && order.image.is_some()) {
-            images.extend(settings.images_named().into_iter().map(|(_, image)| image.to_owned()));
+            images.extend(settings.pinned().into_iter().map(|pinned| pinned.image.to_owned()));
         }
         images.sort_unstable();
         images.dedup();
@@ -170,10 +172,48 @@ impl Armed {
         job(order, Some(mac), settings)
     }
 
+    /// What everybody is to do whom an order or the config names, and what all others are; with whom it is for.
+    pub fn jobs(&self, settings: &Settings) -> Vec<(String, Job)> {
+        let mut machines = settings.machines_named();
+        machines.extend(self.orders.iter().filter_map(|order| match order.scope {
+            Scope::Machine(mac) => Some(mac),
+            _ => None,
+        }));
+        let named = machines.into_iter().filter_map(|mac| Some((mac.to_string(), self.job_for(mac, settings)?)));
+        let others = self.job_for_unknown(settings).map(|job| ("every machine".to_owned(), job));
+        others.into_iter().chain(named).collect()
+    }
+
     /// What a machine we know nothing of is to do.
     pub fn job_for_unknown(&self, settings: &Settings) -> Option<Job> {
         job(self.orders.iter().find(|order| order.scope == Scope::All)?, None, settings)
     }
+}
+
+impl Job {
+    /// Whether a machine could do it with this image, as far as that can be told before it is on.
+    ///
+    /// # Errors
+    /// What would be refused there, or should be.
+    pub fn check(&self, image: &Image) -> anyhow::Result<()> {
+        check_target(image, &self.target)
+    }
+}
+
+/// Whether a rule says well enough where an image goes.
+///
+/// # Errors
+/// A rule that cannot be read, and one that names no disk for an image that may be of a single partition: on a whole disk
+/// it would take the place of everything there.
+pub fn check_target(image: &Image, rule: &str) -> anyhow::Result<()> {
+    let target: TargetRule = rule.parse().with_context(|| format!("reading the target rule {rule:?}"))?;
+    ensure!(
+        image.layout.is_whole_disk() || target.is_name(),
+        "the image {} would go where the rule {target} finds a disk, but this is one partition (or a file system without a \
+         partition table): name where it goes with --target /dev/sda2",
+        image.name
+    );
+    Ok(())
 }
 
 fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> {

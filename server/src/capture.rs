@@ -23,6 +23,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::BinaryBytes;
 use layout::Layout;
+use layout::parttable::TableKind;
 use metainfo::{
     FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, TORRENT_LEN_MAX, Zeros,
     usual_piece_len,
@@ -187,11 +188,14 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         log::warn!("{} in {} places could not be read and are zeros in the image", BinaryBytes(len), unreadable.len());
     }
 
+    let device = if plan.table == TableKind::None { source.device() } else { "" };
     let facts = ImageFacts {
         schema: 1,
         disk_size: source.len,
         sector_size: plan.sector_size,
         table: plan.table.as_str().to_owned(),
+        // Not `partition`: the same file system shall have the same infohash, from wherever it was copied.
+        device: if device == "disk" { device.to_owned() } else { String::new() },
         swap: plan.swap,
         zeros,
     };
@@ -204,6 +208,7 @@ pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool
         disk_size: source.len,
         sector_size: plan.sector_size,
         table: plan.table.as_str().to_owned(),
+        device: device.to_owned(),
         disk_id: plan.disk_id,
         partitions: plan.partitions,
         content_len,

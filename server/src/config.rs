@@ -3,7 +3,7 @@
 //! `boot_dir = "…"` in the file is `--boot-dir …` on the command line, which wins. Only groups and single machines
 //! are for the file alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -21,7 +21,7 @@ use crate::library::{self, DEFAULT_DIR};
 const DEFAULT_BOOT_DIR: &str = "/usr/lib/ezio/boot";
 
 /// Every key, each of them optional, from the file or from the command line.
-#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Directory of the images, and of what the server remembers [default: /var/lib/ezio].
@@ -134,8 +134,8 @@ impl After {
 }
 
 /// `FIRST-LAST`, both included.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct AddressRange(pub RangeInclusive<Ipv4Addr>);
 
 impl FromStr for AddressRange {
@@ -150,6 +150,12 @@ impl FromStr for AddressRange {
     }
 }
 
+impl From<AddressRange> for String {
+    fn from(range: AddressRange) -> String {
+        format!("{}-{}", range.0.start(), range.0.end())
+    }
+}
+
 impl TryFrom<String> for AddressRange {
     type Error = String;
 
@@ -159,7 +165,7 @@ impl TryFrom<String> for AddressRange {
 }
 
 /// Machines with something in common.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Group {
     /// Who belongs to it.
@@ -177,7 +183,7 @@ pub struct Group {
 }
 
 /// What is different for one machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overrides {
     /// Image for this machine when the whole room is armed with another one.
@@ -190,6 +196,25 @@ pub struct Overrides {
     pub linger: Option<u32>,
     /// As the key of that name for everybody.
     pub kernel_args: Option<String>,
+}
+
+/// An image that a group or machine names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned<'a> {
+    /// Who names it: the section of the config.
+    pub place: String,
+    /// Its name.
+    pub image: &'a str,
+    /// Where it goes unless the order says otherwise.
+    pub target: &'a str,
+}
+
+fn group_place(name: &str) -> String {
+    format!("[groups.{name}]")
+}
+
+fn machine_place(mac: MacAddr) -> String {
+    format!("[machines.\"{mac}\"]")
 }
 
 impl Settings {
@@ -275,11 +300,26 @@ impl Settings {
         }
     }
 
-    /// Every image that a group or machine names, and who names it.
-    pub fn images_named(&self) -> Vec<(String, &str)> {
-        let groups = self.groups.iter().map(|(name, group)| (format!("[groups.{name}]"), &group.image));
-        let machines = self.machines.iter().map(|(mac, machine)| (format!("[machines.\"{mac}\"]"), &machine.image));
-        groups.chain(machines).filter_map(|(place, image)| Some((place, image.as_deref()?))).collect()
+    /// Every machine that a group or an entry of its own names.
+    pub fn machines_named(&self) -> BTreeSet<MacAddr> {
+        self.groups.values().flat_map(|group| &group.machines).chain(self.machines.keys()).copied().collect()
+    }
+
+    /// Every image that a group or machine names.
+    pub fn pinned(&self) -> Vec<Pinned<'_>> {
+        let groups = self.groups.iter().map(|(name, group)| (group_place(name), &group.image, &group.target));
+        let machines = self.machines.iter().map(|(mac, machine)| {
+            let group = self.group_of(*mac).map_or(&None, |(_, group)| &group.target);
+            (machine_place(*mac), &machine.image, if machine.target.is_some() { &machine.target } else { group })
+        });
+        let mut pinned = Vec::new();
+        for (place, image, target) in groups.chain(machines) {
+            if let Some(image) = image {
+                let target = target.as_deref().or(self.target.as_deref()).unwrap_or("auto");
+                pinned.push(Pinned { place, image, target });
+            }
+        }
+        pinned
     }
 
     /// Values that parse but cannot be.
@@ -292,7 +332,7 @@ impl Settings {
                 }
             }
         }
-        for (place, image) in self.images_named() {
+        for Pinned { place, image, .. } in self.pinned() {
             library::check_name(image).with_context(|| format!("image of {place}"))?;
         }
         let targets = [&self.target].into_iter().chain(self.groups.values().map(|group| &group.target));
@@ -376,7 +416,8 @@ mod tests {
         let own = settings.overrides_of(MacAddr([0x52, 0x54, 0, 0, 0, 2]));
         assert_eq!(own.after, Some(After::Halt));
         assert_eq!(own.linger, Some(5));
-        assert_eq!(settings.images_named(), [("[groups.lab]".to_owned(), "lab-2026")]);
+        let place = "[groups.lab]".to_owned();
+        assert_eq!(settings.pinned(), [Pinned { place, image: "lab-2026", target: "auto" }]);
     }
 
     #[test]

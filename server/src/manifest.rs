@@ -26,6 +26,9 @@ pub struct Manifest {
     pub sector_size: u32,
     /// `gpt`, `mbr` or `none`, as in the torrent's facts.
     pub table: String,
+    /// Without a partition table: `disk` or `partition`, what was captured; empty if that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// The disk's GUID (GPT) or its 32-bit signature (MBR); empty if there is none.
     #[serde(default)]
     pub disk_id: String,
@@ -257,6 +260,7 @@ mod tests {
             disk_size: 1 << 30,
             sector_size: 512,
             table: "gpt".into(),
+            device: String::new(),
             disk_id: String::new(),
             partitions: vec![PartitionInfo { number: 1, length: 4096, ..PartitionInfo::default() }],
             content_len: 4096,

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::armed::{Armed, Scope};
+use crate::armed::Armed;
 use crate::library::Library;
 use crate::serve::Running;
 
@@ -15,9 +15,9 @@ pub fn refuse_if_needed(library: &Library, name: &str, or_else: &str) -> anyhow:
     let orders = || armed.orders().iter().filter(|order| order.image.is_some());
     let why = if orders().any(|order| order.image.as_deref() == Some(name)) {
         "is armed"
-    } else if orders().any(|order| order.scope == Scope::All)
-        // What a config names counts while everybody is armed. Whose it is only a running server knows.
-        && Running::find(library.dir()).is_ok_and(|server| server.images.iter().any(|image| image == name))
+    } else if Running::find(library.dir())
+        // What a config names, only a running server knows.
+        .is_ok_and(|server| armed.images(&server.settings).iter().any(|image| image == name))
     {
         "is what the config of the running server gives to a group or machine, and the room is armed"
     } else {

@@ -222,6 +222,7 @@ pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, sour
         disk_size: facts.disk_size,
         sector_size: facts.sector_size,
         table: facts.table,
+        device: facts.device,
         disk_id: String::new(),
         partitions,
         content_len: layout.content_len(),

@@ -1,5 +1,6 @@
 //! `ezio restore`: an image from a swarm to a disk or file, on any Linux machine.
 
+use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use blockdev::inventory::{self, size_text};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
+use layout::parttable::{Table, TableKind, guess_sector_size};
 use metainfo::Metainfo;
 use restore::{Grow, Progress, Restored, Wish, Wishes, restore};
 use swarm::{Have, Options, Storage, Swarm};
@@ -148,8 +150,8 @@ impl RestoreCommand {
         }
         if !is_device {
             let len = self.target.metadata().map_or(0, |found| found.len());
-            if len > 0 && !self.yes {
-                confirm(&self.target, len)?;
+            if len > 0 {
+                self.confirm(len, layout)?;
             }
             return Ok(Arc::new(Device::create_file(&self.target, layout.disk_size())?));
         }
@@ -157,22 +159,48 @@ impl RestoreCommand {
         layout
             .check_device(device.len(), device.sector_size())
             .with_context(|| format!("{} was not touched", self.target.display()))?;
-        if !self.yes {
-            confirm(&self.target, device.len())?;
-        }
+        self.confirm(device.len(), layout)?;
         Ok(Arc::new(device))
+    }
+
+    fn confirm(&self, len: u64, layout: &Layout) -> Result<()> {
+        let lost = table_lost(&self.target, len, layout);
+        if self.yes {
+            lost.iter().for_each(|lost| log::warn!("{lost}"));
+            return Ok(());
+        }
+        confirm(&self.target, len, &lost.map(|lost| format!("; {lost}")).unwrap_or_default())
     }
 }
 
-fn confirm(target: &Path, len: u64) -> Result<()> {
+/// What is wrong with writing an image of one partition over a disk that has partitions, if that is what would be done.
+fn table_lost(target: &Path, len: u64, layout: &Layout) -> Option<String> {
+    if layout.is_whole_disk() {
+        return None;
+    }
+    let mut disk = File::open(target).ok()?;
+    let sector_size = guess_sector_size(&mut disk, len).ok()?;
+    let kind = match Table::read(&mut disk, len, sector_size) {
+        Ok(table) if table.kind == TableKind::None => return None,
+        Ok(table) => table.kind.as_str().to_uppercase(),
+        Err(_) => "damaged".to_owned(),
+    };
+    Some(format!(
+        "{} has a partition table ({kind}), and the image is one partition (or a file system without a partition table), which \
+         would take the place of the whole disk: name a partition such as /dev/sda2 unless that is meant",
+        target.display()
+    ))
+}
+
+fn confirm(target: &Path, len: u64, lost: &str) -> Result<()> {
     let disks = inventory::disks(Path::new("/sys"));
     let known = disks.iter().find(|disk| disk.path == target).map(inventory::Disk::describe);
     let what = known.unwrap_or_else(|| format!("{} ({})", target.display(), size_text(len)));
     if !std::io::stdin().is_terminal() {
-        bail!("this would overwrite {what}: give --yes if that is meant");
+        bail!("this would overwrite {what}{lost}: give --yes if that is meant");
     }
     let mut stdout = std::io::stdout();
-    write!(stdout, "Everything on {what} will be overwritten. Type yes to go on: ")
+    write!(stdout, "Everything on {what} will be overwritten{lost}. Type yes to go on: ")
         .and_then(|()| stdout.flush())
         .context("asking")?;
     let mut answer = String::new();

@@ -193,7 +193,11 @@ impl Room {
             Boot::Image(job) => job,
         };
         let again = self.again(mac, address);
-        if let Err(error) = self.torrent(&job.image) {
+        let usable = self.torrent(&job.image).and_then(|image| match image {
+            Some(image) => job.check(&image).map_err(|error| format!("{error:#}")),
+            None => Ok(()),
+        });
+        if let Err(error) = usable {
             return format!(
                 "#!ipxe\necho EZIO: {mac} is to get image {}, but it cannot be used:\necho {}\n\
                  echo Repair it or run `ezio disarm` on the server. Asking again in 10 s.\nsleep 10\n{again}",

@@ -13,9 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::armed::Armed;
+use crate::armed::{Armed, check_target};
 use crate::binding::{self, Binding};
-use crate::config::{DhcpMode, Settings};
+use crate::config::{DhcpMode, Pinned, Settings};
 use crate::library::Library;
 use crate::room::Room;
 use crate::tftp::BOOT_FILES;
@@ -41,17 +41,15 @@ pub struct ServeCommand {
 }
 
 /// A note for the other commands: which server runs on this library.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Running {
     /// Where its HTTP is.
     pub url: String,
     /// Its process.
     pub pid: u32,
-    /// Groups in its config.
-    pub groups: Vec<String>,
-    /// Images that its config names.
+    /// What it was told.
     #[serde(default)]
-    pub images: Vec<String>,
+    pub settings: Settings,
 }
 
 impl Running {
@@ -219,8 +217,8 @@ fn check_boot_dir(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An image that the config names has to be there. One that is there and damaged is shown in the status instead: the
-/// other images should be served meanwhile.
+/// An image that the config names has to be there, with a rule that says well enough where it goes. One that is there and
+/// damaged is shown in the status instead: the other images should be served meanwhile.
 fn check_images(settings: &Settings, library: &Library, config: Option<&Path>) -> anyhow::Result<()> {
     let entries = library.images()?;
     for entry in &entries {
@@ -228,7 +226,7 @@ fn check_images(settings: &Settings, library: &Library, config: Option<&Path>) -
             log::error!("image {} cannot be used: {error:#}", entry.name);
         }
     }
-    for (place, image) in settings.images_named() {
+    for Pinned { place, image, .. } in settings.pinned() {
         if !entries.iter().any(|entry| entry.name == image) {
             let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             let there_are = if names.is_empty() { "there is none yet".into() } else { names.join(", ") };
@@ -240,6 +238,13 @@ fn check_images(settings: &Settings, library: &Library, config: Option<&Path>) -
             );
         }
     }
+    for pinned in settings.pinned() {
+        let image = entries.iter().find(|entry| entry.name == pinned.image).and_then(|entry| entry.image.as_ref().ok());
+        if let Some(image) = image {
+            check_target(image, pinned.target)
+                .with_context(|| format!("{} in the config (its key there is `target`)", pinned.place))?;
+        }
+    }
     Ok(())
 }
 
@@ -248,8 +253,7 @@ fn note(room: &Room) -> Running {
     Running {
         url: format!("http://{address}:{}", room.http_port()),
         pid: std::process::id(),
-        groups: room.settings.groups.keys().cloned().collect(),
-        images: room.settings.images_named().into_iter().map(|(_, image)| image.to_owned()).collect(),
+        settings: room.settings.clone(),
     }
 }
 

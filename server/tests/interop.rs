@@ -127,7 +127,7 @@ impl Captured {
             line[start..].split('/').nth(2).map(|host| format!("http://{host}/announce"))
         });
         let url = url.expect("the summary names the address of HTTP");
-        succeed(self.ezio(&["arm"]).arg("golden"));
+        succeed(self.ezio(&["arm"]).args(["golden", "--target", "/dev/sda1"]));
         // A client that announces before the tracker knows the image may not ask again for a minute.
         wait_for("the server to seed the image", || {
             let status = succeed(self.ezio(&["status"]).arg("--json"));
@@ -204,6 +204,33 @@ const ARIA2: [&str; 6] = [
     "--file-allocation=none",
     "--allow-overwrite=true",
 ];
+
+#[test]
+fn a_partition_is_not_put_over_a_disk_with_partitions_unnoticed() {
+    let captured = Captured::new();
+    let target = captured.path("disk.img");
+    let mut disk = vec![0; 64 << 20];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    // A Linux partition of 100,000 sectors, from the first MiB on.
+    disk[446 + 4] = 0x83;
+    disk[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    disk[446 + 12..446 + 16].copy_from_slice(&100_000u32.to_le_bytes());
+    fs::write(&target, &disk).expect("written");
+    let restore = |target: &Path| {
+        let mut restore = Command::new(EZIO);
+        restore.arg("restore").arg(captured.torrent()).arg(target).args(["--peer", "127.0.0.1:1"]).stdin(Stdio::null());
+        let output = restore.output().expect("our own binary");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let error = restore(&target);
+    assert!(error.contains("has a partition table (MBR), and the image is one partition"), "{error}");
+    assert!(error.contains("give --yes if that is meant"), "{error}");
+    assert!(fs::read(&target).expect("there") == disk, "untouched");
+    fs::write(&target, vec![1; 64 << 20]).expect("written");
+    let error = restore(&target);
+    assert!(error.contains("give --yes") && !error.contains("partition table"), "{error}");
+}
 
 #[test]
 fn aria2_downloads_from_our_seeder() {

@@ -113,6 +113,7 @@ pub struct Layout {
     /// Ascending and disjoint, inside the disk, and away from extents, swap areas and what is deferred.
     zeros: Vec<Range<u64>>,
     table: TableKind,
+    is_whole_disk: bool,
     sector_size: Option<u32>,
     disk_size: Option<u64>,
 }
@@ -135,6 +136,7 @@ impl Layout {
                 "mbr" => TableKind::Mbr,
                 _ => TableKind::None,
             };
+            layout.is_whole_disk = layout.table != TableKind::None || facts.device == "disk";
             layout.check_zeros(facts)?;
             layout.zeros = facts.zeros.ranges().to_vec();
         }
@@ -166,6 +168,7 @@ impl Layout {
             content_len,
             zeros: Vec::new(),
             table: TableKind::None,
+            is_whole_disk: false,
             sector_size: None,
             disk_size: None,
         })
@@ -207,9 +210,9 @@ impl Layout {
         self.sector_size
     }
 
-    /// Whether the image is known to be of a disk with a partition table, not of one partition.
+    /// Whether the image is known to be of a disk, not of one partition: it has a partition table, or says so.
     pub fn is_whole_disk(&self) -> bool {
-        self.table != TableKind::None
+        self.is_whole_disk
     }
 
     /// Checks everything that can be checked before the first write.

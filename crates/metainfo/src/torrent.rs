@@ -70,8 +70,11 @@ pub struct ImageFacts {
     pub disk_size: u64,
     /// Its logical sector size in bytes.
     pub sector_size: u32,
-    /// `gpt`, `mbr`, or `none` for a device without a partition table (a single partition).
+    /// `gpt`, `mbr`, or `none` for a device without a partition table, mostly a single partition.
     pub table: String,
+    /// `disk` for a whole disk without a partition table; empty where that is not known, or there is a table.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// Swap areas, which are made anew, not copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub swap: Vec<SwapFacts>,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blockdev::Device;
+use layout::parttable::TableKind;
 use layout::parttable::adapt::{Grown, Wish};
 use layout::{Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
@@ -299,7 +300,7 @@ impl Run {
                     let progress = self.meter.progress(Stage::Restore, stats.bytes_have, &self.swarm, &self.store);
                     each(Progress { trouble, ..progress });
                     let is_time = self.wishes.discard && self.discarding.is_none() && self.store.is_unbootable();
-                    if is_time && self.layout.is_whole_disk() {
+                    if is_time && self.layout.table() != TableKind::None {
                         let (layout, store) = (Arc::clone(&self.layout), Arc::clone(&self.store));
                         let is_over = Arc::clone(&self.background.is_over);
                         self.discarding = Some(spawn_blocking(move || discard_unused(&layout, &store, &is_over)));

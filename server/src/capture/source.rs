@@ -72,6 +72,12 @@ impl Source {
         Ok(Source { path: path.to_owned(), file, len, sector_size, sysfs, apart: Vec::new() })
     }
 
+    /// `disk` or `partition`, or nothing where that cannot be told: a file may be a copy of either, and what is made of
+    /// disks (LVM, RAID, loop devices) is neither.
+    pub fn device(&self) -> &'static str {
+        self.sysfs.as_deref().map_or("", kind_of_device)
+    }
+
     /// Takes bytes `place` of the disk from a file of their own, or counts them as missing. Places have to be disjoint.
     ///
     /// # Errors
@@ -146,6 +152,16 @@ impl Source {
     }
 }
 
+fn kind_of_device(sysfs: &Path) -> &'static str {
+    if sysfs.join("partition").exists() {
+        "partition"
+    } else if sysfs.join("device").exists() {
+        "disk"
+    } else {
+        ""
+    }
+}
+
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -184,6 +200,16 @@ mod tests {
         }
         for range in [6..8, 7..9, 8..10, 9..11] {
             assert!(read(range.clone()).is_err(), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn disks_and_partitions_are_told_apart_and_the_rest_is_not_guessed() {
+        let sysfs = tempfile::tempdir().expect("a directory");
+        for (dir, device) in [("sda/device", "disk"), ("sda/sda1/partition", "partition"), ("dm-0/dm", "")] {
+            let dir = sysfs.path().join(dir);
+            fs::create_dir_all(&dir).expect("made");
+            assert_eq!(kind_of_device(dir.parent().expect("has one")), device, "{}", dir.display());
         }
     }
 

@@ -79,6 +79,7 @@ pub fn import(
         disk_size: info.partition_len,
         sector_size: SECTOR_SIZE,
         table: "none".to_owned(),
+        device: "partition".to_owned(),
         disk_id: String::new(),
         partitions: vec![partition],
         content_len,

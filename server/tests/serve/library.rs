@@ -11,8 +11,17 @@ use crate::process;
 /// Length of a piece.
 const PIECE_LEN: usize = 64 << 10;
 
-/// Puts an image of `len` bytes there, and gives its content and its torrent.
+/// Puts an image of a disk with `len` bytes of content there, and gives its content and its torrent.
 pub fn add_image(lan: &Lan, name: &str, len: usize) -> (Vec<u8>, Metainfo) {
+    add(lan, name, len, "mbr")
+}
+
+/// The same of a single partition.
+pub fn add_partition_image(lan: &Lan, name: &str) {
+    add(lan, name, 300_000, "none");
+}
+
+fn add(lan: &Lan, name: &str, len: usize, table: &str) -> (Vec<u8>, Metainfo) {
     let dir = process::library(lan).join("images").join(name);
     fs::create_dir_all(&dir).expect("made");
     let seed = name.bytes().fold(1usize, |seed, byte| seed * 31 + usize::from(byte));
@@ -31,7 +40,7 @@ pub fn add_image(lan: &Lan, name: &str, len: usize) -> (Vec<u8>, Metainfo) {
             schema: 1,
             disk_size: 2 << 30,
             sector_size: 512,
-            table: "none".into(),
+            table: table.into(),
             ..ImageFacts::default()
         }),
         private: true,
@@ -39,7 +48,7 @@ pub fn add_image(lan: &Lan, name: &str, len: usize) -> (Vec<u8>, Metainfo) {
     let torrent = torrent.to_bytes().expect("a sound torrent");
     let meta = Metainfo::parse(&torrent).expect("a sound torrent");
     let manifest = serde_json::json!({
-        "schema": 1, "disk_size": 2u64 << 30, "sector_size": 512, "table": "none", "partitions": [],
+        "schema": 1, "disk_size": 2u64 << 30, "sector_size": 512, "table": table, "partitions": [],
         "content_len": len, "infohash": meta.infohash.to_string(), "extent_count": 2,
         "origin": { "at": 0, "how": "test", "source": "test" },
     });

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{TcpListener, UdpSocket};
 
 use crate::lan::{Lan, NOT_FOUND, in_namespace};
-use crate::library::{add_image, damage};
+use crate::library::{add_image, add_partition_image, damage};
 use crate::process::{Server, boot_dir, eventually, ezio_fails, ezio_ok, file, library};
 
 fn serve_fails(lan: &Lan, arguments: &[&str]) -> String {
@@ -77,6 +77,42 @@ fn arming_what_is_not_there_lists_what_is() {
         assert!(error.contains("52:54:00:12:34:56"), "{error}");
         let said = ezio_ok(&lan, &["arm", "debian"]);
         assert!(said.contains("no `ezio serve` is running"), "{said}");
+    });
+}
+
+#[test]
+fn an_image_of_one_partition_goes_only_where_it_is_told() {
+    in_namespace("mistakes::an_image_of_one_partition_goes_only_where_it_is_told", &["curl"], |lan| {
+        add_image(&lan, "disk", 300_000);
+        add_partition_image(&lan, "root");
+        for more in [&[][..], &["--target", "bus=nvme,min=1G"], &["--mac", "52:54:00:77:00:01"], &["--dry-run"]] {
+            let error = ezio_fails(&lan, &[&["arm", "root"], more].concat());
+            assert!(error.contains("nothing was armed") && error.contains("this is one partition"), "{error}");
+            assert!(error.contains("name where it goes with --target /dev/sda2"), "{error}");
+        }
+        let group = "[groups.lab]\nmachines = [\"52:54:00:77:00:02\"]\nimage = \"root\"\n";
+        let pinned = file(&lan, "pinned.toml", group);
+        let error = serve_fails(&lan, &["--config", &pinned]);
+        assert!(error.contains("[groups.lab]") && error.contains("name where it goes"), "{error}");
+        let error = ezio_fails(&lan, &["arm", "disk", "--config", &pinned]);
+        assert!(error.contains("nothing was armed for 52:54:00:77:00:02"), "{error}");
+
+        let named = file(&lan, "named.toml", &format!("{group}target = \"/dev/sda2\"\n"));
+        let _server = Server::start(&lan, &["--config", &named]);
+        let client = lan.station(9, true);
+        // The running server's config is asked.
+        ezio_ok(&lan, &["arm", "disk"]);
+        assert!(client.get("/boot.ipxe?mac=52:54:00:77:00:02").contains("gets image root"));
+        ezio_ok(&lan, &["arm", "root", "--group", "lab"]);
+        ezio_fails(&lan, &["arm", "root"]);
+        ezio_ok(&lan, &["arm", "root", "--target", "serial=X"]);
+
+        // As an older ezio left it.
+        let armed = library(&lan).join("state/armed.json");
+        let text = fs::read_to_string(&armed).expect("armed").replace("\"serial=X\"", "\"auto\"");
+        fs::write(&armed, text).expect("written");
+        let script = || client.get("/boot.ipxe?mac=52:54:00:77:00:01");
+        eventually("it is refused", || script().contains("cannot be used") && script().contains("one partition"));
     });
 }
 
