@@ -83,6 +83,9 @@ pub struct MachineStatus {
     pub age_s: u64,
     /// Whether it should have reported by now and has not.
     pub silent: bool,
+    /// Whether it is armed and has not begun: a report is what became of an earlier deployment.
+    #[serde(default)]
+    pub waiting: bool,
     /// What it asked for after its last report, in words, or empty.
     pub asked: String,
     /// The deployment that it has finished.
@@ -101,6 +104,15 @@ impl Status {
             let boot = room.boot(machine.mac);
             let age_s = now.saturating_sub(machine.last_seen);
             let is_busy = machine.report.as_ref().is_some_and(|report| !report.stage.is_final());
+            let silent = is_busy && machine.asked.is_empty() && age_s > silent_after;
+            let waiting = match (&boot, &machine.report) {
+                (Boot::Local(_), _) => false,
+                (Boot::Image(_), None) => true,
+                // What is under way is shown, whatever it was begun for.
+                (Boot::Image(job), Some(report)) => {
+                    report.deployment != job.deployment && (report.stage.is_verified() || !is_busy || silent)
+                }
+            };
             MachineStatus {
                 mac: machine.mac,
                 boot: if matches!(boot, Boot::Image(_)) { "image".into() } else { "local".into() },
@@ -108,7 +120,8 @@ impl Status {
                 first_seen: machine.first_seen,
                 last_seen: machine.last_seen,
                 age_s,
-                silent: is_busy && machine.asked.is_empty() && age_s > silent_after,
+                silent: silent && !waiting,
+                waiting,
                 asked: machine.asked,
                 done: machine.done,
                 report: machine.report,
@@ -237,15 +250,28 @@ fn machine_lines(out: &mut String, machine: &MachineStatus) {
         let text = format!("{what} {} ago, boots {}", duration(machine.age_s), boot_words(machine));
         return line(out, &format!("{:<17} {text}", machine.mac));
     };
+    let start = |image: &str| {
+        format!(
+            "{:<17} {:<15} {:<12} {:<14}",
+            machine.mac,
+            cut(&report.ip, 15),
+            cut(&report.serial, 12),
+            cut(image, 14)
+        )
+    };
+    if machine.waiting {
+        line(out, &format!("{} waiting (last time: {})", start(&machine.image), stage_words(report)));
+        if let Some(error) = &report.error {
+            wrap(out, "    last time: ", error);
+        }
+        return asked_line(out, machine);
+    }
     let rate = report.rate_bytes_per_s as f64 / 1e6;
     let is_moving = !report.stage.is_final() && report.bytes_total > 0;
     let row = format!(
-        "{:<17} {:<15} {:<12} {:<14} {:<8} {:>4} {:>7} {:>7}",
-        machine.mac,
-        cut(&report.ip, 15),
-        cut(&report.serial, 12),
-        cut(&report.image, 14),
-        if report.dry_run && report.stage == Stage::Done { "dry run".into() } else { report.stage.to_string() },
+        "{} {:<8} {:>4} {:>7} {:>7}",
+        start(&report.image),
+        stage_words(report),
         if is_moving { report.percent().to_string() } else { String::new() },
         if is_moving { format!("{rate:.1}") } else { String::new() },
         if is_moving { report.eta_seconds().map(duration).unwrap_or_default() } else { String::new() },
@@ -261,6 +287,14 @@ fn machine_lines(out: &mut String, machine: &MachineStatus) {
         let text = format!("silent for {}: is it switched off, or its cable out?", duration(machine.age_s));
         wrap(out, "    ", &text);
     }
+    asked_line(out, machine);
+}
+
+fn stage_words(report: &Report) -> String {
+    if report.dry_run && report.stage == Stage::Done { "dry run".into() } else { report.stage.to_string() }
+}
+
+fn asked_line(out: &mut String, machine: &MachineStatus) {
     if !machine.asked.is_empty() {
         let text = format!("{} {} ago, boots {}", machine.asked, duration(machine.age_s), boot_words(machine));
         wrap(out, "    then: ", &text);
@@ -275,15 +309,18 @@ fn boot_words(machine: &MachineStatus) -> String {
 }
 
 fn totals(machines: &[MachineStatus]) -> String {
-    let count =
-        |test: fn(&Report) -> bool| machines.iter().filter_map(|m| m.report.as_ref()).filter(|r| test(r)).count();
+    let count = |test: fn(&Report) -> bool| {
+        machines.iter().filter(|m| !m.waiting).filter_map(|m| m.report.as_ref()).filter(|r| test(r)).count()
+    };
     let done = count(|report| report.stage.is_verified() && !report.dry_run);
     let dry = count(|report| report.stage.is_verified() && report.dry_run);
     let failed = count(|report| report.stage == Stage::Failed);
     let busy = count(|report| !report.stage.is_verified() && !report.stage.is_final());
     let silent = machines.iter().filter(|machine| machine.silent).count();
     let dry = if dry > 0 { format!("{dry} ready (dry run), ") } else { String::new() };
-    format!("{} machines: {done} done, {dry}{busy} busy ({silent} silent), {failed} failed", machines.len())
+    let waiting = machines.iter().filter(|machine| machine.waiting).count();
+    let waiting = if waiting > 0 { format!(", {waiting} waiting") } else { String::new() };
+    format!("{} machines: {done} done, {dry}{busy} busy ({silent} silent), {failed} failed{waiting}", machines.len())
 }
 
 fn line(out: &mut String, text: &str) {
@@ -348,6 +385,7 @@ mod tests {
             last_seen: 0,
             age_s: 3,
             silent: false,
+            waiting: false,
             asked: String::new(),
             done: None,
             report: serde_json::from_str(json).ok(),
@@ -371,6 +409,26 @@ mod tests {
         assert!(text.contains("  50     0.0     5 s"), "{text}");
         assert!(text.contains("silent for 3 s") && text.contains("boot script 3 s ago"), "{text}");
         assert!(text.contains("4 machines: 0 done, 2 busy (1 silent), 1 failed"), "{text}");
+    }
+
+    #[test]
+    fn what_became_of_the_last_deployment_is_not_what_became_of_this_one() {
+        let report = |stage: &str| {
+            format!(
+                r#"{{"mac":"52:54:00:00:00:01","stage":"{stage}","ip":"192.168.100.200","serial":"A-VERY-LONG-SERIAL",
+                "image":"old","deployment":"d1","note":"all kept","error":"no disk"}}"#
+            )
+        };
+        let waiting = |stage: &str| MachineStatus { waiting: true, ..machine(&report(stage)) };
+        let machines = vec![waiting("done"), waiting("failed"), waiting("network"), machine(&report("done"))];
+        let text = table(&Status { machines, ..Status::default() });
+        for row in ["debian-12      waiting (last time: done)", "waiting (last time: failed)", "    last time: no disk"]
+        {
+            assert!(text.contains(row), "{row:?} is not in\n{text}");
+        }
+        assert_eq!(text.matches("all kept").count(), 1, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.contains("4 machines: 1 done, 0 busy (0 silent), 0 failed, 3 waiting"), "{text}");
     }
 
     #[test]

@@ -164,6 +164,13 @@ fn a_second_start_after_a_kill_serves_as_before() {
 
         ezio_ok(&lan, &["arm", "debian"]);
         eventually("a new deployment counts anew", || !boots_locally(&client, ONE));
+        let table = ezio_ok(&lan, &["status"]);
+        assert!(table.contains("waiting (last time: done)") && table.contains(": 0 done,"), "{table}");
+        assert!(table.contains("2 waiting"), "{table}");
+        let anew = deployment(&conf(&client, "ezio.conf").expect("armed"));
+        report(&client, ONE, "done", &anew);
+        let table = ezio_ok(&lan, &["status"]);
+        assert!(table.contains(": 1 done,") && !table.contains("last time"), "{table}");
         server.kill();
         let error = ezio_fails(&lan, &["status"]);
         assert!(error.contains("no `ezio serve` is running"), "a note left behind is not believed: {error}");
@@ -177,8 +184,9 @@ fn status_shows_the_room_to_people_and_programs() {
         let _server = Server::start(&lan, &["--silent-after", "0"]);
         let client = lan.station(9, true);
         ezio_ok(&lan, &["arm", "debian"]);
+        let id = deployment(&conf(&client, "ezio.conf").expect("armed"));
         let json = format!(
-            r#"{{"mac":"{ONE}","stage":"restore","ip":"10.9.0.77","serial":"SN-42","image":"debian",
+            r#"{{"mac":"{ONE}","stage":"restore","deployment":"{id}","ip":"10.9.0.77","serial":"SN-42","image":"debian",
                 "bytes_done":150000,"bytes_total":300000,"rate_bytes_per_s":50000}}"#
         );
         assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
