@@ -119,8 +119,6 @@ pub struct Settings {
     pub trackers: Vec<String>,
     /// `REPORT`: where to say how it goes.
     pub report_url: Option<String>,
-    /// `DEPLOYMENT`: given back in every report.
-    pub deployment: String,
     /// Keys that are not known, to be warned about.
     pub unknown: Vec<String>,
 }
@@ -146,7 +144,6 @@ impl Settings {
             linger_seconds: 15,
             trackers: Vec::new(),
             report_url: None,
-            deployment: String::new(),
             unknown: Vec::new(),
         };
         for (number, line) in (1..).zip(conf.lines()) {
@@ -190,12 +187,22 @@ impl Settings {
                 self.trackers = value.split([',', ' ']).filter(|url| !url.is_empty()).map(str::to_owned).collect()
             }
             "REPORT" => self.report_url = Some(value.to_owned()),
-            "DEPLOYMENT" => self.deployment = value.to_owned(),
+            // Given back in every report, from the first one on: see `value_of`.
+            "DEPLOYMENT" => {}
             "MAGNET" => bail!("magnet links are not supported: name the torrent with TORRENT=path"),
             _ => self.unknown.push(key.to_owned()),
         }
         Ok(())
     }
+}
+
+/// What a key is set to, also where the rest cannot be read: a mistake in the settings is to be told to the server that
+/// they name.
+pub fn value_of(conf: &str, overrides: &[(String, String)], key: &str) -> Option<String> {
+    let lines = conf.lines().filter_map(|line| line.split_once('='));
+    let lines = lines.map(|(name, value)| (name.trim(), value.trim().trim_matches('"')));
+    let mut all = lines.chain(overrides.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    all.rfind(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value.to_owned())
 }
 
 fn yes_or_no(key: &str, value: &str) -> Result<bool> {
@@ -252,6 +259,16 @@ mod tests {
         let settings = Settings::parse("TORRENT=x", &[]).expect("good");
         assert_eq!((settings.grow, settings.new_ids), (Grow::No, false));
         assert_eq!((settings.keep, settings.discard, settings.dry_run, settings.verify), (true, true, false, true));
+    }
+
+    #[test]
+    fn a_bad_conf_still_says_whom_to_tell() {
+        let conf = "TORRENT=x\nTARGET=serail=X\nhello\n# REPORT=no\nreport = \"http://a/report\"\nDEPLOYMENT=7\n";
+        assert!(Settings::parse(conf, &[]).is_err());
+        assert_eq!(value_of(conf, &[], "REPORT").as_deref(), Some("http://a/report"));
+        assert_eq!(value_of(conf, &[], "DEPLOYMENT").as_deref(), Some("7"));
+        assert_eq!(value_of(conf, &[("report".into(), "http://b".into())], "REPORT").as_deref(), Some("http://b"));
+        assert_eq!(value_of(conf, &[], "IMAGE"), None);
     }
 
     #[test]

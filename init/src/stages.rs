@@ -22,7 +22,7 @@ use crate::grow;
 use crate::home::Home;
 use crate::lease::{Network, wait_for_lease};
 use crate::modules::{Coldplug, Index};
-use crate::settings::{After, BootArgs, Settings};
+use crate::settings::{After, BootArgs, Settings, value_of};
 use crate::target;
 
 /// Pause between two tries to get a configuration.
@@ -166,19 +166,21 @@ async fn fetch_orders(
     loop {
         let trouble = match fetch::conf(server, mac).await {
             Ok((text, name)) => {
+                // Before anything can be wrong with it, or only the screen would know.
+                let said = |key: &str| value_of(&text, &args.overrides, key);
+                if let Some(url) = said("REPORT") {
+                    home.update(|report| {
+                        report.deployment = said("DEPLOYMENT").unwrap_or_default();
+                        report.image = said("IMAGE").unwrap_or_default();
+                    });
+                    home.set_url(url);
+                }
                 let settings =
                     Settings::parse(&text, &args.overrides).with_context(|| format!("reading {name} from {server}"))?;
                 for key in &settings.unknown {
                     log::warn!("{name}: {key} is not known and means nothing");
                 }
-                if let Some(url) = &settings.report_url {
-                    home.update(|report| {
-                        report.deployment.clone_from(&settings.deployment);
-                        report.image = settings.image.clone().unwrap_or_default();
-                        report.dry_run = settings.dry_run;
-                    });
-                    home.set_url(url.clone());
-                }
+                home.update(|report| report.dry_run = settings.dry_run);
                 match fetch::torrent(server, &settings.torrent).await {
                     Ok(bytes) => {
                         check_room_for(&bytes)?;

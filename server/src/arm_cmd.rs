@@ -10,7 +10,7 @@ use netboot::MacAddr;
 use restore::Grow;
 
 use crate::armed::{Armed, Order, Scope, new_deployment};
-use crate::config::{After, Settings, check_line};
+use crate::config::{After, Settings, parse_target};
 use crate::library::Library;
 use crate::serve::Running;
 use crate::{state, status_cmd};
@@ -44,7 +44,7 @@ pub struct ArmCommand {
     image: String,
     #[command(flatten)]
     whom: Whom,
-    /// Which disk is written: `auto` or a selector; else the config decides.
+    /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G; else the config decides.
     #[arg(long, value_name = "RULE")]
     target: Option<String>,
     /// What a machine does when it is done; else the config decides.
@@ -87,7 +87,7 @@ impl ArmCommand {
     /// An unknown image or group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
         if let Some(target) = &self.target {
-            check_line("--target", target)?;
+            parse_target(target).with_context(|| format!("nothing was armed: --target {target:?}"))?;
         }
         let library = self.whom.library()?;
         if let Err(error) = library.image(&self.image) {

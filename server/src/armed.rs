@@ -6,17 +6,21 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use netboot::MacAddr;
+use restore::Grow;
 use serde::{Deserialize, Serialize};
-use targetrule::TargetRule;
 
-use crate::config::{After, Settings};
+use crate::config::{After, Settings, parse_target};
 use crate::library::Image;
+use crate::manifest::{Captured, Manifest};
 use crate::state;
 
 /// Seconds a machine goes on seeding unless told otherwise.
 const DEFAULT_LINGER_S: u32 = 15;
+
+/// Partitions that grow end at a multiple of this, in bytes; see `layout::parttable::adapt`.
+const GROWN_ALIGN: u64 = 1 << 20;
 
 /// Whom an order is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -196,8 +200,42 @@ impl Job {
     /// # Errors
     /// What would be refused there, or should be.
     pub fn check(&self, image: &Image) -> anyhow::Result<()> {
-        check_target(image, &self.target)
+        check_target(image, &self.target)?;
+        let grow = self.conf.get("GROW").map_or("no", String::as_str);
+        check_grow(&image.manifest, grow.parse()?)
+            .with_context(|| format!("--grow {grow} with the image {}", image.name))
     }
+}
+
+/// Whether a partition could grow on a larger disk, as far as the manifest tells; `layout` decides on the disk.
+fn check_grow(manifest: &Manifest, grow: Grow) -> anyhow::Result<()> {
+    let partitions = || manifest.partitions.iter();
+    let chosen = match grow {
+        Grow::No => return Ok(()),
+        // A torrent from elsewhere does not say which ones there are.
+        _ if manifest.table != "none" && manifest.partitions.is_empty() => return Ok(()),
+        _ if manifest.table == "none" => bail!("it has no partition table, so no partition to grow"),
+        Grow::Last => partitions().max_by_key(|partition| partition.start).context("it has no partition to grow")?,
+        Grow::Number(number) => partitions().find(|partition| partition.number == number).with_context(|| {
+            let numbers: Vec<String> = partitions().map(|partition| partition.number.to_string()).collect();
+            format!("it has no partition {number}; there are: {}", numbers.join(", "))
+        })?,
+    };
+    let (number, end) = (chosen.number, chosen.start.saturating_add(chosen.length));
+    ensure!(
+        chosen.captured != Captured::Container && (manifest.table != "mbr" || number <= 4),
+        "partition {number} is a logical partition or holds some, and these are not grown: choose a primary partition"
+    );
+    // What is free is used up to a full MiB.
+    let next = partitions().filter(|other| other.start > chosen.start).min_by_key(|other| other.start);
+    if let Some(next) = next {
+        ensure!(
+            next.start - next.start % GROWN_ALIGN > end,
+            "partition {} follows partition {number} directly, which cannot grow: choose the last one",
+            next.number
+        );
+    }
+    Ok(())
 }
 
 /// Whether a rule says well enough where an image goes.
@@ -206,7 +244,7 @@ impl Job {
 /// A rule that cannot be read, and one that names no disk for an image that may be of a single partition: on a whole disk
 /// it would take the place of everything there.
 pub fn check_target(image: &Image, rule: &str) -> anyhow::Result<()> {
-    let target: TargetRule = rule.parse().with_context(|| format!("reading the target rule {rule:?}"))?;
+    let target = parse_target(rule).with_context(|| format!("the target rule {rule:?}"))?;
     ensure!(
         image.layout.is_whole_disk() || target.is_name(),
         "the image {} would go where the rule {target} finds a disk, but this is one partition (or a file system without a \
@@ -247,6 +285,7 @@ pub fn new_deployment() -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::PartitionInfo;
 
     const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
     const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
@@ -295,6 +334,47 @@ mod tests {
         armed.arm(order(Scope::Machine(A), "x"));
         armed.disarm(&Scope::Machine(A));
         assert_eq!(armed, Armed::default());
+    }
+
+    #[test]
+    fn only_what_can_grow_is_armed_to() {
+        let partition = |number, start_mib: u64, mib: u64| PartitionInfo {
+            number,
+            start: start_mib << 20,
+            length: mib << 20,
+            ..PartitionInfo::default()
+        };
+        let with = |table: &str, partitions: Vec<PartitionInfo>| Manifest {
+            table: table.into(),
+            partitions,
+            ..Manifest::default()
+        };
+        let gpt = with("gpt", vec![partition(1, 1, 10), partition(2, 11, 10), partition(5, 30, 10)]);
+        let container = PartitionInfo { captured: Captured::Container, ..partition(2, 11, 30) };
+        let mbr = with("mbr", vec![partition(1, 1, 10), container, partition(5, 12, 10)]);
+        let bare = with("none", vec![partition(0, 0, 10)]);
+        let said = |manifest, grow: &str| match check_grow(manifest, grow.parse().expect(grow)) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        for (manifest, grow, words) in [
+            (&gpt, "no", ""),
+            (&gpt, "last", ""),
+            (&gpt, "5", ""),
+            (&gpt, "2", ""),
+            (&gpt, "1", "partition 2 follows partition 1 directly"),
+            (&gpt, "3", "it has no partition 3; there are: 1, 2, 5"),
+            (&mbr, "1", "partition 2 follows partition 1 directly"),
+            (&mbr, "2", "partition 2 is a logical partition or holds some"),
+            (&mbr, "5", "partition 5 is a logical partition or holds some"),
+            (&mbr, "last", "partition 5 is a logical partition or holds some"),
+            (&bare, "last", "it has no partition table"),
+            (&bare, "no", ""),
+            (&with("gpt", vec![]), "last", ""),
+        ] {
+            let said = said(manifest, grow);
+            assert!(said.starts_with(words) && said.is_empty() == words.is_empty(), "{grow}: {said:?}");
+        }
     }
 
     #[test]

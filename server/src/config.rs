@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use netboot::MacAddr;
 use serde::{Deserialize, Serialize};
+use targetrule::TargetRule;
 
 use crate::library::{self, DEFAULT_DIR};
 
@@ -76,7 +77,7 @@ pub struct Settings {
     /// Added to the kernel command line of the imaging system, as `console=ttyS0`.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub kernel_args: Option<String>,
-    /// Which disk is written: `auto` or a selector [default: auto].
+    /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G [default: auto].
     #[arg(long, value_name = "RULE")]
     pub target: Option<String>,
     /// What a machine does when it is done [default: reboot].
@@ -335,9 +336,12 @@ impl Settings {
         for Pinned { place, image, .. } in self.pinned() {
             library::check_name(image).with_context(|| format!("image of {place}"))?;
         }
-        let targets = [&self.target].into_iter().chain(self.groups.values().map(|group| &group.target));
-        for target in targets.chain(self.machines.values().map(|machine| &machine.target)).flatten() {
-            check_line("target", target)?;
+        let groups = self.groups.iter().map(|(name, group)| (format!(" of {}", group_place(name)), &group.target));
+        let machines = self.machines.iter().map(|(mac, own)| (format!(" of {}", machine_place(*mac)), &own.target));
+        for (place, target) in [(String::new(), &self.target)].into_iter().chain(groups).chain(machines) {
+            if let Some(target) = target {
+                parse_target(target).with_context(|| format!("target = {target:?}{place}"))?;
+            }
         }
         let arguments = [&self.kernel_args].into_iter().chain(self.groups.values().map(|group| &group.kernel_args));
         for arguments in arguments.chain(self.machines.values().map(|machine| &machine.kernel_args)).flatten() {
@@ -365,6 +369,15 @@ impl Settings {
 pub fn check_line(key: &str, text: &str) -> anyhow::Result<()> {
     ensure!(!text.chars().any(char::is_control), "{key} has to be one line, without control characters: {text:?}");
     Ok(())
+}
+
+/// The rule, as machines will read it.
+///
+/// # Errors
+/// If they could not.
+pub fn parse_target(rule: &str) -> anyhow::Result<TargetRule> {
+    check_line("the target rule", rule)?;
+    Ok(rule.parse()?)
 }
 
 fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -435,6 +448,17 @@ mod tests {
         assert!(refused("kernel_args = \"a\\nb\"").contains("one line"));
         assert!(refused("http_port = 70000").contains("line 1"));
         assert!(refused("publish = true\nhttp = false").contains("needs HTTP"));
+        for (text, place) in [
+            ("target = \"serail=X\"", "target = \"serail=X\": "),
+            ("[groups.a]\ntarget = \"serail=X\"", "target = \"serail=X\" of [groups.a]: "),
+            ("[machines.\"52:54:00:00:00:01\"]\ntarget = \"serail=X\"", "of [machines.\"52:54:00:00:00:01\"]: "),
+        ] {
+            let rule = refused(text);
+            assert!(rule.contains(&format!("{place}\"serail=X\" does not say which disk")), "{rule}");
+        }
+        let flags = Settings { target: Some("bus=nvmee".into()), ..Settings::default() };
+        let flag = format!("{:#}", Settings::load(None, flags).expect_err("bad"));
+        assert!(flag.contains("\"bus=nvmee\" does not say which disk"), "{flag}");
     }
 
     #[test]

@@ -75,6 +75,15 @@ fn arming_what_is_not_there_lists_what_is() {
         assert!(error.contains("no group \"lob\"") && error.contains("lab"), "{error}");
         let error = ezio_fails(&lan, &["arm", "debian", "--mac", "52:54"]);
         assert!(error.contains("52:54:00:12:34:56"), "{error}");
+        for rule in ["serail=X", "bus=nvmee", "min=500X", "size"] {
+            let error = ezio_fails(&lan, &["arm", "debian", "--target", rule]);
+            assert!(error.contains("nothing was armed") && error.contains("does not say which disk"), "{error}");
+            let error = serve_fails(&lan, &["--target", rule]);
+            assert!(error.contains(rule) && error.contains("use auto, /dev/NAME"), "{error}");
+        }
+        add_partition_image(&lan, "root");
+        let error = ezio_fails(&lan, &["arm", "root", "--target", "/dev/sda2", "--grow", "last"]);
+        assert!(error.contains("nothing was armed") && error.contains("it has no partition table"), "{error}");
         let said = ezio_ok(&lan, &["arm", "debian"]);
         assert!(said.contains("no `ezio serve` is running"), "{said}");
     });
