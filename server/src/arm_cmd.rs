@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use netboot::MacAddr;
 use restore::Grow;
@@ -19,6 +19,9 @@ use crate::{state, status_cmd};
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 /// Pause before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+const NEVER_HINT: &str =
+    "`never = true` under [machines.\"MAC\"] or [groups.NAME] in the config, and restart `ezio serve`";
 
 /// Whom the command is for; everybody if nothing is named.
 #[derive(Clone, Debug, Args)]
@@ -110,15 +113,54 @@ impl ArmCommand {
         };
         let mut wanted = Armed::default();
         scopes.iter().for_each(|scope| wanted.arm(order(scope)));
-        check(&wanted, &settings.unwrap_or_default(), &library)?;
+        let settings = settings.unwrap_or_default();
+        refuse_never(&scopes, &settings)?;
+        check(&wanted, &settings, &library)?;
         std::fs::create_dir_all(library.state_dir())?;
-        let armed =
-            Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.arm(order(scope))))?;
+        let mut again = Vec::new();
+        let armed = Armed::update(&library.state_dir(), |armed| {
+            let before: Vec<Scope> = armed.held_back().cloned().collect();
+            scopes.iter().for_each(|scope| armed.arm(order(scope)));
+            again = before.into_iter().filter(|scope| !armed.held_back().any(|held| held == scope)).collect();
+        })?;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
         say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
+        again.retain(|scope| !is_never(scope, &settings));
+        if !again.is_empty() {
+            say!("no longer held back: {}; `never = true` in the config would go on holding them back", words(&again));
+        }
+        let never: Vec<Scope> = settings.machines_named().into_iter().map(Scope::Machine).collect();
+        let never: Vec<Scope> = never.into_iter().filter(|scope| is_never(scope, &settings)).collect();
+        if scopes.contains(&Scope::All) && !never.is_empty() {
+            say!("left out (`never = true` in the config): {}", words(&never));
+        }
         wait_for_server(library.dir(), &armed);
         Ok(())
     }
+}
+
+/// Whether the config never wants it imaged.
+fn is_never(scope: &Scope, settings: &Settings) -> bool {
+    match scope {
+        Scope::All => false,
+        Scope::Group(name) => {
+            let machines = settings.groups.get(name).map_or(&[][..], |group| &group.machines);
+            !machines.is_empty() && machines.iter().all(|mac| settings.is_never(*mac))
+        }
+        Scope::Machine(mac) => settings.is_never(*mac),
+    }
+}
+
+/// Refuses an order for those by name that it would not reach.
+fn refuse_never(scopes: &[Scope], settings: &Settings) -> anyhow::Result<()> {
+    for scope in scopes {
+        ensure!(
+            !is_never(scope, settings),
+            "nothing was armed: {scope} has `never = true` in the config; take that out, and restart `ezio serve`, if it is \
+             to be imaged after all"
+        );
+    }
+    Ok(())
 }
 
 impl ArmCommand {
@@ -150,8 +192,18 @@ impl DisarmCommand {
         let settings = self.whom.settings(library.dir())?;
         let scopes = self.whom.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
-        let armed = Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
+        let mut was_armed = false;
+        let armed = Armed::update(&library.state_dir(), |armed| {
+            was_armed = armed.is_anything_armed();
+            scopes.iter().for_each(|scope| armed.disarm(scope));
+        })?;
         say!("disarmed {}", words(&scopes));
+        if !scopes.contains(&Scope::All) {
+            let now = if was_armed { "this lasts until" } else { "nothing was armed, so this has no effect on" };
+            say!(
+                "{now} the next `ezio arm` for every machine; to leave a machine out of every order, write {NEVER_HINT}"
+            );
+        }
         wait_for_server(library.dir(), &armed);
         Ok(())
     }
@@ -232,10 +284,5 @@ impl Whom {
 }
 
 fn words(scopes: &[Scope]) -> String {
-    let word = |scope: &Scope| match scope {
-        Scope::All => "every machine".to_owned(),
-        Scope::Group(name) => format!("group {name}"),
-        Scope::Machine(mac) => mac.to_string(),
-    };
-    scopes.iter().map(word).collect::<Vec<_>>().join(", ")
+    scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -2,6 +2,7 @@
 //! `ezio disarm` write and the running server watches.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,16 @@ pub enum Scope {
     Group(String),
     /// One machine.
     Machine(MacAddr),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::All => f.write_str("every machine"),
+            Scope::Group(name) => write!(f, "group {name}"),
+            Scope::Machine(mac) => mac.fmt(f),
+        }
+    }
 }
 
 /// One `ezio arm` or `ezio disarm`.
@@ -165,9 +176,17 @@ impl Armed {
         images
     }
 
+    /// Whom an order with a wider scope leaves out, as `ezio disarm` was told.
+    pub fn held_back(&self) -> impl Iterator<Item = &Scope> {
+        self.orders.iter().filter(|order| order.image.is_none()).map(|order| &order.scope)
+    }
+
     /// What this machine is to do: the order for it alone, else for its group, else for everybody. `None` means its
-    /// own disk.
+    /// own disk, and always for a machine that the config never wants imaged.
     pub fn job_for(&self, mac: MacAddr, settings: &Settings) -> Option<Job> {
+        if settings.is_never(mac) {
+            return None;
+        }
         let group = settings.group_of(mac).map(|(name, _)| name);
         let find = |scope: &Scope| self.orders.iter().find(|order| order.scope == *scope);
         let order = find(&Scope::Machine(mac))
@@ -334,6 +353,22 @@ mod tests {
         armed.arm(order(Scope::Machine(A), "x"));
         armed.disarm(&Scope::Machine(A));
         assert_eq!(armed, Armed::default());
+    }
+
+    #[test]
+    fn never_is_stronger_than_any_order() {
+        let settings: Settings = toml::from_str(&format!(
+            "[groups.staff]\nmachines = [\"{A}\", \"{B}\"]\nnever = true\n[machines.\"{B}\"]\nnever = false\n"
+        ))
+        .expect("good");
+        let mut armed = Armed::default();
+        armed.arm(order(Scope::All, "room"));
+        armed.arm(order(Scope::Group("staff".into()), "room"));
+        armed.arm(order(Scope::Machine(A), "room"));
+        assert_eq!(armed.job_for(A, &settings), None);
+        assert!(armed.job_for(B, &settings).is_some(), "said for itself");
+        assert!(armed.job_for(MacAddr([2; 6]), &settings).is_some(), "in no group");
+        assert!(armed.jobs(&settings).iter().all(|(who, _)| *who != A.to_string()));
     }
 
     #[test]

@@ -171,6 +171,8 @@ impl TryFrom<String> for AddressRange {
 pub struct Group {
     /// Who belongs to it.
     pub machines: Vec<MacAddr>,
+    /// Never to be imaged, whatever is armed.
+    pub never: Option<bool>,
     /// Image for these machines when the whole room is armed with another one.
     pub image: Option<String>,
     /// As the key of that name for everybody.
@@ -187,6 +189,8 @@ pub struct Group {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overrides {
+    /// Never to be imaged, whatever is armed; `false` for one machine of a group that is not.
+    pub never: Option<bool>,
     /// Image for this machine when the whole room is armed with another one.
     pub image: Option<String>,
     /// As the key of that name for everybody.
@@ -293,12 +297,18 @@ impl Settings {
         let own = self.machines.get(&mac).cloned().unwrap_or_default();
         let group = self.group_of(mac).map(|(_, group)| group.clone()).unwrap_or_default();
         Overrides {
+            never: own.never.or(group.never),
             image: own.image.or(group.image),
             target: own.target.or(group.target),
             after: own.after.or(group.after),
             linger: own.linger.or(group.linger),
             kernel_args: own.kernel_args.or(group.kernel_args),
         }
+    }
+
+    /// Whether a machine is left out of every order.
+    pub fn is_never(&self, mac: MacAddr) -> bool {
+        self.overrides_of(mac).never == Some(true)
     }
 
     /// Every machine that a group or an entry of its own names.

@@ -12,8 +12,7 @@ use crate::serve::Running;
 /// That it is armed, or that the running server's config gives it to somebody, and what to do.
 pub fn refuse_if_needed(library: &Library, name: &str, or_else: &str) -> anyhow::Result<()> {
     let armed = Armed::load(&library.state_dir())?;
-    let orders = || armed.orders().iter().filter(|order| order.image.is_some());
-    let why = if orders().any(|order| order.image.as_deref() == Some(name)) {
+    let why = if armed.orders().iter().any(|order| order.image.as_deref() == Some(name)) {
         "is armed"
     } else if Running::find(library.dir())
         // What a config names, only a running server knows.

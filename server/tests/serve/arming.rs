@@ -141,6 +141,35 @@ fn an_image_that_the_config_names_stays_while_the_room_is_armed() {
 }
 
 #[test]
+fn a_machine_can_be_left_out_for_good() {
+    in_namespace("arming::a_machine_can_be_left_out_for_good", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let said = ezio_ok(&lan, &["disarm", "--mac", ONE]);
+        assert!(said.contains("no effect on the next `ezio arm`") && said.contains("never = true"), "{said}");
+        ezio_ok(&lan, &["arm", "debian"]);
+        let said = ezio_ok(&lan, &["disarm", "--mac", ONE]);
+        assert!(said.contains("this lasts until the next `ezio arm`"), "{said}");
+        let said = ezio_ok(&lan, &["arm", "debian"]);
+        assert!(said.contains(&format!("no longer held back: {ONE};")), "{said}");
+        let said = ezio_ok(&lan, &["arm", "debian"]);
+        assert!(!said.contains("held back"), "{said}");
+
+        let config = file(&lan, "never.toml", &format!("[machines.\"{ONE}\"]\nnever = true\n"));
+        let _server = Server::start(&lan, &["--config", &config]);
+        let client = lan.station(9, true);
+        assert!(boots_locally(&client, ONE) && !boots_locally(&client, TWO));
+        let held = lan.station(8, true);
+        assert_eq!(held.tftp("ezio.conf/01-52-54-00-77-00-01"), Err(NO_SUCH_USER));
+        ezio_ok(&lan, &["disarm", "--mac", ONE]);
+        let said = ezio_ok(&lan, &["arm", "debian"]);
+        assert!(said.contains(&format!("left out (`never = true` in the config): {ONE}")), "{said}");
+        assert!(!said.contains("no longer held back"), "{said}");
+        let error = crate::process::ezio_fails(&lan, &["arm", "debian", "--mac", ONE]);
+        assert!(error.contains("nothing was armed") && error.contains("never = true"), "{error}");
+    });
+}
+
+#[test]
 fn a_second_start_after_a_kill_serves_as_before() {
     in_namespace("arming::a_second_start_after_a_kill_serves_as_before", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
