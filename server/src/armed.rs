@@ -12,9 +12,9 @@ use netboot::MacAddr;
 use restore::Grow;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{After, Settings, parse_target};
+use crate::config::{After, Pinned, Settings, group_place, machine_place, parse_target};
 use crate::library::Image;
-use crate::manifest::{Captured, Manifest};
+use crate::manifest::{Captured, Manifest, time_text};
 use crate::state;
 
 /// Seconds a machine goes on seeding unless told otherwise.
@@ -176,6 +176,36 @@ impl Armed {
         images
     }
 
+    /// What is armed, for whom and with what exceptions, in words: a line an order, then a line an exception.
+    pub fn lines(&self, settings: &Settings) -> Vec<String> {
+        let orders = self.orders.iter().filter_map(|order| order.line(settings));
+        let held = self.held_back().map(|scope| format!("held back until the next order for every machine: {scope}"));
+        let mut lines: Vec<String> = orders.chain(held).collect();
+        if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
+            for Pinned { place, image, target } in settings.pinned() {
+                let target = all.target.as_deref().unwrap_or(target);
+                lines.push(format!("{place} in the config gets {image} instead, target {target}"));
+            }
+            let groups = settings.groups.iter().map(|(name, group)| (group_place(name), &group.image, &group.target));
+            let machines = settings.machines.iter().map(|(mac, own)| (machine_place(*mac), &own.image, &own.target));
+            for (place, image, target) in groups.chain(machines) {
+                if let (None, Some(target), None) = (image, target, &all.target) {
+                    lines.push(format!("{place} in the config: target {target}"));
+                }
+            }
+        }
+        let never: Vec<String> = settings
+            .machines_named()
+            .into_iter()
+            .filter(|mac| settings.is_never(*mac))
+            .map(|mac| mac.to_string())
+            .collect();
+        if !lines.is_empty() && !never.is_empty() {
+            lines.push(format!("never imaged, as the config says: {}", never.join(", ")));
+        }
+        lines
+    }
+
     /// Whom an order with a wider scope leaves out, as `ezio disarm` was told.
     pub fn held_back(&self) -> impl Iterator<Item = &Scope> {
         self.orders.iter().filter(|order| order.image.is_none()).map(|order| &order.scope)
@@ -211,6 +241,27 @@ impl Armed {
     pub fn job_for_unknown(&self, settings: &Settings) -> Option<Job> {
         job(self.orders.iter().find(|order| order.scope == Scope::All)?, None, settings)
     }
+}
+
+impl Order {
+    /// In words, with what it does to disks; nothing if it only holds back.
+    fn line(&self, settings: &Settings) -> Option<String> {
+        let image = self.image.as_ref()?;
+        let own = match &self.scope {
+            Scope::All => None,
+            Scope::Group(name) => settings.groups.get(name).and_then(|group| group.target.clone()),
+            Scope::Machine(mac) => settings.overrides_of(*mac).target,
+        };
+        let target = order_target(self, own.as_deref(), settings);
+        let what = if self.conf.get("DRY_RUN").is_some_and(|is| is == "yes") { "dry run" } else { "WRITES DISKS" };
+        let since = time_text(self.at);
+        Some(format!("{image} for {} since {since}, target {target}, {what}", self.scope))
+    }
+}
+
+/// The rule that holds for whom the config says `own`.
+fn order_target<'a>(order: &'a Order, own: Option<&'a str>, settings: &'a Settings) -> &'a str {
+    order.target.as_deref().or(own).or(settings.target.as_deref()).unwrap_or("auto")
 }
 
 impl Job {
@@ -369,6 +420,33 @@ mod tests {
         assert!(armed.job_for(B, &settings).is_some(), "said for itself");
         assert!(armed.job_for(MacAddr([2; 6]), &settings).is_some(), "in no group");
         assert!(armed.jobs(&settings).iter().all(|(who, _)| *who != A.to_string()));
+    }
+
+    #[test]
+    fn an_order_is_told_with_its_exceptions() {
+        let settings: Settings = toml::from_str(&format!(
+            "target = \"bus=nvme\"\n[groups.lab]\nmachines = [\"{A}\"]\nimage = \"own\"\ntarget = \"serial=X\"\n\
+             [groups.old]\ntarget = \"bus=ata\"\n[machines.\"{B}\"]\nnever = true\n"
+        ))
+        .expect("good");
+        let mut armed = Armed::default();
+        assert!(armed.lines(&settings).is_empty());
+        armed.arm(order(Scope::All, "room"));
+        let other = MacAddr([0x52, 0x54, 0, 0, 0, 3]);
+        let conf = [("DRY_RUN".to_owned(), "yes".to_owned())].into();
+        armed.arm(Order { conf, target: Some("auto".into()), ..order(Scope::Machine(A), "room") });
+        armed.disarm(&Scope::Machine(other));
+        assert_eq!(
+            armed.lines(&settings),
+            [
+                "room for every machine since 1970-01-01 00:00 UTC, target bus=nvme, WRITES DISKS".to_owned(),
+                format!("room for {A} since 1970-01-01 00:00 UTC, target auto, dry run"),
+                format!("held back until the next order for every machine: {other}"),
+                "[groups.lab] in the config gets own instead, target serial=X".to_owned(),
+                "[groups.old] in the config: target bus=ata".to_owned(),
+                format!("never imaged, as the config says: {B}"),
+            ]
+        );
     }
 
     #[test]

@@ -214,11 +214,13 @@ pub struct Pinned<'a> {
     pub target: &'a str,
 }
 
-fn group_place(name: &str) -> String {
+/// The section of a group.
+pub fn group_place(name: &str) -> String {
     format!("[groups.{name}]")
 }
 
-fn machine_place(mac: MacAddr) -> String {
+/// The section of a machine.
+pub fn machine_place(mac: MacAddr) -> String {
     format!("[machines.\"{mac}\"]")
 }
 

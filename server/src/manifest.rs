@@ -188,10 +188,15 @@ impl Origin {
 
     /// The time as `2026-01-31 12:34 UTC`.
     pub fn at_text(&self) -> String {
-        let (days, minutes) = (self.at / 86_400, self.at % 86_400 / 60);
-        let (year, month, day) = civil(days);
-        format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+        time_text(self.at)
     }
+}
+
+/// Seconds since 1970 as `2026-01-31 12:34 UTC`.
+pub fn time_text(at: u64) -> String {
+    let (days, minutes) = (at / 86_400, at % 86_400 / 60);
+    let (year, month, day) = civil(days);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
 }
 
 impl Manifest {

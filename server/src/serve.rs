@@ -295,11 +295,11 @@ fn summary(room: &Room) -> String {
     if settings.is_publishing() {
         say("publish", format!("http://{address}:{}/images/ lists what other sites may copy", room.http_port()));
     }
-    let images = room.armed().images(settings);
-    say(
-        "armed",
-        if images.is_empty() { "nothing: `ezio arm IMAGE` sends machines to it".into() } else { images.join(", ") },
-    );
+    let orders = room.armed().lines(settings);
+    if orders.is_empty() {
+        say("armed", "nothing: `ezio arm IMAGE` sends machines to it".into());
+    }
+    orders.into_iter().for_each(|order| say("armed", order));
     out
 }
 

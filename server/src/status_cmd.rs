@@ -58,6 +58,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// What is armed.
     pub armed: Vec<Order>,
+    /// What is armed, in words: orders, then what is different for some.
+    #[serde(default)]
+    pub orders: Vec<String>,
     /// The armed and published images and our own seeding of them.
     pub images: Vec<SeedStatus>,
     /// Every machine we have heard of.
@@ -134,6 +137,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: room.started.elapsed().as_secs(),
             armed: room.armed().orders().to_vec(),
+            orders: room.armed().lines(&room.settings),
             images: room.seeds(),
             machines,
             counters: BTreeMap::from([
@@ -202,9 +206,11 @@ pub fn fetch(agent: &ureq::Agent, url: &str) -> anyhow::Result<Status> {
 /// The table, 100 columns wide where names allow it.
 pub fn table(status: &Status) -> String {
     let mut out = String::new();
-    let armed: Vec<&str> = status.armed.iter().filter_map(|order| order.image.as_deref()).collect();
-    let armed = if armed.is_empty() { "nothing is armed".to_owned() } else { format!("armed: {}", armed.join(", ")) };
-    line(&mut out, &format!("ezio {}, up {}, {armed}", status.version, duration(status.uptime_s)));
+    let armed = if status.orders.is_empty() { ", nothing is armed" } else { "" };
+    line(&mut out, &format!("ezio {}, up {}{armed}", status.version, duration(status.uptime_s)));
+    for order in &status.orders {
+        wrap(&mut out, "armed: ", order);
+    }
     for seed in &status.images {
         match &seed.error {
             Some(error) => wrap(&mut out, &format!("image {}: ", seed.image), error),

@@ -221,7 +221,14 @@ fn status_shows_the_room_to_people_and_programs() {
         assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
         let json = format!(r#"{{"mac":"{TWO}","stage":"failed","error":"no disk fits:\u001b[2J two match"}}"#);
         assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
+        ezio_ok(&lan, &["disarm", "--mac", "52:54:00:77:00:03"]);
         let table = ezio_ok(&lan, &["status"]);
+        assert!(table.contains("armed: debian for every machine since 20"), "{table}");
+        assert!(table.contains(" UTC, target auto, WRITES DISKS\n"), "{table}");
+        assert!(
+            table.contains("armed: held back until the next order for every machine: 52:54:00:77:00:03"),
+            "{table}"
+        );
         for text in ["SN-42", "10.9.0.77", "restore", "50", "3 s", "no disk fits: [2J two match"] {
             assert!(table.contains(text), "{text:?} is not in\n{table}");
         }
