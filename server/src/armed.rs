@@ -45,6 +45,16 @@ impl fmt::Display for Scope {
     }
 }
 
+impl Scope {
+    /// With the name of a single machine.
+    pub fn called(&self, settings: &Settings) -> String {
+        match self {
+            Scope::Machine(mac) => settings.called(*mac),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// One `ezio arm` or `ezio disarm`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
@@ -179,7 +189,9 @@ impl Armed {
     /// What is armed, for whom and with what exceptions, in words: a line an order, then a line an exception.
     pub fn lines(&self, settings: &Settings) -> Vec<String> {
         let orders = self.orders.iter().filter_map(|order| order.line(settings));
-        let held = self.held_back().map(|scope| format!("held back until the next order for every machine: {scope}"));
+        let held = self
+            .held_back()
+            .map(|scope| format!("held back until the next order for every machine: {}", scope.called(settings)));
         let mut lines: Vec<String> = orders.chain(held).collect();
         if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
             for Pinned { place, image, target } in settings.pinned() {
@@ -198,7 +210,7 @@ impl Armed {
             .machines_named()
             .into_iter()
             .filter(|mac| settings.is_never(*mac))
-            .map(|mac| mac.to_string())
+            .map(|mac| settings.called(mac))
             .collect();
         if !lines.is_empty() && !never.is_empty() {
             lines.push(format!("never imaged, as the config says: {}", never.join(", ")));
@@ -255,7 +267,7 @@ impl Order {
         let target = order_target(self, own.as_deref(), settings);
         let what = if self.conf.get("DRY_RUN").is_some_and(|is| is == "yes") { "dry run" } else { "WRITES DISKS" };
         let since = time_text(self.at);
-        Some(format!("{image} for {} since {since}, target {target}, {what}", self.scope))
+        Some(format!("{image} for {} since {since}, target {target}, {what}", self.scope.called(settings)))
     }
 }
 
@@ -426,7 +438,7 @@ mod tests {
     fn an_order_is_told_with_its_exceptions() {
         let settings: Settings = toml::from_str(&format!(
             "target = \"bus=nvme\"\n[groups.lab]\nmachines = [\"{A}\"]\nimage = \"own\"\ntarget = \"serial=X\"\n\
-             [groups.old]\ntarget = \"bus=ata\"\n[machines.\"{B}\"]\nnever = true\n"
+             [groups.old]\ntarget = \"bus=ata\"\n[machines.\"{B}\"]\nnever = true\nname = \"pc1\"\n"
         ))
         .expect("good");
         let mut armed = Armed::default();
@@ -444,7 +456,7 @@ mod tests {
                 format!("held back until the next order for every machine: {other}"),
                 "[groups.lab] in the config gets own instead, target serial=X".to_owned(),
                 "[groups.old] in the config: target bus=ata".to_owned(),
-                format!("never imaged, as the config says: {B}"),
+                format!("never imaged, as the config says: pc1 ({B})"),
             ]
         );
     }

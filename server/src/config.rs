@@ -189,6 +189,8 @@ pub struct Group {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overrides {
+    /// What people call it.
+    pub name: Option<String>,
     /// Never to be imaged, whatever is armed; `false` for one machine of a group that is not.
     pub never: Option<bool>,
     /// Image for this machine when the whole room is armed with another one.
@@ -299,12 +301,26 @@ impl Settings {
         let own = self.machines.get(&mac).cloned().unwrap_or_default();
         let group = self.group_of(mac).map(|(_, group)| group.clone()).unwrap_or_default();
         Overrides {
+            name: own.name,
             never: own.never.or(group.never),
             image: own.image.or(group.image),
             target: own.target.or(group.target),
             after: own.after.or(group.after),
             linger: own.linger.or(group.linger),
             kernel_args: own.kernel_args.or(group.kernel_args),
+        }
+    }
+
+    /// What people call a machine; empty if the config does not say.
+    pub fn name_of(&self, mac: MacAddr) -> &str {
+        self.machines.get(&mac).and_then(|own| own.name.as_deref()).unwrap_or_default()
+    }
+
+    /// A machine with its name, if it has one.
+    pub fn called(&self, mac: MacAddr) -> String {
+        match self.name_of(mac) {
+            "" => mac.to_string(),
+            name => format!("{name} ({mac})"),
         }
     }
 
@@ -343,6 +359,14 @@ impl Settings {
                 if let Some(other) = seen.insert(*mac, name) {
                     bail!("machine {mac} is in group {other:?} and in group {name:?}: leave it in one of them");
                 }
+            }
+        }
+        let mut names: BTreeMap<&str, MacAddr> = BTreeMap::new();
+        for (mac, name) in self.machines.iter().filter_map(|(mac, own)| Some((*mac, own.name.as_deref()?))) {
+            check_line("name", name)?;
+            ensure!(!name.trim().is_empty(), "the name of {} is empty: leave it out", machine_place(mac));
+            if let Some(other) = names.insert(name, mac) {
+                bail!("{name:?} is the name of {other} and of {mac}: give one of them another");
             }
         }
         for Pinned { place, image, .. } in self.pinned() {
@@ -468,6 +492,9 @@ mod tests {
             let rule = refused(text);
             assert!(rule.contains(&format!("{place}\"serail=X\" does not say which disk")), "{rule}");
         }
+        let twice =
+            refused("[machines.\"52:54:00:00:00:01\"]\nname = \"pc\"\n[machines.\"52:54:00:00:00:02\"]\nname = \"pc\"");
+        assert!(twice.contains("\"pc\" is the name of 52:54:00:00:00:01 and of 52:54:00:00:00:02"), "{twice}");
         let flags = Settings { target: Some("bus=nvmee".into()), ..Settings::default() };
         let flag = format!("{:#}", Settings::load(None, flags).expect_err("bad"));
         assert!(flag.contains("\"bus=nvmee\" does not say which disk"), "{flag}");

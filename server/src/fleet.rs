@@ -43,6 +43,13 @@ pub struct Machine {
     pub done: Option<String>,
 }
 
+impl Machine {
+    /// One that nothing has been heard of.
+    pub fn awaited(mac: MacAddr) -> Machine {
+        Machine { mac, first_seen: 0, last_seen: 0, last_report: 0, report: None, asked: String::new(), done: None }
+    }
+}
+
 /// All machines.
 #[derive(Debug)]
 pub struct Fleet {
@@ -119,15 +126,8 @@ impl Fleet {
             quietest.and_then(|mac| self.machines.remove(&mac));
         }
         let now = state::unix_now();
-        self.machines.entry(mac).or_insert_with(|| Machine {
-            mac,
-            first_seen: now,
-            last_seen: now,
-            last_report: 0,
-            report: None,
-            asked: String::new(),
-            done: None,
-        })
+        let new = || Machine { first_seen: now, last_seen: now, ..Machine::awaited(mac) };
+        self.machines.entry(mac).or_insert_with(new)
     }
 }
 

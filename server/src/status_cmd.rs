@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::armed::Order;
 use crate::config::Settings;
+use crate::fleet::Machine;
 use crate::room::{Boot, Room};
 use crate::seeder::SeedStatus;
 use crate::serve::Running;
@@ -63,7 +64,7 @@ pub struct Status {
     pub orders: Vec<String>,
     /// The armed and published images and our own seeding of them.
     pub images: Vec<SeedStatus>,
-    /// Every machine we have heard of.
+    /// Every machine we have heard of, and those of the config that are armed.
     pub machines: Vec<MachineStatus>,
     /// Packets answered and packets that were no use.
     pub counters: BTreeMap<String, u64>,
@@ -74,13 +75,16 @@ pub struct Status {
 pub struct MachineStatus {
     /// Its address.
     pub mac: MacAddr,
+    /// What the config calls it, or empty.
+    #[serde(default)]
+    pub name: String,
     /// What it would boot now: `image` or `local`.
     pub boot: String,
     /// The image it is armed with, or empty.
     pub image: String,
-    /// Seconds since 1970.
+    /// Seconds since 1970; 0 for one that has not been heard of.
     pub first_seen: u64,
-    /// Seconds since 1970.
+    /// Seconds since 1970; 0 for one that has not been heard of.
     pub last_seen: u64,
     /// Seconds since it was last heard of.
     pub age_s: u64,
@@ -102,7 +106,13 @@ impl Status {
     pub fn of(room: &Room) -> Status {
         let now = state::unix_now();
         let silent_after = room.settings.silent_after.unwrap_or(SILENT_AFTER_S);
-        let machines: Vec<_> = room.fleet().machines().cloned().collect();
+        let mut machines: Vec<Machine> = room.fleet().machines().cloned().collect();
+        let is_known = |mac: &MacAddr| machines.iter().any(|machine| machine.mac == *mac);
+        let is_armed = |mac: &MacAddr| room.armed().job_for(*mac, &room.settings).is_some();
+        let awaited = room.settings.machines_named().into_iter().filter(|mac| !is_known(mac) && is_armed(mac));
+        let awaited: Vec<Machine> = awaited.map(Machine::awaited).collect();
+        machines.extend(awaited);
+        machines.sort_by_key(|machine| machine.mac);
         let machines = machines.into_iter().map(|machine| {
             let boot = room.boot(machine.mac);
             let age_s = now.saturating_sub(machine.last_seen);
@@ -118,6 +128,7 @@ impl Status {
             };
             MachineStatus {
                 mac: machine.mac,
+                name: room.settings.name_of(machine.mac).to_owned(),
                 boot: if matches!(boot, Boot::Image(_)) { "image".into() } else { "local".into() },
                 image: room.armed().job_for(machine.mac, &room.settings).map(|job| job.image).unwrap_or_default(),
                 first_seen: machine.first_seen,
@@ -222,15 +233,11 @@ pub fn table(status: &Status) -> String {
         return out;
     }
     line(&mut out, "");
-    line(
-        &mut out,
-        &format!(
-            "{:<17} {:<15} {:<12} {:<14} {:<8} {:>4} {:>7} {:>7}",
-            "MACHINE", "IP", "SERIAL", "IMAGE", "STAGE", "%", "MB/S", "ETA"
-        ),
-    );
+    let has_names = status.machines.iter().any(|machine| !machine.name.is_empty());
+    let start = start_of_row(has_names, ["MACHINE", "NAME", "IP", "SERIAL", "IMAGE"]);
+    line(&mut out, &format!("{start} {:<8} {:>4} {:>7} {:>7}", "STAGE", "%", "MB/S", "ETA"));
     for machine in &status.machines {
-        machine_lines(&mut out, machine);
+        machine_lines(&mut out, machine, has_names);
     }
     line(&mut out, "");
     line(&mut out, &totals(&status.machines));
@@ -250,21 +257,28 @@ fn seed_line(seed: &SeedStatus) -> String {
     )
 }
 
-fn machine_lines(out: &mut String, machine: &MachineStatus) {
+/// Address, name, IP, serial number and image; names take their room from the images.
+fn start_of_row(has_names: bool, [mac, name, ip, serial, image]: [&str; 5]) -> String {
+    let (ip, serial) = (cut(ip, 15), cut(serial, 12));
+    if has_names {
+        format!("{mac:<17} {:<12} {ip:<15} {serial:<12} {:<10}", cut(name, 12), cut(image, 10))
+    } else {
+        format!("{mac:<17} {ip:<15} {serial:<12} {:<14}", cut(image, 14))
+    }
+}
+
+fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
+    let mac = machine.mac.to_string();
     let Some(report) = &machine.report else {
         let what = if machine.asked.is_empty() { "seen" } else { machine.asked.as_str() };
-        let text = format!("{what} {} ago, boots {}", duration(machine.age_s), boot_words(machine));
-        return line(out, &format!("{:<17} {text}", machine.mac));
+        let when = match machine.last_seen {
+            0 => "not heard of yet".to_owned(),
+            _ => format!("{what} {} ago", duration(machine.age_s)),
+        };
+        let name = if has_names { format!(" {:<12}", cut(&machine.name, 12)) } else { String::new() };
+        return line(out, &format!("{mac:<17}{name} {when}, boots {}", boot_words(machine)));
     };
-    let start = |image: &str| {
-        format!(
-            "{:<17} {:<15} {:<12} {:<14}",
-            machine.mac,
-            cut(&report.ip, 15),
-            cut(&report.serial, 12),
-            cut(image, 14)
-        )
-    };
+    let start = |image| start_of_row(has_names, [&mac, &machine.name, &report.ip, &report.serial, image]);
     if machine.waiting {
         line(out, &format!("{} waiting (last time: {})", start(&machine.image), stage_words(report)));
         if let Some(error) = &report.error {
@@ -387,8 +401,9 @@ mod tests {
             mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
             boot: "image".into(),
             image: "debian-12".into(),
-            first_seen: 0,
-            last_seen: 0,
+            name: String::new(),
+            first_seen: 1,
+            last_seen: 1,
             age_s: 3,
             silent: false,
             waiting: false,
@@ -410,6 +425,16 @@ mod tests {
         let mut asked = machine("");
         asked.asked = "boot script".into();
         let status = Status { machines: vec![machine(report), failed, silent, asked], ..Status::default() };
+        let mut named = status.clone();
+        named.machines[0].name = "a-name-longer-than-its-column".into();
+        named.machines.push(MachineStatus { name: "pc2".into(), last_seen: 0, ..machine("") });
+        let text = table(&named);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        for words in
+            ["MACHINE           NAME         IP", " a-name-long… ", " pc2          not heard of yet, boots the"]
+        {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
         let text = table(&status);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(text.contains("  50     0.0     5 s"), "{text}");

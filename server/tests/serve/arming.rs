@@ -154,9 +154,16 @@ fn a_machine_can_be_left_out_for_good() {
         let said = ezio_ok(&lan, &["arm", "debian"]);
         assert!(!said.contains("held back"), "{said}");
 
-        let config = file(&lan, "never.toml", &format!("[machines.\"{ONE}\"]\nnever = true\n"));
+        let config = file(
+            &lan,
+            "never.toml",
+            &format!("[machines.\"{ONE}\"]\nnever = true\n[machines.\"{TWO}\"]\nname = \"pc2\"\n"),
+        );
         let _server = Server::start(&lan, &["--config", &config]);
         let client = lan.station(9, true);
+        let table = ezio_ok(&lan, &["status"]);
+        assert!(table.contains(&format!("{TWO} pc2          not heard of yet, boots the imaging system")), "{table}");
+        assert!(table.contains("1 waiting") && !table.contains(&format!("\n{ONE}")), "{table}");
         assert!(boots_locally(&client, ONE) && !boots_locally(&client, TWO));
         let held = lan.station(8, true);
         assert_eq!(held.tftp("ezio.conf/01-52-54-00-77-00-01"), Err(NO_SUCH_USER));
