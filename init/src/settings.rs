@@ -251,6 +251,22 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_is_right() {
+        let text = include_str!("../../docs/config.md");
+        let conf = text.split("```conf\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let settings = Settings::parse(conf, &[]).expect("the example is right");
+        assert_eq!(settings.unknown, Vec::<String>::new());
+        assert_eq!((settings.grow, settings.after), (Grow::Last, After::PowerOff));
+        // The keys that `set` knows, but for the old name and what is refused.
+        let source = include_str!("settings.rs");
+        let set =
+            source.split("fn set(").nth(1).and_then(|rest| rest.split("_ => self.unknown").next()).expect("there");
+        for key in set.lines().filter_map(|line| line.trim().strip_prefix('"')?.split('"').next()) {
+            assert!(key == "MAGNET" || conf.contains(&format!("\n{key}=")), "docs/config.md lacks {key}");
+        }
+    }
+
+    #[test]
     fn switches_are_yes_or_no() {
         let settings = Settings::parse("TORRENT=x\nKEEP=no\nDISCARD=0\nDRY_RUN=yes\nVERIFY=1", &[]).expect("good");
         assert_eq!((settings.keep, settings.discard, settings.dry_run, settings.verify), (false, false, true, true));

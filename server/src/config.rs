@@ -68,7 +68,8 @@ pub struct Settings {
     /// Seed the armed images ourselves [default: true].
     #[arg(long, value_name = "BOOL")]
     pub seed: Option<bool>,
-    /// First TCP port for seeding, one more for each armed or published image; 0 takes any free port [default: 0].
+    /// First TCP port for seeding, one more for each armed or published image, and the next one if that is taken; 0 takes
+    /// any free port [default: 6882].
     #[arg(long, value_name = "PORT")]
     pub peer_port: Option<u16>,
     /// Let other sites' servers copy every image of this library with `ezio image pull` [default: false].
@@ -498,6 +499,24 @@ mod tests {
         let flags = Settings { target: Some("bus=nvmee".into()), ..Settings::default() };
         let flag = format!("{:#}", Settings::load(None, flags).expect_err("bad"));
         assert!(flag.contains("\"bus=nvmee\" does not say which disk"), "{flag}");
+    }
+
+    #[test]
+    fn the_documentation_has_every_key_and_is_right() {
+        let text = include_str!("../../docs/config.md");
+        let toml = text.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let settings = load(toml).expect("the example is right");
+        let all = serde_json::to_value(&settings).expect("plain data");
+        let mut sections = vec![("the file", &all)];
+        sections.extend(all["groups"].as_object().expect("groups").values().map(|group| ("a group", group)));
+        sections.extend(all["machines"].as_object().expect("machines").values().map(|own| ("a machine", own)));
+        assert_eq!(sections.len(), 3);
+        for (place, section) in sections {
+            for (key, value) in section.as_object().expect("keys") {
+                let is_there = !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
+                assert!(is_there, "docs/config.md lacks {key} in {place}");
+            }
+        }
     }
 
     #[test]

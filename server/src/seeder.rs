@@ -24,7 +24,9 @@ use crate::tracker::TrackerService;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Peers of one swarm that we keep links to. They feed each other; we start them.
 const MAX_PEERS: usize = 256;
-/// Ports tried after `peer_port`, if some are taken.
+/// First port for seeding unless told otherwise; 6881 is that of `ezio seed`.
+const DEFAULT_PORT: u16 = 6882;
+/// Ports tried from the first one on, if some are taken.
 const PORT_TRIES: u16 = 64;
 /// How often an image that could not be used is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(3);
@@ -193,7 +195,7 @@ async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Optio
         _ => Ipv4Addr::UNSPECIFIED,
     };
     let storage = open_image(image)?;
-    let base = room.settings.peer_port.unwrap_or(0);
+    let base = room.settings.peer_port.unwrap_or(DEFAULT_PORT);
     let first = if base == 0 { 0 } else { base.saturating_add(u16::try_from(index).unwrap_or(0)) };
     let mut result = None;
     for step in 0..if base == 0 { 1 } else { PORT_TRIES } {
@@ -201,7 +203,13 @@ async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Optio
         let options = Options { listen, have: Have::All, max_peers: MAX_PEERS, ..Options::default() };
         let swarm = Swarm::start(image.meta.clone(), storage.clone(), options).await;
         match swarm {
-            Ok(swarm) => return Ok(Some(swarm)),
+            Ok(swarm) => {
+                if step > 0 {
+                    let port = swarm.local_addr().port();
+                    log::warn!("image {}: port {first} is taken, seeding on {port}: see to the firewall", image.name);
+                }
+                return Ok(Some(swarm));
+            }
             Err(error) => result = Some(error),
         }
     }
