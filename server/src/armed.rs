@@ -115,10 +115,14 @@ impl Armed {
     /// Reads it; nothing is armed if there is no file.
     ///
     /// # Errors
-    /// If the file is damaged.
+    /// If the file is damaged or cannot be read.
     pub fn load(state_dir: &Path) -> anyhow::Result<Armed> {
         let path = Armed::path(state_dir);
-        let armed = state::read(&path).context("reading what is armed: run `ezio disarm`, then `ezio arm` again")?;
+        let read: anyhow::Result<Option<Armed>> = state::read(&path);
+        let armed = read.map_err(|error| match error.root_cause().is::<serde_json::Error>() {
+            true => error.context("reading what is armed: run `ezio disarm`, then `ezio arm` again"),
+            false => error.context("reading what is armed"),
+        })?;
         Ok(armed.unwrap_or_default())
     }
 
@@ -510,5 +514,9 @@ mod tests {
         assert_eq!(Armed::load(dir.path()).expect("read"), armed);
         std::fs::write(Armed::path(dir.path()), b"{").expect("damaged");
         assert!(format!("{:#}", Armed::load(dir.path()).expect_err("damaged")).contains("ezio arm"));
+        std::fs::remove_file(Armed::path(dir.path())).expect("removed");
+        std::fs::create_dir(Armed::path(dir.path())).expect("no file");
+        let error = format!("{:#}", Armed::load(dir.path()).expect_err("not to be read"));
+        assert!(error.starts_with("reading what is armed: reading /") && !error.contains("ezio arm"), "{error}");
     }
 }

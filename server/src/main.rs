@@ -80,6 +80,16 @@ fn give_memory_back() {
 #[cfg(not(target_env = "gnu"))]
 fn give_memory_back() {}
 
+/// Whether it failed for a right that root would have.
+fn is_for_root(error: &anyhow::Error) -> bool {
+    let is_denied = |cause: &(dyn std::error::Error + 'static)| {
+        let io =
+            cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied);
+        io || matches!(cause.downcast_ref(), Some(nix::errno::Errno::EACCES | nix::errno::Errno::EPERM))
+    };
+    !nix::unistd::geteuid().is_root() && error.chain().any(is_denied)
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
@@ -104,7 +114,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, the cause chain printed once: what, where, what to do.
-            complain!("ezio: {error:#}");
+            let hint = if is_for_root(&error) { "; run it as root" } else { "" };
+            complain!("ezio: {error:#}{hint}");
             ExitCode::FAILURE
         }
     }

@@ -36,8 +36,8 @@ pub struct StatusCommand {
     /// Go on showing it, once a second.
     #[arg(long)]
     watch: bool,
-    /// The server, as http://10.0.0.1; by default the one that runs on this machine.
-    #[arg(long, value_name = "URL")]
+    /// The server, as 10.0.0.1, 10.0.0.1:8080 or a URL; by default the one that runs on this machine.
+    #[arg(long, value_name = "HOST")]
     server: Option<String>,
     /// JSON instead of a table.
     #[arg(long)]
@@ -171,11 +171,12 @@ impl StatusCommand {
     /// If no server answers.
     pub fn run(self) -> anyhow::Result<()> {
         let url = match &self.server {
-            Some(url) => url.trim_end_matches('/').to_owned(),
+            Some(server) => url_of(server),
             None => {
                 let flags = Settings { library: self.library.clone(), ..Settings::default() };
                 let settings = Settings::load(self.config.as_deref(), flags)?;
-                Running::find(&settings.library_dir())?.url
+                let found = Running::find(&settings.library_dir());
+                found.context("looking for the server; --server names one")?.url
             }
         };
         let agent = agent();
@@ -197,6 +198,11 @@ impl StatusCommand {
             std::thread::sleep(WATCH_EVERY);
         }
     }
+}
+
+fn url_of(server: &str) -> String {
+    let server = server.trim_end_matches('/');
+    if server.contains("://") { server.to_owned() } else { format!("http://{server}") }
 }
 
 /// A client that does not wait for ever.
@@ -476,6 +482,17 @@ mod tests {
             "{text}"
         );
         assert_eq!((rows[1], rows[3]), ("      matches", "      matches"));
+    }
+
+    #[test]
+    fn a_server_needs_no_scheme() {
+        for (server, url) in [
+            ("127.0.0.1:8181", "http://127.0.0.1:8181"),
+            ("images.lan/", "http://images.lan"),
+            ("https://x/", "https://x"),
+        ] {
+            assert_eq!(url_of(server), url);
+        }
     }
 
     #[test]
