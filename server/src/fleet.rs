@@ -1,7 +1,7 @@
 //! What each machine last said, and what it did before. Kept in `LIBRARY/state/fleet.json`, so that a machine that is
 //! done stays done when the server restarts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -9,13 +9,19 @@ use netboot::MacAddr;
 use report::{Report, Stage};
 use serde::{Deserialize, Serialize};
 
+use crate::armed::Armed;
+use crate::config::Settings;
 use crate::state;
 
 /// Most machines remembered. No room has as many; a flood of invented ones ends here, the quietest going first.
 const MAX_MACHINES: usize = 4096;
+/// Most bytes that all machines come to as JSON. `ezio status` reads 10 MiB at most, and what is armed is in there too.
+const MAX_BYTES: usize = 8 << 20;
+/// What the status adds to what is remembered of a machine, in bytes, the longest image name included.
+const STATUS_BYTES: usize = 256;
 /// Longest text taken over from a report, in bytes.
 const MAX_TEXT: usize = 2000;
-/// Longest reason for a failure, in characters: a line for each of some forty disks.
+/// Longest reason for a failure, in bytes: a line for each of some forty disks.
 const MAX_ERROR: usize = 8000;
 /// Most stage times in a report; there are nine stages.
 const MAX_TIMES: usize = 32;
@@ -54,6 +60,8 @@ impl Machine {
 #[derive(Debug)]
 pub struct Fleet {
     machines: BTreeMap<MacAddr, Machine>,
+    /// What they come to, as [`weight`] counts.
+    bytes: usize,
     dirty: bool,
 }
 
@@ -66,7 +74,8 @@ impl Fleet {
                 None
             })
             .unwrap_or_default();
-        Fleet { machines: machines.into_iter().map(|machine| (machine.mac, machine)).collect(), dirty: false }
+        let machines: BTreeMap<_, _> = machines.into_iter().map(|machine| (machine.mac, machine)).collect();
+        Fleet { bytes: machines.values().map(weight).sum(), machines, dirty: false }
     }
 
     /// Every machine, by address.
@@ -75,36 +84,42 @@ impl Fleet {
     }
 
     /// Notes that a machine asked for something.
-    pub fn asked(&mut self, mac: MacAddr, what: &str) {
-        let machine = self.entry(mac);
+    pub fn asked(&mut self, mac: MacAddr, what: &str, armed: &Armed) {
+        let mut machine = self.take(mac);
         machine.last_seen = state::unix_now();
         machine.asked = what.into();
-        self.dirty = true;
+        self.put(machine, armed);
     }
 
     /// Takes a report. Whether it is an important one, a change of stage, which should be on disk before it is answered.
     ///
+    /// Anybody can send one. So a machine is done only with what it is armed for: a report that names something else
+    /// must not undo that, or the machine would be imaged again.
+    ///
     /// # Errors
-    /// In words for the machine, if the report cannot be right.
-    pub fn report(&mut self, mut report: Report) -> Result<bool, String> {
+    /// In words for the machine, if the report cannot be right or there is no place for the machine.
+    pub fn report(&mut self, mut report: Report, armed: &Armed, settings: &Settings) -> Result<bool, String> {
         let mac: MacAddr = report.mac.parse().map_err(|error| format!("{error}"))?;
         if !mac.is_unicast() {
             return Err(format!("{mac} is no machine's MAC address"));
         }
         tidy(&mut report);
-        let machine = self.entry(mac);
+        let mut machine = self.take(mac);
         let before = machine.report.as_ref().map(|old| (old.stage, old.deployment.clone()));
         let is_new_stage = before != Some((report.stage, report.deployment.clone()));
         if is_new_stage {
             log_stage(mac, &report);
         }
-        if report.stage.is_verified() {
+        let job = armed.job_for(mac, settings);
+        if report.stage.is_verified() && job.is_some_and(|job| job.deployment == report.deployment) {
             machine.done = Some(report.deployment.clone());
         }
         (machine.last_seen, machine.last_report) = (state::unix_now(), state::unix_now());
         machine.asked.clear();
         machine.report = Some(report);
-        self.dirty = true;
+        if !self.put(machine, armed) {
+            return Err(format!("{MAX_MACHINES} machines are done already, and no more are remembered"));
+        }
         Ok(is_new_stage)
     }
 
@@ -118,17 +133,57 @@ impl Fleet {
         std::mem::take(&mut self.dirty).then(|| self.machines.values().cloned().collect())
     }
 
-    fn entry(&mut self, mac: MacAddr) -> &mut Machine {
-        if self.machines.len() >= MAX_MACHINES && !self.machines.contains_key(&mac) {
-            // Whoever only asked for a script goes first: what has reported may be done, and must stay so.
-            let key = |machine: &&Machine| (machine.report.is_some(), machine.last_seen);
-            let quietest = self.machines.values().min_by_key(key).map(|machine| machine.mac);
-            quietest.and_then(|mac| self.machines.remove(&mac));
+    /// What is known of a machine, taken out to be changed.
+    fn take(&mut self, mac: MacAddr) -> Machine {
+        if let Some(machine) = self.machines.remove(&mac) {
+            self.bytes -= weight(&machine);
+            return machine;
         }
         let now = state::unix_now();
-        let new = || Machine { first_seen: now, last_seen: now, ..Machine::awaited(mac) };
-        self.machines.entry(mac).or_insert_with(new)
+        Machine { first_seen: now, last_seen: now, ..Machine::awaited(mac) }
     }
+
+    /// Puts a machine in or back. `false` if there is no place for a new one.
+    fn put(&mut self, machine: Machine, armed: &Armed) -> bool {
+        let len = weight(&machine);
+        while self.machines.len() >= MAX_MACHINES || self.bytes + len > MAX_BYTES {
+            if !self.forget(armed) {
+                return false;
+            }
+        }
+        self.bytes += len;
+        self.machines.insert(machine.mac, machine);
+        self.dirty = true;
+        true
+    }
+
+    /// Makes room: the quietest machine goes, one that never reported first. Who is done with what is armed is never
+    /// forgotten, only what it said besides. `false` if there is nothing to forget.
+    fn forget(&mut self, armed: &Armed) -> bool {
+        let orders = armed.orders().iter().filter(|order| order.image.is_some());
+        let deployments: HashSet<&str> = orders.map(|order| order.deployment.as_str()).collect();
+        let is_done = |machine: &Machine| machine.done.as_deref().is_some_and(|done| deployments.contains(done));
+        let key = |machine: &&Machine| (machine.report.is_some(), machine.last_seen);
+        let quietest = self.machines.values().filter(|machine| !is_done(machine)).min_by_key(key).map(|m| m.mac);
+        if let Some(mac) = quietest {
+            self.take(mac);
+            return true;
+        }
+        if self.machines.len() >= MAX_MACHINES {
+            return false;
+        }
+        let reports = self.machines.values_mut().filter(|machine| machine.report.is_some());
+        let Some(quietest) = reports.min_by_key(|machine| machine.last_seen) else { return false };
+        self.bytes -= weight(quietest);
+        quietest.report = None;
+        self.bytes += weight(quietest);
+        true
+    }
+}
+
+/// Bytes that a machine comes to in the status.
+fn weight(machine: &Machine) -> usize {
+    serde_json::to_vec(machine).map_or(0, |json| json.len()) + STATUS_BYTES
 }
 
 /// Where the machines' history is kept, and who is writing it.
@@ -181,63 +236,151 @@ fn tidy(report: &mut Report) {
         &mut report.note,
     ];
     for text in texts {
-        *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
+        *text = tidied(text, MAX_TEXT, |c| !c.is_control());
     }
     if let Some(error) = &mut report.error {
         // A refusal has a line for every disk.
-        let shown = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
-        *error = error.chars().map(shown).take(MAX_ERROR).collect();
+        *error = tidied(error, MAX_ERROR, |c| !c.is_control() || c == '\n');
     }
     report.times.truncate(MAX_TIMES);
+}
+
+/// At most `max` bytes of a text, with spaces for what must not be in it.
+fn tidied(text: &str, max: usize, is_fine: impl Fn(char) -> bool) -> String {
+    text[..text.floor_char_boundary(max)].chars().map(|c| if is_fine(c) { c } else { ' ' }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::armed::{Order, Scope};
+
+    const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
     fn report(stage: &str, deployment: &str) -> Report {
-        let json = format!(r#"{{"mac":"52:54:00:00:00:01","stage":"{stage}","deployment":"{deployment}"}}"#);
+        let json = format!(r#"{{"mac":"{MAC}","stage":"{stage}","deployment":"{deployment}"}}"#);
         serde_json::from_str(&json).expect("a report")
+    }
+
+    /// The same from another machine.
+    fn report_of(number: usize, stage: &str, deployment: &str) -> Report {
+        let mac = format!("02:00:00:00:{:02x}:{:02x}", number >> 8, number & 0xff);
+        Report { mac, ..report(stage, deployment) }
+    }
+
+    /// Everybody is to get this.
+    fn armed(deployment: &str) -> Armed {
+        let (scope, image, deployment) = (Scope::All, Some("debian".into()), deployment.into());
+        let (target, after, linger, conf) = (None, None, None, BTreeMap::new());
+        let mut armed = Armed::default();
+        armed.arm(Order { scope, image, deployment, target, after, linger, conf, at: 0 });
+        armed
+    }
+
+    fn take(fleet: &mut Fleet, report: Report) -> bool {
+        fleet.report(report, &armed("d1"), &Settings::default()).expect("good")
+    }
+
+    fn empty() -> Fleet {
+        Fleet { machines: BTreeMap::new(), bytes: 0, dirty: false }
     }
 
     #[test]
     fn done_survives_a_restart_and_counts_for_its_deployment_only() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mac = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
         let mut fleet = Fleet::load(dir.path());
-        fleet.report(report("restore", "d1")).expect("good");
-        assert!(!fleet.is_done(mac, "d1"));
-        assert!(fleet.report(report("seeding", "d1")).expect("good"), "a new stage");
-        assert!(!fleet.report(report("seeding", "d1")).expect("good"), "the same stage");
+        take(&mut fleet, report("restore", "d1"));
+        assert!(!fleet.is_done(MAC, "d1"));
+        assert!(take(&mut fleet, report("seeding", "d1")), "a new stage");
+        assert!(!take(&mut fleet, report("seeding", "d1")), "the same stage");
         let history = History::new(dir.path());
         history.save(&Mutex::new(fleet));
         let fleet = Fleet::load(dir.path());
-        assert!(fleet.is_done(mac, "d1"));
-        assert!(!fleet.is_done(mac, "d2"));
+        assert!(fleet.is_done(MAC, "d1"));
+        assert!(!fleet.is_done(MAC, "d2"));
     }
 
     #[test]
     fn a_late_failure_does_not_undo_a_proven_disk() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut fleet = Fleet::load(dir.path());
-        fleet.report(report("done", "d1")).expect("good");
-        fleet.report(report("failed", "d1")).expect("good");
-        assert!(fleet.is_done(MacAddr([0x52, 0x54, 0, 0, 0, 1]), "d1"));
+        let mut fleet = empty();
+        take(&mut fleet, report("done", "d1"));
+        take(&mut fleet, report("failed", "d1"));
+        assert!(fleet.is_done(MAC, "d1"));
+    }
+
+    #[test]
+    fn done_with_something_else_does_not_undo_what_is_armed() {
+        let mut fleet = empty();
+        take(&mut fleet, report("done", "d1"));
+        take(&mut fleet, report("done", "x"));
+        assert!(fleet.is_done(MAC, "d1") && !fleet.is_done(MAC, "x"));
+        // Nothing armed, nothing done.
+        let mut fleet = empty();
+        fleet.report(report("done", "d1"), &Armed::default(), &Settings::default()).expect("good");
+        assert!(!fleet.is_done(MAC, "d1"));
+    }
+
+    #[test]
+    fn invented_machines_never_push_out_who_is_done() {
+        let mut fleet = empty();
+        take(&mut fleet, report("done", "d1"));
+        take(&mut fleet, report_of(0, "done", "old"));
+        for number in 0..MAX_MACHINES + 10 {
+            fleet.asked(MacAddr([2, 1, 0, 0, (number >> 8) as u8, number as u8]), "boot script", &armed("d1"));
+            take(&mut fleet, report_of(number, "restore", "d1"));
+        }
+        assert!(fleet.is_done(MAC, "d1"));
+        assert_eq!(fleet.machines().count(), MAX_MACHINES);
+    }
+
+    #[test]
+    fn a_fleet_that_is_done_takes_no_more() {
+        let mut fleet = empty();
+        for number in 0..MAX_MACHINES {
+            take(&mut fleet, report_of(number, "done", "d1"));
+        }
+        let refusal = fleet.report(report("restore", "d1"), &armed("d1"), &Settings::default());
+        assert_eq!(refusal, Err("4096 machines are done already, and no more are remembered".into()));
+        assert!(!take(&mut fleet, report_of(7, "done", "d1")), "known machines still report");
+        // With the next deployment nobody is done, and there are places again.
+        fleet.report(report("restore", "d2"), &armed("d2"), &Settings::default()).expect("a place");
+    }
+
+    #[test]
+    fn the_status_stays_readable_whatever_is_reported() {
+        for stage in ["failed", "done"] {
+            let mut fleet = empty();
+            for number in 0..MAX_MACHINES {
+                let mut fat = report_of(number, stage, "d1");
+                fat.error = Some("\"€\n".repeat(5000));
+                for text in [&mut fat.note, &mut fat.disk, &mut fat.image, &mut fat.serial, &mut fat.ip] {
+                    *text = "\\é".repeat(2000);
+                }
+                take(&mut fleet, fat);
+            }
+            let machines: Vec<&Machine> = fleet.machines().collect();
+            let len = serde_json::to_vec(&machines).expect("JSON").len();
+            assert!(len + machines.len() * STATUS_BYTES <= MAX_BYTES + MAX_MACHINES, "{stage}: {len} bytes");
+            assert_eq!(fleet.bytes, machines.iter().map(|machine| weight(machine)).sum::<usize>());
+            assert!(machines.iter().any(|machine| machine.report.is_some()), "{stage}: the latest is kept");
+            assert!(stage == "failed" || fleet.machines.len() == MAX_MACHINES, "who is done is remembered");
+        }
     }
 
     #[test]
     fn impossible_reports_are_refused_and_texts_are_tidied() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut fleet = Fleet::load(dir.path());
+        let mut fleet = empty();
         let mut bad = report("done", "d");
         bad.mac = "ff:ff:ff:ff:ff:ff".into();
-        assert!(fleet.report(bad).is_err());
+        assert!(fleet.report(bad, &armed("d1"), &Settings::default()).is_err());
         let mut garbled = report("failed", "d");
-        garbled.error = Some("\x1b[2J\n".repeat(5000));
-        fleet.report(garbled).expect("good");
-        let machine = fleet.machines().next().expect("one");
-        let error = machine.report.as_ref().and_then(|report| report.error.as_ref()).expect("kept");
-        assert!(error.len() <= MAX_ERROR && !error.contains('\x1b') && error.starts_with(" [2J\n"));
+        garbled.error = Some("\x1b[2J\n€".repeat(5000));
+        garbled.note = "é".repeat(5000);
+        take(&mut fleet, garbled);
+        let report = fleet.machines().next().and_then(|machine| machine.report.as_ref()).expect("one");
+        let error = report.error.as_ref().expect("kept");
+        assert!(error.len() <= MAX_ERROR && !error.contains('\x1b') && error.starts_with(" [2J\n€"));
+        assert_eq!(report.note.len(), MAX_TEXT);
     }
 
     #[test]

@@ -89,7 +89,7 @@ async fn script(State(app): State<App>, ends: ConnectInfo<Ends>, query: Query<Sc
         None => app.room.script_for_anybody(address),
         Some(Ok(mac)) => {
             let script = app.room.script(mac, address);
-            app.room.fleet().asked(mac, "boot script");
+            app.room.asked(mac, "boot script");
             log::debug!("{mac} fetches its boot script");
             script
         }
@@ -167,7 +167,7 @@ async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) ->
         if report.ip.is_empty() {
             report.ip = ends.from.ip().to_canonical().to_string();
         }
-        app.room.fleet().report(report)
+        app.room.report(report)
     });
     match taken {
         Ok(is_new_stage) => {

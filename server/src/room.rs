@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use netboot::MacAddr;
 use netboot::pxe::BootServer;
+use report::Report;
 
 use crate::armed::{Armed, Job};
 use crate::binding::Binding;
@@ -105,6 +106,18 @@ impl Room {
     /// The machines; hold it for a moment only.
     pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a machine asked for something.
+    pub fn asked(&self, mac: MacAddr, what: &str) {
+        let armed = self.armed();
+        self.fleet().asked(mac, what, &armed);
+    }
+
+    /// Takes a machine's report; see [`Fleet::report`].
+    pub fn report(&self, report: Report) -> Result<bool, String> {
+        let armed = self.armed();
+        self.fleet().report(report, &armed, &self.settings)
     }
 
     /// Writes what the machines have reported; takes as long as the disk takes to flush.

@@ -120,7 +120,7 @@ impl Tree {
         let text = match name.split_once('/') {
             None if name == "boot.ipxe" => Some(room.script_for_anybody(self.address)),
             Some(("boot.ipxe", mac)) => MacAddr::from_bootif(mac).ok().map(|mac| {
-                room.fleet().asked(mac, "boot script by TFTP");
+                room.asked(mac, "boot script by TFTP");
                 room.script(mac, self.address)
             }),
             Some(("ezio.conf", "default")) => self.job_of(client).map(|job| self.room.conf(&job, self.address)),

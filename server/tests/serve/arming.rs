@@ -189,6 +189,8 @@ fn a_second_start_after_a_kill_serves_as_before() {
         assert!(!boots_locally(&client, ONE), "a machine that was interrupted goes on");
         report(&client, ONE, "done", &deployment(&before));
         assert!(boots_locally(&client, ONE), "a machine that is done boots what it got");
+        report(&client, ONE, "done", "x");
+        assert!(boots_locally(&client, ONE), "somebody else's word does not get it imaged again");
         server.kill();
 
         let server = Server::start(&lan, &[]);
