@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use netboot::MacAddr;
 use report::{Report, Stage};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
 
 use crate::armed::Armed;
 use crate::config::Settings;
@@ -62,7 +63,8 @@ pub struct Fleet {
     machines: BTreeMap<MacAddr, Machine>,
     /// What they come to, as [`weight`] counts.
     bytes: usize,
-    dirty: bool,
+    /// Counts the changes.
+    change: u64,
 }
 
 impl Fleet {
@@ -75,7 +77,7 @@ impl Fleet {
             })
             .unwrap_or_default();
         let machines: BTreeMap<_, _> = machines.into_iter().map(|machine| (machine.mac, machine)).collect();
-        Fleet { bytes: machines.values().map(weight).sum(), machines, dirty: false }
+        Fleet { bytes: machines.values().map(weight).sum(), machines, change: 0 }
     }
 
     /// Every machine, by address.
@@ -91,14 +93,15 @@ impl Fleet {
         self.put(machine, armed);
     }
 
-    /// Takes a report. Whether it is an important one, a change of stage, which should be on disk before it is answered.
+    /// Takes a report. If it is an important one, a change of stage, it should be on disk before it is answered: the
+    /// number of the change then, for [`History::saved`].
     ///
     /// Anybody can send one. So a machine is done only with what it is armed for: a report that names something else
     /// must not undo that, or the machine would be imaged again.
     ///
     /// # Errors
     /// In words for the machine, if the report cannot be right or there is no place for the machine.
-    pub fn report(&mut self, mut report: Report, armed: &Armed, settings: &Settings) -> Result<bool, String> {
+    pub fn report(&mut self, mut report: Report, armed: &Armed, settings: &Settings) -> Result<Option<u64>, String> {
         let mac: MacAddr = report.mac.parse().map_err(|error| format!("{error}"))?;
         if !mac.is_unicast() {
             return Err(format!("{mac} is no machine's MAC address"));
@@ -120,17 +123,12 @@ impl Fleet {
         if !self.put(machine, armed) {
             return Err(format!("{MAX_MACHINES} machines are done already, and no more are remembered"));
         }
-        Ok(is_new_stage)
+        Ok(is_new_stage.then_some(self.change))
     }
 
     /// Whether the machine has finished this deployment.
     pub fn is_done(&self, mac: MacAddr, deployment: &str) -> bool {
         self.machines.get(&mac).is_some_and(|machine| machine.done.as_deref() == Some(deployment))
-    }
-
-    /// What has to be written, if anything has changed since this was last asked.
-    fn changes(&mut self) -> Option<Vec<Machine>> {
-        std::mem::take(&mut self.dirty).then(|| self.machines.values().cloned().collect())
     }
 
     /// What is known of a machine, taken out to be changed.
@@ -153,7 +151,7 @@ impl Fleet {
         }
         self.bytes += len;
         self.machines.insert(machine.mac, machine);
-        self.dirty = true;
+        self.change += 1;
         true
     }
 
@@ -186,30 +184,55 @@ fn weight(machine: &Machine) -> usize {
     serde_json::to_vec(machine).map_or(0, |json| json.len()) + STATUS_BYTES
 }
 
-/// Where the machines' history is kept, and who is writing it.
+/// Where the machines' history is kept. One task writes it, and whoever reports waits for that task without a thread:
+/// the threads for what blocks are the seeder's too, and reports must not hold up its reading.
 #[derive(Debug)]
 pub struct History {
     path: PathBuf,
-    writing: Mutex<()>,
+    /// The change that is on disk; held while that is being written.
+    written: Mutex<u64>,
+    /// The change up to which writing was tried.
+    tried: watch::Sender<u64>,
+    /// Somebody waits.
+    wanted: Notify,
 }
 
 impl History {
     /// The history in a state directory.
     pub fn new(state_dir: &Path) -> History {
-        History { path: path(state_dir), writing: Mutex::default() }
+        let (written, tried, wanted) = (Mutex::default(), watch::Sender::default(), Notify::new());
+        History { path: path(state_dir), written, tried, wanted }
+    }
+
+    /// Waits until somebody waits for [`History::saved`].
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Waits until a change is on disk, or could not be written.
+    pub async fn saved(&self, change: u64) {
+        self.wanted.notify_one();
+        // An error would mean that the sender is gone, and it is ours.
+        let _ = self.tried.subscribe().wait_for(|tried| *tried >= change).await;
     }
 
     /// Writes what has changed; when this returns, everything reported before the call is on disk. The machines are
     /// locked only while they are copied: a disk that takes a second to flush must not hold up a room that boots.
     /// An error is logged, the machines matter more.
     pub fn save(&self, fleet: &Mutex<Fleet>) {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let fleet = || fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(machines) = fleet().changes() else { return };
-        if let Err(error) = state::write(&self.path, &machines) {
-            fleet().dirty = true;
-            log::error!("the machines' history cannot be kept: {error:#}");
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let (change, machines) = {
+            let fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
+            if fleet.change == *written {
+                return;
+            }
+            (fleet.change, fleet.machines.values().cloned().collect::<Vec<_>>())
+        };
+        match state::write(&self.path, &machines) {
+            Ok(()) => *written = change,
+            Err(error) => log::error!("the machines' history cannot be kept: {error:#}"),
         }
+        self.tried.send_replace(change);
     }
 }
 
@@ -253,7 +276,12 @@ fn tidied(text: &str, max: usize, is_fine: impl Fn(char) -> bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use crate::armed::{Order, Scope};
+    use crate::library::Library;
+    use crate::room::Room;
 
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
@@ -278,11 +306,11 @@ mod tests {
     }
 
     fn take(fleet: &mut Fleet, report: Report) -> bool {
-        fleet.report(report, &armed("d1"), &Settings::default()).expect("good")
+        fleet.report(report, &armed("d1"), &Settings::default()).expect("good").is_some()
     }
 
     fn empty() -> Fleet {
-        Fleet { machines: BTreeMap::new(), bytes: 0, dirty: false }
+        Fleet { machines: BTreeMap::new(), bytes: 0, change: 0 }
     }
 
     #[test]
@@ -381,6 +409,48 @@ mod tests {
         let error = report.error.as_ref().expect("kept");
         assert!(error.len() <= MAX_ERROR && !error.contains('\x1b') && error.starts_with(" [2J\n€"));
         assert_eq!(report.note.len(), MAX_TEXT);
+    }
+
+    #[test]
+    #[expect(clippy::await_holding_lock, reason = "it stands for a disk that takes its time")]
+    fn reports_wait_for_a_slow_disk_without_a_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
+        runtime.expect("a runtime").block_on(async {
+            let dir = tempfile::tempdir().expect("a directory");
+            let room = Room::new(Settings::default(), Library::create(dir.path()).expect("made"), vec![], armed("d1"));
+            let room = Arc::new(room);
+            let (_stop, watcher) = watch::channel(false);
+            tokio::spawn(crate::serve::keep_fleet(room.clone(), watcher));
+            let slow = room.history().written.lock().expect("nobody else has it");
+            let mut reports = tokio::task::JoinSet::new();
+            for number in 0..100 {
+                let room = room.clone();
+                reports.spawn(async move { room.report(report_of(number, "restore", "d1")).await.expect("good") });
+            }
+            let second = Duration::from_secs(1);
+            tokio::time::sleep(second / 5).await;
+            // As the seeder reads.
+            let read = tokio::time::timeout(10 * second, tokio::task::spawn_blocking(|| ())).await;
+            read.expect("a thread is free").expect("it ran");
+            assert!(tokio::time::timeout(second, reports.join_next()).await.is_err(), "answered before it is on disk");
+            drop(slow);
+            tokio::time::timeout(10 * second, reports.join_all()).await.expect("answered");
+            assert_eq!(Fleet::load(&room.library.state_dir()).machines().count(), 100);
+        });
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_written_keeps_nobody_waiting() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async {
+            let history = History::new(Path::new("/nonexistent"));
+            let mut fleet = empty();
+            let change = fleet.report(report("done", "d1"), &armed("d1"), &Settings::default()).expect("good");
+            let fleet = Mutex::new(fleet);
+            history.save(&fleet);
+            history.saved(change.expect("important")).await;
+            assert_eq!(*history.written.lock().expect("free"), 0, "it is tried again");
+        });
     }
 
     #[test]

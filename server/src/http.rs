@@ -163,21 +163,17 @@ async fn announce(State(app): State<App>, ends: ConnectInfo<Ends>, RawQuery(quer
 }
 
 async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) -> Response {
-    let taken = serde_json::from_slice::<Report>(&body).map_err(|error| error.to_string()).and_then(|mut report| {
-        if report.ip.is_empty() {
-            report.ip = ends.from.ip().to_canonical().to_string();
-        }
-        app.room.report(report)
-    });
-    match taken {
-        Ok(is_new_stage) => {
-            if is_new_stage {
-                // On disk before it is answered, so that a machine that is done is never imaged again.
-                let room = app.room.clone();
-                let _ = tokio::task::spawn_blocking(move || room.save_fleet()).await;
+    let taken = match serde_json::from_slice::<Report>(&body) {
+        Ok(mut report) => {
+            if report.ip.is_empty() {
+                report.ip = ends.from.ip().to_canonical().to_string();
             }
-            StatusCode::NO_CONTENT.into_response()
+            app.room.report(report).await
         }
+        Err(error) => Err(error.to_string()),
+    };
+    match taken {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => {
             count(&app.room.counters.reports_bad);
             log::debug!("a report from {} makes no sense: {error}", ends.from);

@@ -114,10 +114,20 @@ impl Room {
         self.fleet().asked(mac, what, &armed);
     }
 
-    /// Takes a machine's report; see [`Fleet::report`].
-    pub fn report(&self, report: Report) -> Result<bool, String> {
+    /// Takes a machine's report; see [`Fleet::report`]. An important one is on disk when this returns, so that a machine
+    /// that is done is never imaged again.
+    pub async fn report(&self, report: Report) -> Result<(), String> {
         let armed = self.armed();
-        self.fleet().report(report, &armed, &self.settings)
+        let change = self.fleet().report(report, &armed, &self.settings)?;
+        if let Some(change) = change {
+            self.history.saved(change).await;
+        }
+        Ok(())
+    }
+
+    /// The machines' history on disk.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// Writes what the machines have reported; takes as long as the disk takes to flush.

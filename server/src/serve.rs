@@ -22,8 +22,9 @@ use crate::tftp::BOOT_FILES;
 use crate::tracker::TrackerService;
 use crate::{dhcp, http, seeder, state, tftp};
 
-/// How often the machines' last words are written.
+/// How often the machines' last words are written; and how often at most, while somebody waits for that.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+const SAVE_PAUSE: Duration = Duration::from_millis(50);
 /// How long the services get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How often, and after which pause, the lock is tried that a look at it may hold.
@@ -163,14 +164,17 @@ pub async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn keep_fleet(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
+/// Writes the machines' history, until told to stop.
+pub async fn keep_fleet(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(SAVE_EVERY) => {}
+            () = room.history().wanted() => {}
             () = stopped(&mut stop) => break,
         }
         let room = room.clone();
         let _ = tokio::task::spawn_blocking(move || room.save_fleet()).await;
+        tokio::time::sleep(SAVE_PAUSE).await;
     }
 }
 
