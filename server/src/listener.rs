@@ -1,38 +1,76 @@
-//! TCP for HTTP: a limit on connections, and an end to those on which nothing moves.
+//! TCP for HTTP: a limit on connections, an end to those on which nothing moves, and to requests that never end.
 //!
-//! Without them a client that opens connections and says nothing would take every file descriptor there is.
+//! Without them a client that opens connections and says next to nothing would take every place there is, and every file
+//! descriptor. When there is no place, whoever has been idle for longest makes room.
 
-use std::io;
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, Sleep, sleep};
 
-/// Connections at a time; a room of hundreds fetches kernel and reports with a few each.
-const MAX_CONNECTIONS: usize = 600;
-/// Silence after which a connection is closed.
-const IDLE: Duration = Duration::from_secs(60);
 /// Pause after a failed accept, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What connections may do.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Connections at a time.
+    places: usize,
+    /// And from one address, this machine's own excepted: a room behind one router has to do with these.
+    places_of_one: usize,
+    /// Silence after which a connection is closed.
+    idle: Duration,
+    /// Silence after which it makes room for another one.
+    idle_when_full: Duration,
+    /// From the first byte of a request to the first one of the answer.
+    request: Duration,
+}
+
+/// A room of hundreds fetches kernel and reports with a few connections each. A request is two packets, or for a report
+/// at most 64 KiB; and who reports once a second is never idle for long.
+const LIMITS: Limits = Limits {
+    places: 600,
+    places_of_one: 150,
+    idle: Duration::from_secs(60),
+    idle_when_full: Duration::from_secs(5),
+    request: Duration::from_secs(20),
+};
 
 /// A listening socket with limits.
 pub struct LimitedListener {
     listener: TcpListener,
-    permits: Arc<Semaphore>,
+    limits: Limits,
+    places: Arc<Places>,
 }
 
 impl LimitedListener {
     /// Puts the limits around a socket.
     pub fn new(listener: TcpListener) -> LimitedListener {
-        LimitedListener { listener, permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+        LimitedListener { listener, limits: LIMITS, places: Arc::default() }
+    }
+
+    /// A place for one more from this address, once there is one; `None` if the address has more than enough.
+    async fn place(&self, from: IpAddr) -> Option<Place> {
+        loop {
+            let freed = self.places.freed.notified();
+            match self.places.take(from, &self.limits) {
+                Ok(place) => return Some(place),
+                Err(Full::OfOne) => return None,
+                Err(Full::All) => {
+                    let _ = tokio::time::timeout(ACCEPT_PAUSE, freed).await;
+                }
+            }
+        }
     }
 }
 
@@ -41,17 +79,19 @@ impl Listener for LimitedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (LimitedStream, SocketAddr) {
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match self.listener.accept().await {
                 Ok((stream, from)) => {
+                    let Some(place) = self.place(from.ip().to_canonical()).await else {
+                        log::debug!("HTTP: {from} has too many connections already");
+                        continue;
+                    };
                     let _ = stream.set_nodelay(true);
-                    let idle = Box::pin(tokio::time::sleep(IDLE));
-                    return (LimitedStream { stream, idle, _permit: permit }, from);
+                    return (LimitedStream::new(stream, place, self.limits), from);
                 }
                 Err(error) => {
                     log::debug!("HTTP: accepting a connection failed: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -62,45 +102,175 @@ impl Listener for LimitedListener {
     }
 }
 
-/// A connection that ends when nothing moves.
+/// Who is connected.
+#[derive(Default)]
+struct Places {
+    taken: Mutex<Taken>,
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Taken {
+    next: u64,
+    connections: HashMap<u64, Connection>,
+}
+
+struct Connection {
+    from: IpAddr,
+    moved: Instant,
+    /// Ends it when dropped.
+    _end: oneshot::Sender<()>,
+}
+
+/// Why there is no place.
+enum Full {
+    /// Nor for anybody else.
+    All,
+    /// One address has as many as it may.
+    OfOne,
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Places>, from: IpAddr, limits: &Limits) -> Result<Place, Full> {
+        let mut taken = self.lock();
+        let of_one = taken.connections.values().filter(|connection| connection.from == from).count();
+        if of_one >= limits.places_of_one && !from.is_loopback() {
+            taken.end_idle(limits, Some(from)).ok_or(Full::OfOne)?;
+        } else if taken.connections.len() >= limits.places {
+            taken.end_idle(limits, None).ok_or(Full::All)?;
+        }
+        let number = taken.next;
+        taken.next += 1;
+        let (end, ended) = oneshot::channel();
+        taken.connections.insert(number, Connection { from, moved: Instant::now(), _end: end });
+        Ok(Place { places: self.clone(), number, ended })
+    }
+}
+
+impl Taken {
+    /// Ends the connection that has been idle for longest, of one address or of all.
+    fn end_idle(&mut self, limits: &Limits, from: Option<IpAddr>) -> Option<()> {
+        let connections = self.connections.iter().filter(|(_, other)| from.is_none_or(|from| other.from == from));
+        let (number, idlest) = connections.min_by_key(|(_, other)| other.moved)?;
+        if idlest.moved.elapsed() < limits.idle_when_full {
+            return None;
+        }
+        let number = *number;
+        self.connections.remove(&number).map(drop)
+    }
+}
+
+/// A place that is taken until this is dropped, or until it has to make room.
+struct Place {
+    places: Arc<Places>,
+    number: u64,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Place {
+    fn moved(&self) {
+        if let Some(connection) = self.places.lock().connections.get_mut(&self.number) {
+            connection.moved = Instant::now();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().connections.remove(&self.number);
+        self.places.freed.notify_one();
+    }
+}
+
+/// A connection that ends when nothing moves, when a request does not end, or when it has to make room.
 pub struct LimitedStream {
     stream: TcpStream,
+    limits: Limits,
     idle: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    /// When the request that has begun has to be answered.
+    request: Option<Pin<Box<Sleep>>>,
+    is_over: bool,
+    place: Place,
 }
 
 impl LimitedStream {
-    fn moved<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if poll.is_ready() {
-            self.idle.as_mut().reset(Instant::now() + IDLE);
-            return poll;
+    fn new(stream: TcpStream, place: Place, limits: Limits) -> LimitedStream {
+        LimitedStream { stream, limits, idle: Box::pin(sleep(limits.idle)), request: None, is_over: false, place }
+    }
+
+    fn moved(&mut self) {
+        self.idle.as_mut().reset(Instant::now() + self.limits.idle);
+        self.place.moved();
+    }
+
+    /// Whether the connection has to end.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        // Each is asked, to be woken by it; and none again after it was ready.
+        if !self.is_over {
+            let is_late = self.request.as_mut().is_some_and(|request| request.as_mut().poll(cx).is_ready());
+            let is_idle = self.idle.as_mut().poll(cx).is_ready();
+            self.is_over = is_late | is_idle | Pin::new(&mut self.place.ended).poll(cx).is_ready();
         }
-        ready!(self.idle.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        self.is_over
+    }
+
+    fn wrote(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if poll.is_ready() {
+            self.request = None;
+            self.moved();
+        } else if self.is_over(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        poll
     }
 }
 
 impl AsyncRead for LimitedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // First, because a client that always has another byte would never let us ask.
+        if self.is_over(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.moved(cx, poll)
+        if poll.is_ready() {
+            let request = self.limits.request;
+            self.request.get_or_insert_with(|| Box::pin(sleep(request)));
+            self.moved();
+        }
+        poll
     }
 }
 
 impl AsyncWrite for LimitedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.moved(cx, poll)
+        self.wrote(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(cx, poll)
+    }
+
+    /// Or hyper would copy a torrent to send it.
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.stream).poll_flush(cx);
-        self.moved(cx, poll)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.moved(cx, poll)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -118,5 +288,80 @@ impl Connected<IncomingStream<'_, LimitedListener>> for Ends {
         let from = *stream.remote_addr();
         // A connection that is gone already has no local address; nobody will read the answer either.
         Ends { from, local: stream.io().stream.local_addr().unwrap_or(from) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(test);
+    }
+
+    #[test]
+    fn a_request_that_never_ends_ends_the_connection() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+            let limits = Limits { request: Duration::from_millis(500), ..LIMITS };
+            let mut listener = LimitedListener { limits, ..LimitedListener::new(listener) };
+            let (mut stream, _) = listener.accept().await;
+            tokio::spawn(async move {
+                while client.write_all(b"x").await.is_ok() {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            });
+            let read = async {
+                // An answer gives the next request its own time.
+                for _ in 0..20 {
+                    stream.read_u8().await.expect("a byte");
+                    stream.write_all(b"y").await.expect("sent");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                loop {
+                    if let Err(error) = stream.read_u8().await {
+                        return error.kind();
+                    }
+                }
+            };
+            let ended = tokio::time::timeout(Duration::from_secs(20), read).await;
+            assert_eq!(ended.expect("it ends"), io::ErrorKind::TimedOut);
+        });
+    }
+
+    #[test]
+    fn who_is_idle_makes_room() {
+        run(async {
+            let places = Arc::new(Places::default());
+            let limits = Limits { places: 3, places_of_one: 3, idle_when_full: Duration::from_millis(50), ..LIMITS };
+            let mut all: Vec<Place> =
+                [A, A, B].into_iter().map(|from| places.take(from, &limits).ok().expect("room")).collect();
+            assert!(matches!(places.take(B, &limits), Err(Full::All)), "nobody is idle yet");
+            sleep(limits.idle_when_full).await;
+            all[0].moved();
+            let newcomer = places.take(B, &limits).ok().expect("room");
+            assert!(all[1].ended.try_recv() == Err(oneshot::error::TryRecvError::Closed), "the idlest has to go");
+            assert!([0, 2].iter().all(|i| all[*i].ended.try_recv() == Err(oneshot::error::TryRecvError::Empty)));
+            drop(newcomer);
+            assert!(places.take(B, &limits).is_ok(), "who leaves makes room too");
+        });
+    }
+
+    #[test]
+    fn one_address_cannot_take_every_place() {
+        let places = Arc::new(Places::default());
+        let taken: Vec<Place> = (0..LIMITS.places).map_while(|_| places.take(A, &LIMITS).ok()).collect();
+        assert_eq!(taken.len(), LIMITS.places / 4);
+        assert!(matches!(places.take(A, &LIMITS), Err(Full::OfOne)));
+        assert!(places.take(B, &LIMITS).is_ok());
+        let local = std::net::Ipv4Addr::LOCALHOST.into();
+        let taken: Vec<Place> = (0..LIMITS.places).map_while(|_| places.take(local, &LIMITS).ok()).collect();
+        assert_eq!(taken.len(), LIMITS.places / 4 * 3);
     }
 }

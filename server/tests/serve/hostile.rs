@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use crate::lan::{SERVER, in_namespace};
 use crate::library::add_image;
 use crate::packets;
@@ -81,15 +83,35 @@ fn floods_of_garbage_leave_it_serving() {
 }
 
 #[test]
-fn silent_connections_do_not_keep_others_out() {
-    in_namespace("hostile::silent_connections_do_not_keep_others_out", &["curl"], |lan| {
+fn slow_connections_do_not_keep_others_out() {
+    in_namespace("hostile::slow_connections_do_not_keep_others_out", &["curl"], |lan| {
         let _server = Server::start(&lan, &[]);
         let client = lan.station(9, true);
-        let silent = lan.station(8, true);
-        let streams: Vec<TcpStream> =
-            silent.run_in(|| (0..300).filter_map(|_| TcpStream::connect(server(80)).ok()).collect());
-        assert_eq!(streams.len(), 300);
-        assert!(client.get("/").contains("ezio"));
+        let slow = lan.station(8, true);
+        let connect = |from: Vec<u8>, count: usize| {
+            slow.run_in(move || {
+                let connect = |number: usize| {
+                    let stream = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+                    let from = Ipv4Addr::new(10, 9, 0, from[number % from.len()]);
+                    stream.bind(&SocketAddr::from((from, 0)).into()).expect("an address of ours");
+                    stream.connect(&server(80).into()).expect("connected");
+                    let mut stream = TcpStream::from(stream);
+                    let _ = stream.write_all(b"G");
+                    stream
+                };
+                (0..count).map(connect).collect::<Vec<TcpStream>>()
+            })
+        };
+        let get = || client.run("curl", &["-sSf", "--max-time", "20", &format!("http://{SERVER}/")]);
+        let streams = connect(vec![8], 700);
+        assert!(get().contains("ezio"), "a flood from one address");
+        drop(streams);
+        let addresses: Vec<u8> = (100..110).collect();
+        for last in &addresses {
+            slow.run("ip", &["addr", "add", &format!("10.9.0.{last}/24"), "dev", "eth0"]);
+        }
+        let _streams = connect(addresses, 700);
+        assert!(get().contains("ezio"), "a flood from many");
     });
 }
 
