@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use anyhow::{Context, bail, ensure};
 use layout::Layout;
 use metainfo::{Metainfo, TORRENT_LEN_MAX};
@@ -50,7 +51,7 @@ pub struct Image {
     /// Where its content lives on a disk.
     pub layout: Layout,
     /// The torrent as it is handed out.
-    pub torrent_bytes: Vec<u8>,
+    pub torrent_bytes: Bytes,
     /// The rest of what is known.
     pub manifest: Manifest,
 }
@@ -408,7 +409,7 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 }
 
 fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
-    let torrent_bytes = read_limited(&dir.join("image.torrent"), TORRENT_LEN_MAX)?;
+    let torrent_bytes = Bytes::from(read_limited(&dir.join("image.torrent"), TORRENT_LEN_MAX)?);
     let meta = Metainfo::parse(&torrent_bytes).context("reading image.torrent")?;
     let layout = Layout::new(&meta).context("reading image.torrent")?;
     let manifest = read_limited(&dir.join("manifest.json"), MANIFEST_LEN_MAX)?;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use async_tftp::packet;
 use async_tftp::server::{Handler, TftpServer, TftpServerBuilder};
+use bytes::Bytes;
 use futures_lite::{AsyncRead, future};
 use netboot::MacAddr;
 use tokio::sync::oneshot;
@@ -136,7 +137,7 @@ impl Tree {
             },
             _ => None,
         };
-        text.map(|text| Source::bytes(text.into_bytes())).ok_or(packet::Error::FileNotFound)
+        text.map(|text| Source::bytes(text.into())).ok_or(packet::Error::FileNotFound)
     }
 
     /// What a name without a MAC address means for this client: a machine that is held back, and therefore found
@@ -215,7 +216,7 @@ impl Source {
         Ok(Source { reader: Box::new(BufReader::with_capacity(64 << 10, file)), len })
     }
 
-    fn bytes(bytes: Vec<u8>) -> Source {
+    fn bytes(bytes: Bytes) -> Source {
         Source { len: bytes.len() as u64, reader: Box::new(Cursor::new(bytes)) }
     }
 }

@@ -1,23 +1,37 @@
 //! A `.torrent` with another announce URL, or none: `info` stays byte for byte what it was, and so does the infohash.
 
+use std::ops::Range;
+
 use anyhow::Context;
+use bytes::Bytes;
 use metainfo::bencode;
+
+const TAIL: &[u8] = b"e";
 
 /// The same torrent with only this announce URL; whatever else was outside `info` is left out.
 ///
 /// # Errors
 /// If it is not a torrent.
 pub fn with_announce(torrent: &[u8], announce: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    let (head, info) = head(torrent, announce)?;
+    Ok([&head, &torrent[info], TAIL].concat())
+}
+
+/// The same in parts, without a copy of what is large.
+///
+/// # Errors
+/// If it is not a torrent.
+pub fn parts(torrent: &Bytes, announce: Option<&str>) -> anyhow::Result<[Bytes; 3]> {
+    let (head, info) = head(torrent, announce)?;
+    Ok([head.into(), torrent.slice(info), Bytes::from_static(TAIL)])
+}
+
+/// What comes before `info`, and where that is.
+fn head(torrent: &[u8], announce: Option<&str>) -> anyhow::Result<(Vec<u8>, Range<usize>)> {
     let info = bencode::dict_value(torrent, b"info").context("reading the torrent")?;
     let info = info.context("not a torrent: it has no info dictionary")?;
-    let mut out = b"d".to_vec();
-    if let Some(url) = announce {
-        out.extend_from_slice(format!("8:announce{}:{url}", url.len()).as_bytes());
-    }
-    out.extend_from_slice(b"4:info");
-    out.extend_from_slice(&torrent[info]);
-    out.push(b'e');
-    Ok(out)
+    let announce = announce.map(|url| format!("8:announce{}:{url}", url.len())).unwrap_or_default();
+    Ok((format!("d{announce}4:info").into_bytes(), info))
 }
 
 #[cfg(test)]
@@ -44,6 +58,7 @@ mod tests {
             assert_eq!(after.infohash, before.infohash);
             assert_eq!(after.announce.as_deref(), announce);
             assert!(after.private);
+            assert_eq!(parts(&bytes.clone().into(), announce).expect("a torrent").concat(), changed);
         }
         assert!(with_announce(b"de", None).is_err());
         assert!(with_announce(b"<html>", None).is_err());

@@ -2,6 +2,9 @@
 //!
 //! A torrent goes out with an announce URL of this server. That is outside `info`, so the infohash stays what it is.
 
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -74,10 +77,16 @@ pub(super) async fn file(
     match kind {
         "torrent" => {
             let announce = format!("http://{}/announce", host(&headers, &ends));
-            match torrent_file::with_announce(&image.torrent_bytes, Some(&announce)) {
-                Ok(bytes) => {
+            match torrent_file::parts(&image.torrent_bytes, Some(&announce)) {
+                Ok(parts) => {
                     log::info!("{} fetches the torrent of image {name}", ends.from);
-                    ([(header::CONTENT_TYPE, "application/x-bittorrent")], bytes).into_response()
+                    let len: usize = parts.iter().map(Bytes::len).sum();
+                    let headers = [
+                        (header::CONTENT_LENGTH, len.to_string()),
+                        (header::CONTENT_TYPE, "application/x-bittorrent".into()),
+                    ];
+                    let parts = futures_lite::stream::iter(parts.map(Ok::<_, Infallible>));
+                    (headers, Body::from_stream(parts)).into_response()
                 }
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
             }

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::lan::{SERVER, in_namespace};
 use crate::library::add_image;
 use crate::packets;
-use crate::process::{PATIENCE, Server, eventually, ezio_ok, file};
+use crate::process::{PATIENCE, Server, eventually, ezio_ok, file, library};
 
 fn server(port: u16) -> SocketAddr {
     SocketAddr::from((SERVER.parse::<Ipv4Addr>().expect("an address"), port))
@@ -112,6 +112,41 @@ fn slow_connections_do_not_keep_others_out() {
         }
         let _streams = connect(addresses, 700);
         assert!(get().contains("ezio"), "a flood from many");
+    });
+}
+
+/// A room that is switched on at once fetches one torrent many times, and slow machines take long.
+#[test]
+fn a_torrent_is_in_memory_once() {
+    in_namespace("hostile::a_torrent_is_in_memory_once", &["curl"], |lan| {
+        const LEN: usize = 8 << 20;
+        add_image(&lan, "debian", 300_000);
+        let torrent = library(&lan).join("images/debian/image.torrent");
+        let mut bytes = std::fs::read(&torrent).expect("a torrent");
+        assert_eq!(bytes.pop(), Some(b'e'));
+        bytes.extend(format!("4:last{LEN}:{}e", "x".repeat(LEN)).into_bytes());
+        std::fs::write(&torrent, bytes).expect("written");
+        let server_process = Server::start(&lan, &[]);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let client = lan.station(9, true);
+        assert!(client.get("/torrents/debian.torrent").len() > LEN);
+        let before = server_process.memory();
+        let _transfers = client.run_in(|| {
+            let transfer = |_| {
+                let mut http = TcpStream::connect(server(80)).expect("connected");
+                http.write_all(b"GET /torrents/debian.torrent HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+                http.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+                http.read_exact(&mut [0; 100]).expect("an answer");
+                let tftp = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                tftp.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+                tftp.send_to(b"\0\x01torrents/debian.torrent\0octet\0", server(69)).expect("sent");
+                tftp.recv_from(&mut [0; 600]).expect("an answer");
+                (http, tftp)
+            };
+            (0..40).map(transfer).collect::<Vec<_>>()
+        });
+        let more = server_process.memory().saturating_sub(before);
+        assert!(more < 10 * LEN as u64, "{more} bytes more for 80 transfers");
     });
 }
 

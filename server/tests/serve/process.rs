@@ -85,6 +85,13 @@ impl Server {
         fs::read_to_string(&self.log).expect("a log")
     }
 
+    /// Memory it has, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
     /// Waits until it has said this.
     pub fn wait_for_log(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
