@@ -242,7 +242,8 @@ fn path(state_dir: &Path) -> PathBuf {
 
 fn log_stage(mac: MacAddr, report: &Report) {
     match (&report.error, report.stage) {
-        (Some(error), _) => log::error!("{mac} {}: {error}", report.stage),
+        // On one line, or a report could look like another line of the log.
+        (Some(error), _) => log::error!("{mac} {}: {}", report.stage, error.replace('\n', " | ")),
         (None, Stage::Failed) => log::error!("{mac} failed, without saying why"),
         (None, stage) => log::info!("{mac} {stage} {}", report.image),
     }

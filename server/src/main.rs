@@ -40,6 +40,8 @@ mod tracker;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use env_logger::fmt::{ConfigurableFormat, Formatter};
+use log::Record;
 
 /// Images a room of machines over the network: captures disks, serves them, and shows how every machine is doing.
 #[derive(Parser)]
@@ -90,6 +92,15 @@ fn is_for_root(error: &anyhow::Error) -> bool {
     !nix::unistd::geteuid().is_root() && error.chain().any(is_denied)
 }
 
+/// As `env_logger` does by itself, but without control characters: log lines quote what comes from the network.
+fn write_log(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
+    let text = record.args().to_string();
+    let text = say::plain(&text);
+    let line = format_args!("{text}");
+    let record = Record::builder().metadata(record.metadata().clone()).args(line).build();
+    ConfigurableFormat::default().format(out, &record)
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
@@ -97,7 +108,7 @@ fn main() -> ExitCode {
         1 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     };
-    env_logger::Builder::new().filter_level(level).parse_default_env().init();
+    env_logger::Builder::new().filter_level(level).parse_default_env().format(write_log).init();
     give_memory_back();
     let result = match cli.command {
         Command::Capture(command) => command.run(),

@@ -1,5 +1,9 @@
 //! Lines on standard output and standard error that never end the work: `println!` panics where nobody reads any more.
+//!
+//! What others wrote is in them: reports, torrents, manifests, what a tracker said. None of it moves the cursor, changes
+//! colours or names a window.
 
+use std::borrow::Cow;
 use std::fmt::Arguments;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +45,24 @@ pub fn err(line: Arguments<'_>) {
 
 /// In one piece if it is short, or lines of several processes would mix.
 fn write_line(mut to: impl Write, line: Arguments<'_>) -> io::Result<()> {
-    to.write_all(format!("{line}\n").as_bytes())?;
+    to.write_all(plain(&format!("{line}\n")).as_bytes())?;
     to.flush()
+}
+
+/// A text with spaces for control characters; only ends of lines stay.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let is_bad = |c: char| c.is_control() && c != '\n';
+    if text.contains(is_bad) { text.replace(is_bad, " ").into() } else { text.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_text_reaches_the_terminal() {
+        let mut out = Vec::new();
+        write_line(&mut out, format_args!("{}", "a\x1b[2Jb\r\u{9b}31m\t\nü\x07")).expect("written");
+        assert_eq!(String::from_utf8(out).expect("text"), "a [2Jb  31m \nü \n");
+    }
 }

@@ -115,6 +115,18 @@ fn slow_connections_do_not_keep_others_out() {
     });
 }
 
+#[test]
+fn what_others_wrote_is_only_text_in_the_log() {
+    in_namespace("hostile::what_others_wrote_is_only_text_in_the_log", &["curl"], |lan| {
+        let mut server = Server::start(&lan, &[]);
+        let client = lan.station(9, true);
+        let report = r#"{"mac":"52:54:00:77:00:01","stage":"failed","error":"2 disks:\n/dev/sda \u001b[2J"}"#;
+        assert_eq!(client.ask("/report", &["-d", report]).0, 204);
+        server.wait_for_log("52:54:00:77:00:01 failed: 2 disks: | /dev/sda  [2J\n");
+        assert!(!server.log().contains('\u{1b}'));
+    });
+}
+
 /// A room that is switched on at once fetches one torrent many times, and slow machines take long.
 #[test]
 fn a_torrent_is_in_memory_once() {
