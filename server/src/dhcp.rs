@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use dhcproto::v4::MessageType;
 use netboot::message::{self, Datagram, Message, PXE_PORT, SERVER_PORT};
 use netboot::pxe::{self, BootServer};
 use netboot::server::{DhcpServer, LeaseRecord, Outcome, ServerConfig};
@@ -215,9 +216,11 @@ fn on_67(room: &Room, binding: &Binding, leases: &mut Option<Leases>, packet: &[
     let mac = message::mac_of(&request);
     let boot = boot_server(room, binding);
     let Some(leases) = leases else {
-        let offer = pxe::proxy_offer(&request, &boot?)?;
-        log_boot(&request, room, binding);
-        return Some(offer);
+        let boot = boot?;
+        if request.opts().msg_type() == Some(MessageType::Discover) {
+            log_boot(&request, room, binding);
+        }
+        return pxe::proxy_offer(&request, &boot);
     };
     match leases.server.handle(&request, boot.as_ref(), state::unix_now()) {
         Outcome::Offered(address, reply) => {
