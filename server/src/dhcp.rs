@@ -23,12 +23,22 @@ use tokio::sync::watch;
 use crate::binding::{self, Binding};
 use crate::config::{DhcpMode, Settings};
 use crate::room::{Room, count};
+use crate::throttle::Throttle;
 use crate::{serve, state};
 
 /// How often leases that changed are written. One that is lost is adopted when its machine renews it.
 const SAVE_EVERY: Duration = Duration::from_millis(300);
 /// Pause after a socket error, so that a vanished interface does not eat a core.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a packet may have us log: a few lines at once, then one a minute.
+const fn throttle() -> Throttle {
+    Throttle::new(20, Duration::from_secs(60))
+}
+static UNSENT: Throttle = throttle();
+static REFUSED: Throttle = throttle();
+static EXHAUSTED: Throttle = throttle();
+static NO_LOADER: Throttle = throttle();
 
 /// The sockets of one interface.
 pub struct DhcpService {
@@ -187,8 +197,10 @@ async fn receive(socket: Option<&UdpSocket>, buf: &mut [u8]) -> std::io::Result<
 async fn send(room: &Room, socket: &UdpSocket, reply: Option<Datagram>) {
     let Some(reply) = reply else { return };
     count(&room.counters.dhcp_answered);
-    if let Err(error) = socket.send_to(&reply.bytes, reply.to).await {
-        log::warn!("DHCP: answering {} failed: {error}", reply.to);
+    if let Err(error) = socket.send_to(&reply.bytes, reply.to).await
+        && let Some(more) = UNSENT.pass()
+    {
+        log::warn!("DHCP: answering {} failed: {error}{more}", reply.to);
     }
 }
 
@@ -237,7 +249,9 @@ fn on_67(room: &Room, binding: &Binding, leases: &mut Option<Leases>, packet: &[
         }
         Outcome::Informed(reply) => Some(reply),
         Outcome::Refused(reply) => {
-            log::info!("{mac} asked for an address that it cannot have");
+            if let Some(more) = REFUSED.pass() {
+                log::info!("{mac} asked for an address that it cannot have{more}");
+            }
             Some(reply)
         }
         Outcome::Freed(address) => {
@@ -246,7 +260,11 @@ fn on_67(room: &Room, binding: &Binding, leases: &mut Option<Leases>, packet: &[
             None
         }
         Outcome::Exhausted => {
-            log::error!("{mac} gets no address: dhcp_range is used up; make it larger, or dhcp_lease shorter");
+            if let Some(more) = EXHAUSTED.pass() {
+                log::error!(
+                    "{mac} gets no address: dhcp_range is used up; make it larger, or dhcp_lease shorter{more}"
+                );
+            }
             None
         }
         Outcome::Silent => None,
@@ -260,12 +278,14 @@ fn on_4011(room: &Room, binding: &Binding, packet: &[u8], from: SocketAddrV4) ->
 
 fn log_boot(request: &Message, room: &Room, binding: &Binding) {
     let Some(client) = pxe::identify(request) else { return };
-    match pxe::boot_file(&client, &room.boot_server(binding.address)) {
-        Some(file) => log::debug!("{} is told to boot {file}", client.mac),
-        None => log::warn!(
-            "{} has client architecture {}, for which there is no boot loader: 0 (BIOS), 7, 9 and 16 (x86-64 UEFI) work",
+    if let Some(file) = pxe::boot_file(&client, &room.boot_server(binding.address)) {
+        log::debug!("{} is told to boot {file}", client.mac);
+    } else if let Some(more) = NO_LOADER.pass() {
+        log::warn!(
+            "{} has client architecture {}, for which there is no boot loader: 0 (BIOS), 7, 9 and 16 (x86-64 UEFI) \
+             work{more}",
             client.mac,
             client.arch
-        ),
+        );
     }
 }

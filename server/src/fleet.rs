@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use netboot::MacAddr;
 use report::{Report, Stage};
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::armed::Armed;
 use crate::config::Settings;
 use crate::state;
+use crate::throttle::Throttle;
 
 /// Most machines remembered. No room has as many; a flood of invented ones ends here, the quietest going first.
 const MAX_MACHINES: usize = 4096;
@@ -26,6 +28,9 @@ const MAX_TEXT: usize = 2000;
 const MAX_ERROR: usize = 8000;
 /// Most stage times in a report; there are nine stages.
 const MAX_TIMES: usize = 32;
+
+/// Lines in the log about machines: a room of two hundred has them all at once, a flood has no more than one a second.
+static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,11 +246,12 @@ fn path(state_dir: &Path) -> PathBuf {
 }
 
 fn log_stage(mac: MacAddr, report: &Report) {
+    let Some(more) = STAGES.pass() else { return };
     match (&report.error, report.stage) {
         // On one line, or a report could look like another line of the log.
-        (Some(error), _) => log::error!("{mac} {}: {}", report.stage, error.replace('\n', " | ")),
-        (None, Stage::Failed) => log::error!("{mac} failed, without saying why"),
-        (None, stage) => log::info!("{mac} {stage} {}", report.image),
+        (Some(error), _) => log::error!("{mac} {}: {}{more}", report.stage, error.replace('\n', " | ")),
+        (None, Stage::Failed) => log::error!("{mac} failed, without saying why{more}"),
+        (None, stage) => log::info!("{mac} {stage} {}{more}", report.image),
     }
 }
 
@@ -278,7 +284,6 @@ fn tidied(text: &str, max: usize, is_fine: impl Fn(char) -> bool) -> String {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use crate::armed::{Order, Scope};
     use crate::library::Library;

@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use layout::Layout;
 use metainfo::{Metainfo, TORRENT_LEN_MAX};
 use nix::errno::Errno;

@@ -34,6 +34,7 @@ mod source;
 mod state;
 mod status_cmd;
 mod tftp;
+mod throttle;
 mod torrent_file;
 mod tracker;
 

@@ -4,6 +4,10 @@
 //! client's ERROR packets and keeps a transfer until its retries are used up, and meanwhile ignores further requests
 //! from the same port. So a client that gives up (UEFI does, to learn a file's size) costs us ten seconds of
 //! retransmission at most, and a transfer of its own only if it asked again from the very same port within these.
+//!
+//! What it has no limit on is requests that wait to be looked at: its loop takes the next packet before anything else, and
+//! keeps a task for each new address and port. So a flood that arrives faster than it is read stops TFTP, and costs
+//! memory, for as long as it lasts. Machines that can boot by HTTP do; the switch has to see to the rest.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -36,7 +40,8 @@ const MAX_WINDOWSIZE: u16 = 32;
 /// Silence after which a window is sent again, and how often. Together ten seconds: see the top.
 const TIMEOUT: Duration = Duration::from_millis(500);
 const RETRIES: u32 = 20;
-/// Transfers at the same time; each has two file descriptors. A flood of invented clients ends here.
+/// Transfers at the same time; each has two file descriptors. A request beyond them is refused when its turn comes: this
+/// saves descriptors, and not the memory that a flood of requests takes (see the top).
 const MAX_TRANSFERS: usize = 256;
 /// How long we remember which machine asks from which address.
 const REMEMBER: Duration = Duration::from_secs(120);

@@ -3,6 +3,7 @@
 //! A torrent goes out with an announce URL of this server. That is outside `info`, so the infohash stays what it is.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Path, State};
@@ -12,8 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use crate::listener::Ends;
+use crate::throttle::Throttle;
 use crate::torrent_file;
 
+/// Lines in the log about fetched torrents.
+static FETCHED: Throttle = Throttle::new(100, Duration::from_secs(60));
 /// Longest host name in a URL of ours: a DNS name has at most 253 characters, and a port may follow.
 const HOST_LEN_MAX: usize = 260;
 
@@ -79,7 +83,9 @@ pub(super) async fn file(
             let announce = format!("http://{}/announce", host(&headers, &ends));
             match torrent_file::parts(&image.torrent_bytes, Some(&announce)) {
                 Ok(parts) => {
-                    log::info!("{} fetches the torrent of image {name}", ends.from);
+                    if let Some(more) = FETCHED.pass() {
+                        log::info!("{} fetches the torrent of image {name}{more}", ends.from);
+                    }
                     let len: usize = parts.iter().map(Bytes::len).sum();
                     let headers = [
                         (header::CONTENT_LENGTH, len.to_string()),

@@ -116,6 +116,33 @@ fn slow_connections_do_not_keep_others_out() {
 }
 
 #[test]
+fn floods_leave_a_short_log() {
+    in_namespace("hostile::floods_leave_a_short_log", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let mut server_process = Server::start(&lan, &[]);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let machine = lan.station(1, false);
+        machine.run_in(|| {
+            // An architecture that nobody has a loader for (option 93).
+            let mut packet = packets::firmware("ovmf-pxe", 1);
+            let at = packet.windows(3).position(|option| option == [93, 2, 0]).expect("an architecture");
+            packet[at + 3] = 99;
+            let socket = packets::socket(68);
+            for number in 0..500u16 {
+                packet[32..34].copy_from_slice(&number.to_be_bytes());
+                socket.send_to(&packet, ("255.255.255.255", 67)).expect("sent");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        server_process.wait_for_log("has client architecture 99");
+        let lines = || server_process.log().matches("has client architecture 99").count();
+        // Whatever follows has been looked at after the flood.
+        assert_eq!(machine.run_in(|| packets::ask(&packets::firmware("ovmf-pxe", 1), 1)).len(), 1);
+        assert!((1..=20).contains(&lines()), "{} lines", lines());
+    });
+}
+
+#[test]
 fn what_others_wrote_is_only_text_in_the_log() {
     in_namespace("hostile::what_others_wrote_is_only_text_in_the_log", &["curl"], |lan| {
         let mut server = Server::start(&lan, &[]);
