@@ -358,6 +358,8 @@ mod tests {
     fn invented_machines_never_push_out_who_is_done() {
         let mut fleet = empty();
         take(&mut fleet, report("done", "d1"));
+        // It has been switched off since.
+        fleet.machines.get_mut(&MAC).expect("known").last_seen = 0;
         take(&mut fleet, report_of(0, "done", "old"));
         for number in 0..MAX_MACHINES + 10 {
             fleet.asked(MacAddr([2, 1, 0, 0, (number >> 8) as u8, number as u8]), "boot script", &armed("d1"));
