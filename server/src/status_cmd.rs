@@ -17,6 +17,7 @@ use crate::armed::Order;
 use crate::config::Settings;
 use crate::fleet::Machine;
 use crate::room::{Boot, Room};
+use crate::say;
 use crate::seeder::SeedStatus;
 use crate::serve::Running;
 use crate::state;
@@ -191,7 +192,7 @@ impl StatusCommand {
             let clear = if self.watch && is_terminal { "\x1b[H\x1b[J" } else { "" };
             let mut stdout = std::io::stdout().lock();
             // Somebody who closes the pipe has seen enough.
-            if write!(stdout, "{clear}{text}").and_then(|()| stdout.flush()).is_err() || !self.watch {
+            if write!(stdout, "{clear}{}", say::plain(&text)).and_then(|()| stdout.flush()).is_err() || !self.watch {
                 return Ok(());
             }
             drop(stdout);

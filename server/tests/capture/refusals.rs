@@ -38,7 +38,7 @@ fn an_armed_image_is_not_replaced() {
     let [old, new] = [("old.img", 2), ("new.img", 3)].map(|(name, mib)| place.blank(name, mib));
     place.ezio_ok(&["capture", &old, "--name", "room", "--whole"]);
     let infohash = place.meta("room").infohash;
-    place.ezio_ok(&["arm", "room", "--mac", "52:54:00:12:34:56"]);
+    place.ezio_ok(&["arm", "room", "--mac", "52:54:00:12:34:56", "--target", "/dev/vda"]);
     for command in [&["capture", &new][..], &["image", "import", &new]] {
         let said = place.ezio_refuses(&[command, &["--name", "room", "--whole", "--replace"]].concat());
         assert!(said.contains("\"room\" is armed") && said.contains("ezio disarm"), "{said}");
