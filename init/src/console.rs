@@ -77,10 +77,14 @@ impl Console {
     /// A line that somebody else may be the cause of, as often as they like.
     pub fn warning(&self, text: &str) {
         let Some(left_out) = self.lock().warnings.admit(Instant::now()) else { return };
-        if left_out > 0 {
-            self.line(&format!("({left_out} more warnings were not shown)"));
-        }
+        self.say_left_out(left_out);
         self.line(text);
+    }
+
+    fn say_left_out(&self, warnings: u32) {
+        if warnings > 0 {
+            self.line(&format!("({warnings} more warnings were not shown)"));
+        }
     }
 
     /// Something worth a line.
@@ -93,6 +97,8 @@ impl Console {
 
     /// A new stage.
     pub fn stage(&self, stage: Stage) {
+        let left_out = std::mem::take(&mut self.lock().warnings.left_out);
+        self.say_left_out(left_out);
         let mut shared = self.lock();
         shared.say("", &format!("stage {stage}"));
         shared.last_progress = None;

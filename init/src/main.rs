@@ -51,7 +51,11 @@ fn log_to(console: &Console) {
 
         fn log(&self, record: &log::Record<'_>) {
             if self.enabled(record.metadata()) {
-                self.0.warning(&record.args().to_string());
+                let text = record.args().to_string();
+                match record.level() {
+                    log::Level::Error => self.0.line(&text),
+                    _ => self.0.warning(&text),
+                }
             }
         }
 

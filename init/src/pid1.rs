@@ -13,7 +13,7 @@ use crate::home::Home;
 use crate::netdev;
 use crate::settings::After;
 
-/// The last word to the server may take this long, and no longer.
+/// The last word to the server may take this long, and longer only until two attempts were in vain.
 const LAST_REPORT: Duration = Duration::from_secs(10);
 
 /// Mounts what the rest relies on. A mount that fails leaves a machine that says so later, where it can be read.

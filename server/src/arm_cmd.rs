@@ -143,10 +143,7 @@ impl ArmCommand {
 fn is_never(scope: &Scope, settings: &Settings) -> bool {
     match scope {
         Scope::All => false,
-        Scope::Group(name) => {
-            let machines = settings.groups.get(name).map_or(&[][..], |group| &group.machines);
-            !machines.is_empty() && machines.iter().all(|mac| settings.is_never(*mac))
-        }
+        Scope::Group(name) => settings.groups.get(name).is_some_and(|group| settings.is_never_all(&group.machines)),
         Scope::Machine(mac) => settings.is_never(*mac),
     }
 }
@@ -192,17 +189,23 @@ impl DisarmCommand {
         let settings = self.whom.settings(library.dir())?;
         let scopes = self.whom.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
-        let mut was_armed = false;
+        let mut before = Vec::new();
         let armed = Armed::update(&library.state_dir(), |armed| {
-            was_armed = armed.is_anything_armed();
+            before = armed.held_back().cloned().collect();
             scopes.iter().for_each(|scope| armed.disarm(scope));
         })?;
         say!("disarmed {}", words(&scopes));
+        let is_held = |scope: &Scope| armed.held_back().any(|held| held == scope);
+        before.retain(|scope| !is_held(scope));
+        if !before.is_empty() {
+            say!("no longer held back, since nothing is armed any more: {}", words(&before));
+        }
         if !scopes.contains(&Scope::All) {
-            let now = if was_armed { "this lasts until" } else { "nothing was armed, so this has no effect on" };
-            say!(
-                "{now} the next `ezio arm` for every machine; to leave a machine out of every order, write {NEVER_HINT}"
-            );
+            let now = match scopes.iter().all(is_held) {
+                true => "this lasts until the next `ezio arm` for every machine",
+                false => "nothing is armed now, so this has no effect on the next `ezio arm`",
+            };
+            say!("{now}; to leave a machine out of every order, write {NEVER_HINT}");
         }
         wait_for_server(library.dir(), &armed);
         Ok(())
@@ -257,7 +260,10 @@ impl Whom {
     fn settings(&self, library: &Path) -> anyhow::Result<Option<Settings>> {
         match &self.config {
             Some(file) => Settings::load(Some(file), Settings::default()).map(Some),
-            None => Ok(Running::find(library).ok().map(|running| running.settings)),
+            None => match Running::find(library) {
+                Ok(running) => running.settings().map(Some),
+                Err(_) => Ok(None),
+            },
         }
     }
 

@@ -182,12 +182,25 @@ impl Armed {
     /// Every image that a machine could be given now, config included.
     pub fn images(&self, settings: &Settings) -> Vec<String> {
         let mut images: Vec<String> = self.orders.iter().filter_map(|order| order.image.clone()).collect();
-        if self.orders.iter().any(|order| order.scope == Scope::All && order.image.is_some()) {
-            images.extend(settings.pinned().into_iter().map(|pinned| pinned.image.to_owned()));
-        }
+        images.extend(self.pinned(settings).map(|pinned| pinned.image.to_owned()));
         images.sort_unstable();
         images.dedup();
         images
+    }
+
+    /// What the config gives to a group or machine instead of what everybody is armed with, where no order or hold of its
+    /// own decides.
+    fn pinned<'a>(&'a self, settings: &'a Settings) -> impl Iterator<Item = Pinned<'a>> {
+        let has = |scope: Scope| self.orders.iter().any(|order| order.scope == scope);
+        let decides = move |scope: &Scope| match scope {
+            Scope::Machine(mac) => {
+                let group = settings.group_of(*mac).map(|(name, _)| Scope::Group(name.to_owned()));
+                has(scope.clone()) || group.is_some_and(has)
+            }
+            _ => has(scope.clone()),
+        };
+        let pinned = if has(Scope::All) { settings.pinned() } else { Vec::new() };
+        pinned.into_iter().filter(move |pinned| !decides(&pinned.scope))
     }
 
     /// What is armed, for whom and with what exceptions, in words: a line an order, then a line an exception.
@@ -198,8 +211,7 @@ impl Armed {
             .map(|scope| format!("held back until the next order for every machine: {}", scope.called(settings)));
         let mut lines: Vec<String> = orders.chain(held).collect();
         if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
-            for Pinned { place, image, target } in settings.pinned() {
-                let target = all.target.as_deref().unwrap_or(target);
+            for Pinned { place, image, target, .. } in self.pinned(settings) {
                 lines.push(format!("{place} in the config gets {image} instead, target {target}"));
             }
             let groups = settings.groups.iter().map(|(name, group)| (group_place(name), &group.image, &group.target));
@@ -342,11 +354,12 @@ pub fn check_target(image: &Image, rule: &str) -> anyhow::Result<()> {
 
 fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> {
     let own = mac.map(|mac| settings.overrides_of(mac)).unwrap_or_default();
-    let mut image = order.image.clone()?;
+    let (mut image, mut target) = (order.image.clone()?, order.target.clone());
     if let (Scope::All, Some(pinned)) = (&order.scope, own.image) {
-        image = pinned;
+        // The order's rule was meant for the order's image: where one takes the disk, the other may be of a partition.
+        (image, target) = (pinned, None);
     }
-    let target = order.target.clone().or(own.target).or(settings.target.clone());
+    let target = target.or(own.target).or(settings.target.clone());
     Some(Job {
         image,
         deployment: order.deployment.clone(),
@@ -402,8 +415,11 @@ mod tests {
         assert_eq!(armed.job_for(A, &settings).expect("armed").image, "lab");
         armed.arm(order(Scope::Machine(B), "single"));
         assert_eq!(armed.job_for(B, &settings).expect("armed").image, "single");
-        assert_eq!(armed.images(&settings), ["lab", "own", "room", "single"]);
-        armed.arm(order(Scope::All, "again"));
+        assert_eq!(armed.images(&settings), ["lab", "room", "single"]);
+        armed.arm(Order { target: Some("/dev/sda".into()), ..order(Scope::All, "again") });
+        assert_eq!(armed.images(&settings), ["again", "own"]);
+        assert_eq!(armed.job_for(B, &settings).expect("armed").target, "auto", "the rule is for the order's own image");
+        assert_eq!(armed.job_for(A, &settings).expect("armed").target, "/dev/sda");
         assert_eq!(armed.job_for(A, &settings).expect("armed").image, "again");
     }
 

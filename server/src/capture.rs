@@ -308,8 +308,8 @@ pub fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
     let len = (extents as u64).saturating_mul(EXTENT_LEN).saturating_add(u64::from(pieces) * 20);
     ensure!(
         len <= TORRENT_LEN_MAX,
-        "the blocks in use lie in {extents} places or more, too many for a torrent of {}, the longest that machines take: copy \
-         everything with --whole, or defragment it",
+        "the blocks in use lie in {extents} places or more, too many for a torrent of {}, the longest that machines take: \
+         defragment it, or copy it whole (`ezio capture --whole` for a disk, --at-own-risk for an import)",
         BinaryBytes(TORRENT_LEN_MAX)
     );
     Ok(())

@@ -16,6 +16,7 @@ use netboot::MacAddr;
 use serde::{Deserialize, Serialize};
 use targetrule::TargetRule;
 
+use crate::armed::Scope;
 use crate::library::{self, DEFAULT_DIR};
 
 /// Where the boot directory is unless told otherwise.
@@ -211,9 +212,11 @@ pub struct Overrides {
 pub struct Pinned<'a> {
     /// Who names it: the section of the config.
     pub place: String,
+    /// Whom that is.
+    pub scope: Scope,
     /// Its name.
     pub image: &'a str,
-    /// Where it goes unless the order says otherwise.
+    /// Where it goes.
     pub target: &'a str,
 }
 
@@ -335,21 +338,29 @@ impl Settings {
         self.groups.values().flat_map(|group| &group.machines).chain(self.machines.keys()).copied().collect()
     }
 
-    /// Every image that a group or machine names.
+    /// Every image that a group or machine names and may get.
     pub fn pinned(&self) -> Vec<Pinned<'_>> {
-        let groups = self.groups.iter().map(|(name, group)| (group_place(name), &group.image, &group.target));
-        let machines = self.machines.iter().map(|(mac, machine)| {
+        let groups = self.groups.iter().filter(|(_, group)| !self.is_never_all(&group.machines));
+        let groups =
+            groups.map(|(name, group)| (group_place(name), Scope::Group(name.clone()), &group.image, &group.target));
+        let machines = self.machines.iter().filter(|(mac, _)| !self.is_never(**mac)).map(|(mac, machine)| {
             let group = self.group_of(*mac).map_or(&None, |(_, group)| &group.target);
-            (machine_place(*mac), &machine.image, if machine.target.is_some() { &machine.target } else { group })
+            let target = if machine.target.is_some() { &machine.target } else { group };
+            (machine_place(*mac), Scope::Machine(*mac), &machine.image, target)
         });
         let mut pinned = Vec::new();
-        for (place, image, target) in groups.chain(machines) {
+        for (place, scope, image, target) in groups.chain(machines) {
             if let Some(image) = image {
                 let target = target.as_deref().or(self.target.as_deref()).unwrap_or("auto");
-                pinned.push(Pinned { place, image, target });
+                pinned.push(Pinned { place, scope, image, target });
             }
         }
         pinned
+    }
+
+    /// Whether these are machines, and all of them left out of every order.
+    pub fn is_never_all(&self, machines: &[MacAddr]) -> bool {
+        !machines.is_empty() && machines.iter().all(|mac| self.is_never(*mac))
     }
 
     /// Values that parse but cannot be.
@@ -466,8 +477,8 @@ mod tests {
         let own = settings.overrides_of(MacAddr([0x52, 0x54, 0, 0, 0, 2]));
         assert_eq!(own.after, Some(After::Halt));
         assert_eq!(own.linger, Some(5));
-        let place = "[groups.lab]".to_owned();
-        assert_eq!(settings.pinned(), [Pinned { place, image: "lab-2026", target: "auto" }]);
+        let (place, scope) = ("[groups.lab]".to_owned(), Scope::Group("lab".to_owned()));
+        assert_eq!(settings.pinned(), [Pinned { place, scope, image: "lab-2026", target: "auto" }]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ const MAX_TIMES: usize = 32;
 
 /// Lines in the log about machines: a room of two hundred has them all at once, a flood has no more than one a second.
 static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
+/// Every machine that finishes would say it again at each report.
+static FULL: Throttle = Throttle::new(10, Duration::from_secs(10));
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,7 +128,11 @@ impl Fleet {
         machine.asked.clear();
         machine.report = Some(report);
         if !self.put(machine, armed) {
-            return Err(format!("{MAX_MACHINES} machines are done already, and no more are remembered"));
+            let full = format!("{MAX_MACHINES} machines are done with what is armed, and no more are remembered");
+            if let Some(more) = FULL.pass() {
+                log::error!("{mac}: {full}: run `ezio arm` again, which begins anew{more}");
+            }
+            return Err(full);
         }
         Ok(is_new_stage.then_some(self.change))
     }
@@ -376,7 +382,7 @@ mod tests {
             take(&mut fleet, report_of(number, "done", "d1"));
         }
         let refusal = fleet.report(report("restore", "d1"), &armed("d1"), &Settings::default());
-        assert_eq!(refusal, Err("4096 machines are done already, and no more are remembered".into()));
+        assert_eq!(refusal, Err("4096 machines are done with what is armed, and no more are remembered".into()));
         assert!(!take(&mut fleet, report_of(7, "done", "d1")), "known machines still report");
         // With the next deployment nobody is done, and there are places again.
         fleet.report(report("restore", "d2"), &armed("d2"), &Settings::default()).expect("a place");

@@ -176,8 +176,8 @@ async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) ->
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => {
             count(&app.room.counters.reports_bad);
-            log::debug!("a report from {} makes no sense: {error}", ends.from);
-            (StatusCode::BAD_REQUEST, format!("not a report: {error}\n")).into_response()
+            log::debug!("a report from {} is refused: {error}", ends.from);
+            (StatusCode::BAD_REQUEST, format!("not taken: {error}\n")).into_response()
         }
     }
 }

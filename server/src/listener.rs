@@ -26,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 struct Limits {
     /// Connections at a time.
     places: usize,
-    /// And from one address, this machine's own excepted: a room behind one router has to do with these.
+    /// And from one address, loopback excepted: a room behind one router has to do with these.
     places_of_one: usize,
     /// Silence after which a connection is closed.
     idle: Duration,
@@ -42,7 +42,8 @@ const LIMITS: Limits = Limits {
     places: 600,
     places_of_one: 150,
     idle: Duration::from_secs(60),
-    idle_when_full: Duration::from_secs(5),
+    // A slow link may need seconds before the kernel takes more of a large file.
+    idle_when_full: Duration::from_secs(15),
     request: Duration::from_secs(20),
 };
 

@@ -16,7 +16,8 @@ pub fn refuse_if_needed(library: &Library, name: &str, or_else: &str) -> anyhow:
         "is armed"
     } else if Running::find(library.dir())
         // What a config names, only a running server knows.
-        .is_ok_and(|server| armed.images(&server.settings).iter().any(|image| image == name))
+        .and_then(Running::settings)
+        .is_ok_and(|settings| armed.images(&settings).iter().any(|image| image == name))
     {
         "is what the config of the running server gives to a group or machine, and the room is armed"
     } else {

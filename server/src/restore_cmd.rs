@@ -114,8 +114,9 @@ impl RestoreCommand {
             options.peers.extend(seeder.as_ref().map(Swarm::local_addr));
             let (trouble, mut troubles) = mpsc::unbounded_channel();
             let show = |progress: Progress| {
-                // There is nobody else to wait for.
-                if let Some(words) = progress.trouble.as_ref().filter(|_| is_own) {
+                // There is nobody else to wait for, whose pieces might be right.
+                let is_vain = is_own && (progress.peers == 0 || progress.bad_pieces > 0);
+                if let Some(words) = progress.trouble.as_ref().filter(|_| is_vain) {
                     let _ = trouble.send(words.clone());
                 }
                 screen.show(progress);

@@ -27,7 +27,7 @@ const MAX_PEERS: usize = 256;
 /// First port for seeding unless told otherwise; 6881 is that of `ezio seed`.
 const DEFAULT_PORT: u16 = 6882;
 /// Ports tried from the first one on, if some are taken.
-const PORT_TRIES: u16 = 64;
+const PORT_TRIES: usize = 64;
 /// How often an image that could not be used is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(3);
 
@@ -60,6 +60,12 @@ struct Running {
     inode: u64,
     swarm: Option<Swarm>,
     error: Option<String>,
+}
+
+impl Running {
+    fn port(&self) -> Option<u16> {
+        self.swarm.as_ref().map(|swarm| swarm.local_addr().port())
+    }
 }
 
 /// An image that cannot be used, why, and since when we know.
@@ -162,7 +168,8 @@ async fn keep(
         Err(error) => return note(broken, name, format!("reading it failed: {error}")),
     };
     let infohash = image.meta.infohash;
-    let (swarm, error) = match start(room, &image, running.len()).await {
+    let own: Vec<u16> = running.values().filter_map(Running::port).collect();
+    let (swarm, error) = match start(room, &image, &own).await {
         Ok(swarm) => (swarm, None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
@@ -170,12 +177,12 @@ async fn keep(
         Some(error) => note(broken, name, error.clone()),
         None => drop(broken.remove(name)),
     }
-    let port = swarm.as_ref().map(|swarm| swarm.local_addr().port());
-    tracker.allow(infohash, port);
-    if let Some(port) = port {
-        log::info!("image {name}: seeding {} bytes on port {port}", image.layout.content_len());
+    let seed = Running { image, inode, swarm, error };
+    tracker.allow(infohash, seed.port());
+    if let Some(port) = seed.port() {
+        log::info!("image {name}: seeding {} bytes on port {port}", seed.image.layout.content_len());
     }
-    running.insert(name.to_owned(), Running { image, inode, swarm, error });
+    running.insert(name.to_owned(), seed);
 }
 
 /// Says what is wrong with an image, once.
@@ -186,7 +193,9 @@ fn note(broken: &mut BTreeMap<String, Broken>, name: &str, error: String) {
     broken.insert(name.to_owned(), Broken { error, tried: Instant::now() });
 }
 
-async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Option<Swarm>> {
+/// Starts to seed an image, on the lowest port from the configured one on that is free; `own` are those that we have taken
+/// for other images.
+async fn start(room: &Room, image: &Image, own: &[u16]) -> anyhow::Result<Option<Swarm>> {
     if room.settings.seed == Some(false) {
         return Ok(None);
     }
@@ -196,16 +205,17 @@ async fn start(room: &Room, image: &Image, index: usize) -> anyhow::Result<Optio
     };
     let storage = open_image(image)?;
     let base = room.settings.peer_port.unwrap_or(DEFAULT_PORT);
-    let first = if base == 0 { 0 } else { base.saturating_add(u16::try_from(index).unwrap_or(0)) };
+    let mut ports: Vec<u16> = (base..=u16::MAX).filter(|port| *port == 0 || !own.contains(port)).collect();
+    ports.truncate(if base == 0 { 1 } else { PORT_TRIES });
     let mut result = None;
-    for step in 0..if base == 0 { 1 } else { PORT_TRIES } {
-        let listen = SocketAddr::from((address, first.saturating_add(step)));
+    for port in &ports {
+        let listen = SocketAddr::from((address, *port));
         let options = Options { listen, have: Have::All, max_peers: MAX_PEERS, ..Options::default() };
         let swarm = Swarm::start(image.meta.clone(), storage.clone(), options).await;
         match swarm {
             Ok(swarm) => {
-                if step > 0 {
-                    let port = swarm.local_addr().port();
+                if *port != ports[0] {
+                    let first = ports[0];
                     log::warn!("image {}: port {first} is taken, seeding on {port}: see to the firewall", image.name);
                 }
                 return Ok(Some(swarm));
@@ -221,7 +231,7 @@ async fn end(name: &str, running: &mut BTreeMap<String, Running>, tracker: &Trac
     let infohash = seed.image.meta.infohash;
     // The same disk captured twice is one torrent under two names.
     match running.values().find(|other| other.image.meta.infohash == infohash) {
-        Some(other) => tracker.allow(infohash, other.swarm.as_ref().map(|swarm| swarm.local_addr().port())),
+        Some(other) => tracker.allow(infohash, other.port()),
         None => tracker.disallow(&infohash),
     }
     if let Some(swarm) = seed.swarm {

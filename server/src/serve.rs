@@ -48,9 +48,9 @@ pub struct Running {
     pub url: String,
     /// Its process.
     pub pid: u32,
-    /// What it was told.
+    /// What it was told; earlier versions did not say.
     #[serde(default)]
-    pub settings: Settings,
+    settings: Option<Settings>,
 }
 
 impl Running {
@@ -65,6 +65,16 @@ impl Running {
         // The lock dies with its process, so a note left behind by kill -9 is not believed.
         ensure!(matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)), nobody());
         state::read(&note_path(&state_dir))?.with_context(nobody)
+    }
+
+    /// What it was told.
+    ///
+    /// # Errors
+    /// If it is of a version that does not say.
+    pub fn settings(self) -> anyhow::Result<Settings> {
+        let pid = self.pid;
+        self.settings
+            .with_context(|| format!("the running `ezio serve` (process {pid}) is of an older version: restart it"))
     }
 }
 
@@ -257,7 +267,7 @@ fn note(room: &Room) -> Running {
     Running {
         url: format!("http://{address}:{}", room.http_port()),
         pid: std::process::id(),
-        settings: room.settings.clone(),
+        settings: Some(room.settings.clone()),
     }
 }
 

@@ -191,9 +191,12 @@ impl StatusCommand {
             let is_terminal = std::io::stdout().is_terminal();
             let clear = if self.watch && is_terminal { "\x1b[H\x1b[J" } else { "" };
             let mut stdout = std::io::stdout().lock();
-            // Somebody who closes the pipe has seen enough.
-            if write!(stdout, "{clear}{}", say::plain(&text)).and_then(|()| stdout.flush()).is_err() || !self.watch {
-                return Ok(());
+            match write!(stdout, "{clear}{}", say::plain(&text)).and_then(|()| stdout.flush()) {
+                // Somebody who closes the pipe has seen enough.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(error).context("writing to standard output"),
+                Ok(()) if !self.watch => return Ok(()),
+                Ok(()) => {}
             }
             drop(stdout);
             std::thread::sleep(WATCH_EVERY);

@@ -10,6 +10,9 @@ const BATCH_BYTES: u64 = 32 << 20;
 /// … or when the first of them has waited this long: a flush for every piece would be most of a disk's work.
 const BATCH_AGE: Duration = Duration::from_secs(1);
 
+/// [`Ledger::wait_for_writers`] waits for so long at most.
+const WRITERS_LIMIT: Duration = Duration::from_secs(2);
+
 /// Written pieces on their way to the proof.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -118,6 +121,18 @@ impl Ledger {
         let state = self.lock();
         let waited = self.changed.wait_while(state, |state| state.writers > 0 && state.ending.is_none());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until no writer is at work, or for a while: there may always be one.
+    pub(crate) fn wait_for_writers(&self) {
+        let state = self.lock();
+        let waited = self.changed.wait_timeout_while(state, WRITERS_LIMIT, |state| state.writers > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Whether a writer is at work.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.lock().writers > 0
     }
 
     /// Numbers and a list: a thread that panicked while holding the lock cannot have left them half meaningful.

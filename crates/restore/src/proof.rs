@@ -125,7 +125,7 @@ impl Proof {
     fn say_what_is_lost(&self, pieces: &[PieceIndex], cause: io::Error) -> io::Error {
         let Ok(mut uncached) = self.store.device().uncached() else { return cause };
         let ledger = self.store.ledger();
-        ledger.yield_to_writers();
+        ledger.wait_for_writers();
         let mut check = |piece| self.store.check(&self.meta, piece, &mut uncached, || ());
         // Twice, since the first read may be told of another write that failed.
         let lost = pieces.iter().copied().chain(ledger.waiting()).find_map(|piece| {

@@ -54,6 +54,8 @@ pub struct Progress {
     pub written: u64,
     /// Connected peers.
     pub peers: u32,
+    /// Pieces that came with a wrong hash.
+    pub bad_pieces: u64,
     /// Why nothing comes, in words, if nothing has for a while; it is tried on.
     pub trouble: Option<String>,
 }
@@ -296,7 +298,8 @@ impl Run {
                 result = &mut self.following => return Err(unproven(result, &path)),
                 _ = self.ticks.tick() => {
                     let stats = self.swarm.stats();
-                    let trouble = if is_complete { None } else { stall.look(&stats, Instant::now()) };
+                    let is_disk_busy = kept.is_none() || self.store.ledger().is_writing();
+                    let trouble = stall.look(&stats, is_disk_busy, Instant::now()).filter(|_| !is_complete);
                     let progress = self.meter.progress(Stage::Restore, stats.bytes_have, &self.swarm, &self.store);
                     each(Progress { trouble, ..progress });
                     let is_time = self.wishes.discard && self.discarding.is_none() && self.store.is_unbootable();
@@ -494,6 +497,7 @@ impl Meter {
             uploaded: stats.uploaded,
             written: store.ledger().bytes_written(),
             peers: u32::try_from(stats.peers).unwrap_or(u32::MAX),
+            bad_pieces: stats.bad_pieces,
             trouble: None,
         }
     }

@@ -6,11 +6,14 @@ use swarm::Stats;
 
 /// Nothing has come for this long before anything is said.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A look counts for no more: what is longer, the machine itself stood still.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Watches a swarm fetch.
 #[derive(Debug)]
 pub(crate) struct Stall {
-    since: Instant,
+    looked: Instant,
+    waited: Duration,
     bytes_have: u64,
     /// Payload taken that was good or may be.
     taken: u64,
@@ -19,38 +22,48 @@ pub(crate) struct Stall {
 
 impl Stall {
     pub(crate) fn new(now: Instant) -> Stall {
-        Stall { since: now, bytes_have: 0, taken: 0, bad_pieces: 0 }
+        Stall { looked: now, waited: Duration::ZERO, bytes_have: 0, taken: 0, bad_pieces: 0 }
     }
 
-    /// What is wrong, if nothing that is of use has come for [`PATIENCE`].
-    pub(crate) fn look(&mut self, stats: &Stats, now: Instant) -> Option<String> {
+    /// What is wrong, if nothing that is of use has come for [`PATIENCE`]. While our own disk is at work nothing has to.
+    pub(crate) fn look(&mut self, stats: &Stats, is_disk_busy: bool, now: Instant) -> Option<String> {
         let taken = stats.downloaded - stats.wasted.min(stats.downloaded);
         let has_moved = stats.bytes_have != self.bytes_have
             // A large piece on a slow link; but not one that comes again and again, and is wrong.
             || (taken > self.taken && stats.bad_pieces == self.bad_pieces);
+        let since_look = now.duration_since(self.looked).min(LOOK);
+        self.looked = now;
         if has_moved {
-            *self = Stall { since: now, bytes_have: stats.bytes_have, taken, bad_pieces: stats.bad_pieces };
+            let (bytes_have, bad_pieces) = (stats.bytes_have, stats.bad_pieces);
+            *self = Stall { looked: now, waited: Duration::ZERO, bytes_have, taken, bad_pieces };
+        } else if !is_disk_busy {
+            self.waited += since_look;
         }
-        let waited = now.duration_since(self.since);
-        (waited >= PATIENCE).then(|| format!("nothing has come for {} s: {}", waited.as_secs(), reason(stats)))
+        let bad = stats.bad_pieces - self.bad_pieces.min(stats.bad_pieces);
+        let waited = self.waited.as_secs();
+        (self.waited >= PATIENCE).then(|| format!("nothing has come for {waited} s: {}", reason(stats, bad)))
     }
 }
 
-fn reason(stats: &Stats) -> String {
+/// `bad` is how many pieces with a wrong hash have come since the last good one.
+fn reason(stats: &Stats, bad: u64) -> String {
     let tracker = stats.tracker_error.as_ref().map(|error| format!(" (tracker: {error})")).unwrap_or_default();
-    match (stats.bad_pieces, stats.peers, stats.pieces_nowhere) {
-        (1.., ..) => format!(
-            "what comes has a wrong hash ({} pieces so far); `ezio image verify` on the server tells whether the image is damaged",
-            stats.bad_pieces
-        ),
-        (0, 0, _) => {
-            format!("no peer can be reached{tracker}; is the server running, and is no firewall between?")
+    let peers = match stats.peers {
+        1 => "the one connected peer".to_owned(),
+        count => format!("any of the {count} connected peers"),
+    };
+    match (bad, stats.peers, stats.pieces_nowhere) {
+        (1.., ..) => {
+            "what comes has a wrong hash; `ezio image verify` on the server tells whether the image is damaged".into()
         }
-        (0, peers, 1..) => format!(
-            "{} missing pieces are with none of the {peers} connected peers{tracker}; does the server still serve this image?",
+        (0, 0, _) => {
+            format!("no peer can be reached{tracker}: see whether the server runs, and no firewall is between")
+        }
+        (0, _, 1..) => format!(
+            "what is missing ({} pieces) is not with {peers}{tracker}: see whether the server still serves this image",
             stats.pieces_nowhere
         ),
-        (0, peers, 0) => format!("{peers} peers are connected, and none of them sends{tracker}"),
+        (0, _, 0) => format!("nothing is sent by {peers}{tracker}"),
     }
 }
 
@@ -58,51 +71,65 @@ fn reason(stats: &Stats) -> String {
 mod tests {
     use super::*;
 
-    fn after(stall: &mut Stall, stats: &Stats, start: Instant, seconds: u64) -> Option<String> {
-        stall.look(stats, start + Duration::from_secs(seconds))
+    /// Looks once a second, `seconds` times.
+    fn look(stall: &mut Stall, stats: &Stats, seconds: u64) -> Option<String> {
+        (0..seconds).fold(None, |_, _| stall.look(stats, false, stall.looked + Duration::from_secs(1)))
     }
 
     #[test]
     fn what_moves_is_no_stall() {
-        let start = Instant::now();
-        let mut stall = Stall::new(start);
+        let mut stall = Stall::new(Instant::now());
         let mut stats = Stats::default();
-        for seconds in (0..200).step_by(20) {
+        for _ in 0..10 {
             stats.downloaded += 16384;
-            assert_eq!(after(&mut stall, &stats, start, seconds), None);
+            assert_eq!(look(&mut stall, &stats, 20), None);
         }
         stats.bytes_have = 1 << 20;
-        assert_eq!(after(&mut stall, &stats, start, 300), None);
-        assert_eq!(after(&mut stall, &stats, start, 329), None);
-        assert!(after(&mut stall, &stats, start, 330).is_some());
+        assert_eq!(look(&mut stall, &stats, 30), None);
+        assert!(look(&mut stall, &stats, 1).is_some());
         stats.bytes_have += 1;
-        assert_eq!(after(&mut stall, &stats, start, 331), None);
+        assert_eq!(look(&mut stall, &stats, 1), None);
+    }
+
+    #[test]
+    fn a_disk_at_work_and_a_machine_that_stood_still_are_no_stall() {
+        let mut stall = Stall::new(Instant::now());
+        let stats = Stats::default();
+        for _ in 0..100 {
+            assert_eq!(stall.look(&stats, true, stall.looked + Duration::from_secs(1)), None);
+        }
+        assert_eq!(stall.look(&stats, false, stall.looked + Duration::from_secs(1000)), None);
     }
 
     #[test]
     fn the_reason_is_named() {
-        let start = Instant::now();
-        let said = |stats: &Stats| after(&mut Stall::new(start), stats, start, 45).expect("nothing came");
+        let said = |stats: &Stats| look(&mut Stall::new(Instant::now()), stats, 45).expect("nothing came");
         let mut stats = Stats { tracker_error: Some("connection refused".into()), ..Stats::default() };
         let words = said(&stats);
         assert!(words.starts_with("nothing has come for 45 s: no peer") && words.contains("refused"), "{words}");
         (stats.peers, stats.pieces_nowhere) = (2, 7);
-        assert!(said(&stats).contains("7 missing pieces are with none of the 2"));
-        stats.pieces_nowhere = 0;
-        assert!(said(&stats).contains("none of them sends"));
+        assert!(said(&stats).contains("(7 pieces) is not with any of the 2"));
+        (stats.peers, stats.pieces_nowhere) = (1, 0);
+        assert!(said(&stats).contains("nothing is sent by the one connected peer"));
+        // Only what was wrong lately counts.
+        let mut stall = Stall::new(Instant::now());
+        assert!(
+            look(&mut stall, &Stats { bad_pieces: 1, ..stats.clone() }, 40).is_some_and(|it| it.contains("wrong hash"))
+        );
+        stats = Stats { bad_pieces: 1, bytes_have: 9, ..Stats::default() };
+        assert!(look(&mut stall, &stats, 40).is_some_and(|it| it.contains("no peer")));
     }
 
     #[test]
     fn pieces_that_are_wrong_again_and_again_are_a_stall() {
-        let start = Instant::now();
-        let mut stall = Stall::new(start);
+        let mut stall = Stall::new(Instant::now());
         let mut stats = Stats { peers: 1, ..Stats::default() };
         let mut words = None;
-        for seconds in 0..60 {
+        for _ in 0..60 {
             stats.downloaded += 16384;
             stats.bad_pieces += 1;
-            words = after(&mut stall, &stats, start, seconds);
+            words = look(&mut stall, &stats, 1);
         }
-        assert!(words.is_some_and(|words| words.contains("wrong hash (60 pieces so far)")));
+        assert!(words.is_some_and(|words| words.contains("wrong hash")));
     }
 }

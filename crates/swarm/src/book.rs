@@ -110,10 +110,14 @@ impl Book {
         self.set(addr, State::Never);
     }
 
-    /// The address leads to a peer that is connected already.
+    /// The address leads to a peer that is connected already. That peer may take the attempt for a sign that the other
+    /// link is dead and close it: then the other address has to be dialled first, or this would go on for ever.
     pub(crate) fn alias(&mut self, addr: SocketAddr, peer_id: [u8; 20], now: Duration) {
         self.lost(addr, now, false);
-        self.set(addr, State::Alias(peer_id));
+        if let Some(entry) = self.entries.get_mut(&addr) {
+            entry.state = State::Alias(peer_id);
+            entry.due = now + REDIAL.1 * 2;
+        }
     }
 
     /// The connection has gone, or there never was one.
@@ -225,6 +229,7 @@ mod tests {
         book.alias(alias, [1; 20], Duration::ZERO);
         let later = Duration::from_secs(99);
         assert!(book.due(later, 9, |_| true).is_empty());
+        assert!(book.due(REDIAL.1, 9, |_| false).is_empty(), "the address that it was known by comes first");
         assert_eq!(book.due(later, 9, |_| false), [alias]);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::buffers::PieceBuf;
+use crate::buffers::lock;
 use crate::picker::Ask;
 use crate::wire::Request;
 
@@ -59,6 +60,8 @@ pub(crate) struct Link {
     pub(crate) since: Duration,
     /// When the last block came or went, in milliseconds as `since`.
     last_payload: AtomicU64,
+    /// When it last got its turn to be served, likewise.
+    last_turn: AtomicU64,
     /// There may be something to say to this peer.
     pub(crate) wake: Notify,
     /// The link has to go.
@@ -80,6 +83,7 @@ impl Link {
             is_dialled,
             since,
             last_payload: AtomicU64::new(0),
+            last_turn: AtomicU64::new(0),
             wake: Notify::new(),
             close: Notify::new(),
             finish: Notify::new(),
@@ -91,6 +95,17 @@ impl Link {
     /// A block has come or gone.
     pub(crate) fn note_payload(&self, now: Duration) {
         self.last_payload.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Its turn to be served has come.
+    pub(crate) fn note_turn(&self, now: Duration) {
+        self.last_turn.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether it waits for its turn, and has not let the last one pass.
+    pub(crate) fn is_in_queue(&self) -> bool {
+        let is_after_turn = self.last_payload.load(Ordering::Relaxed) >= self.last_turn.load(Ordering::Relaxed);
+        is_after_turn && !lock(&self.uploads).is_empty()
     }
 
     /// How long no block has come or gone.

@@ -246,7 +246,7 @@ async fn write(
         }
         tokio::select! {
             () = link.wake.notified() => {}
-            () = turn.wait(), if has_uploads => {}
+            () = turn.wait(), if has_uploads => link.note_turn(shared.now()),
             () = tokio::time::sleep(KEEP_ALIVE) => wire::encode(&Message::KeepAlive, &mut out),
         }
     }

@@ -144,18 +144,23 @@ impl Core {
         let known = links().filter(|link| link.peer_id == peer_id).max_by_key(is_near).cloned();
         let neighbours = links().filter(is_near).filter(|link| link.peer_id != peer_id).count();
         let known = known.map(|old| (which_stays(&old, shared.peer_id, addr, is_dialled, now), old));
+        let idlest = |from_there: bool| {
+            let idle = links().filter(|link| !link.is_dialled && !link.is_in_queue() && link.idle(now) >= IDLE);
+            let idle = idle.filter(|link| !from_there || is_near(link));
+            idle.max_by_key(|link| link.idle(now)).map(Arc::clone).ok_or(Refused::Full)
+        };
+        // As long as there is plenty, a room behind one router may have it.
+        let is_scarce = links().count() >= shared.max_peers / 2;
+        let has_enough = is_scarce && share(shared.max_peers, addr.ip()).is_some_and(|share| neighbours >= share);
         let goes = match known {
             Some((Stays::Old, _)) => return Err(Refused::Connected),
-            _ if share(shared.max_peers, addr.ip()).is_some_and(|share| neighbours >= share) => {
-                return Err(Refused::Full);
-            }
-            Some((Stays::New, old)) => Some(old),
+            Some((Stays::New, old)) if !has_enough || is_near(&&old) => Some(old),
+            Some((Stays::New, _)) => return Err(Refused::Full),
+            _ if has_enough && is_dialled => return Err(Refused::Full),
+            _ if has_enough => Some(idlest(true)?),
             _ if links().count() < shared.max_peers => None,
             _ if is_dialled => return Err(Refused::Full),
-            _ => {
-                let idle = links().filter(|link| !link.is_dialled && link.idle(now) >= IDLE);
-                Some(Arc::clone(idle.max_by_key(|link| link.idle(now)).ok_or(Refused::Full)?))
-            }
+            _ => Some(idlest(false)?),
         };
         if let Some(old) = goes {
             self.drop_link(&old, now, false);
@@ -237,12 +242,19 @@ mod tests {
     }
 
     #[test]
-    fn one_address_gets_a_quarter_of_the_places() {
-        let shared = swarm(40);
+    fn one_address_gets_a_quarter_of_the_places_once_they_are_scarce() {
+        let mut shared = swarm(40);
+        (1..=10).for_each(|host| drop(come(&shared, addr(100 + host, 1000 + u16::from(host))).expect("room")));
         let taken = (1..=40).filter(|&port| come(&shared, addr(1, port)).is_ok()).count();
         assert_eq!(taken, 10);
         assert!(come(&shared, addr(2, 99)).is_ok());
         assert_eq!(shared.admit(SOMEBODY, addr(1, 100), true).err(), Some(Refused::Full), "also when we dial it");
+        testing::age(&mut shared, IDLE);
+        assert!(come(&shared, addr(1, 101)).is_ok(), "a neighbour that does nothing makes room");
+        assert_eq!(lock(&shared.core).links.len(), 21);
+        let shared = swarm(40);
+        let taken = (1..=40).filter(|&port| come(&shared, addr(1, port)).is_ok()).count();
+        assert_eq!(taken, 20, "half of them as long as nobody else wants any");
         let shared = swarm(40);
         let on_loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         assert!((1..=40).all(|port| come(&shared, on_loopback(port)).is_ok()));
@@ -265,6 +277,17 @@ mod tests {
         assert_eq!(come(&shared, addr(12, 12)).err(), Some(Refused::Full));
         assert!(is_in(&shared, &links[0]), "it did something lately");
         assert_eq!(lock(&shared.core).links.len(), 4);
+    }
+
+    #[test]
+    fn who_waits_for_its_turn_is_not_put_out() {
+        let mut shared = swarm(1);
+        let link = come(&shared, addr(1, 1)).expect("room");
+        lock(&link.uploads).push(wire::Request::block(&shared.geometry, metainfo::PieceIndex(0), 0));
+        testing::age(&mut shared, IDLE * 2);
+        assert_eq!(come(&shared, addr(2, 2)).err(), Some(Refused::Full), "we let it wait");
+        link.note_turn(shared.now());
+        assert!(come(&shared, addr(2, 2)).is_ok(), "it had its turn and took nothing");
     }
 
     #[test]
