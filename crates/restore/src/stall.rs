@@ -9,6 +9,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A look counts for no more: what is longer, the machine itself stood still.
 const LOOK: Duration = Duration::from_secs(2);
 
+const VERIFY: &str = "`ezio image verify` on the server tells whether the image is damaged";
+
 /// Watches a swarm fetch.
 #[derive(Debug)]
 pub(crate) struct Stall {
@@ -53,11 +55,14 @@ fn reason(stats: &Stats, bad: u64) -> String {
         count => format!("any of the {count} connected peers"),
     };
     match (bad, stats.peers, stats.pieces_nowhere) {
-        (1.., ..) => {
-            "what comes has a wrong hash; `ezio image verify` on the server tells whether the image is damaged".into()
-        }
+        (1.., ..) => format!("what comes has a wrong hash: {VERIFY}"),
         (0, 0, _) => {
-            format!("no peer can be reached{tracker}: see whether the server runs, and no firewall is between")
+            // Who sent it is not asked again, and may have been the only one.
+            let bad = match stats.bad_pieces {
+                0 => String::new(),
+                _ => format!("; something that came earlier had a wrong hash: {VERIFY}"),
+            };
+            format!("no peer can be reached{tracker}: see whether the server runs, and no firewall is between{bad}")
         }
         (0, _, 1..) => format!(
             "what is missing ({} pieces) is not with {peers}{tracker}: see whether the server still serves this image",
@@ -117,7 +122,8 @@ mod tests {
             look(&mut stall, &Stats { bad_pieces: 1, ..stats.clone() }, 40).is_some_and(|it| it.contains("wrong hash"))
         );
         stats = Stats { bad_pieces: 1, bytes_have: 9, ..Stats::default() };
-        assert!(look(&mut stall, &stats, 40).is_some_and(|it| it.contains("no peer")));
+        let words = look(&mut stall, &stats, 40).expect("nothing came");
+        assert!(words.contains("no peer") && words.contains("earlier had a wrong hash"), "{words}");
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub const CASES: &[Case] = &[
     case("no_disk", "refused, in words", disks::no_disk),
     case("two_disks", "refused without a rule, restored with one", disks::two_disks),
     case("bad_disks", "EIO, lost writes: said on the machine and the server, the others finish", truth::bad_disks),
+    case("damaged_on_the_server", "the machine says what does not come, and why", truth::damaged_on_the_server),
     case("bad_memory_of_a_peer", "what it sends is found out and not written", truth::bad_memory_of_a_peer),
     case("proof_costs_little", "reading back, beside not doing it", truth::proof_costs_little),
     case("resumed", "a power cut half-way costs what was on its way", resume::resumed),

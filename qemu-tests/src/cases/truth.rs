@@ -101,6 +101,12 @@ pub fn bad_memory_of_a_peer(rack: &mut Rack) -> Result<()> {
     rack.fault("a peer with bad memory", "one bit in every fourth piece it sends", what)
 }
 
+fn flip_a_bit(file: &std::fs::File, at: u64) -> Result<()> {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).context("reading the content")?;
+    file.write_all_at(&[byte[0] ^ 0x10], at).context("flipping a bit")
+}
+
 fn bad_peer(
     rack: &Rack,
     server: &Server,
@@ -112,14 +118,31 @@ fn bad_peer(
     std::fs::copy(dir.join("content"), &content).context("copying the content")?;
     let file = std::fs::File::options().read(true).write(true).open(&content).context("opening the copy")?;
     for piece in image.meta.geometry.pieces().step_by(4) {
-        let at = image.meta.geometry.piece_range(piece).start + 1000;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at).context("reading the copy")?;
-        file.write_all_at(&[byte[0] ^ 0x10], at).context("flipping a bit")?;
+        flip_a_bit(&file, image.meta.geometry.piece_range(piece).start + 1000)?;
     }
     seed.arg("seed").arg(dir.join("image.torrent")).arg(&content).args(["--as", "flat", "--listen", "10.77.0.20:0"]);
     seed.arg("--tracker").arg(format!("http://{SERVER_IP}:{HTTP_PORT}/announce"));
     Process::start("bad-peer", seed, Path::new("bad-peer.log"))
+}
+
+/// The only copy of a piece is wrong: nothing can be done but say so.
+pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
+    let golden = rack.golden(Size::Small)?;
+    let (server, image) = armed(rack, &golden, &[])?;
+    let content = server.library().join("images/golden/content");
+    let file = std::fs::File::options().read(true).write(true).open(content).context("opening the content")?;
+    flip_a_bit(&file, image.meta.geometry.piece_range(metainfo::PieceIndex(3)).start)?;
+
+    let disk = rack.new_disk("target", 128)?;
+    let mut machine = rack.power_on(&direct(rack, "machine", 1).disk(&disk, Bus::Virtio))?;
+    machine.wait_for_trouble("`ezio image verify`")?;
+    let said = |report: &report::Report| report.note.contains("wrong hash");
+    let report = server.wait_for_report(&machine, "gets what is wrong", said)?;
+    ensure!(report.stage == report::Stage::Restore, "it is in stage {}", report.stage);
+    machine.pull_plug();
+    expect_unbootable(&disk)?;
+    let words = "the machine says so every minute, here and in `ezio status`, and goes on trying";
+    rack.fault("a wrong bit in the server's copy", "one piece", words)
 }
 
 /// What reading everything back costs beside not doing it, where the disk is twice as fast as the link.
