@@ -124,7 +124,7 @@ impl RestoreCommand {
             let restored = tokio::select! {
                 restored = restore(meta, layout, Arc::clone(&device), options, wishes, show) => restored?,
                 Some(words) = troubles.recv() => bail!(
-                    "{} is not complete, and does not boot: {words}",
+                    "{} is not complete: {words}",
                     self.target.display()
                 ),
             };

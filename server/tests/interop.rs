@@ -1,20 +1,20 @@
 //! A captured image between `ezio` and stock BitTorrent clients, both ways, and partclone's BT files. Loopback only.
 
+mod common;
+
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use layout::Layout;
 use metainfo::Metainfo;
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
+
+use crate::common::{free_port, wait_for};
 
 const EZIO: &str = env!("CARGO_BIN_EXE_ezio");
-/// Far more than any of this takes on a slow machine.
-const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A process that ends with the test.
 struct Running(Child);
@@ -172,24 +172,6 @@ fn succeed(command: &mut Command) -> Output {
 fn need(program: &[&str]) {
     let probe = Command::new(program[0]).args(&program[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(probe.is_ok_and(|status| status.success()), "{program:?} does not run here; `make setup` installs it");
-}
-
-fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < DEADLINE, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// A port that nobody else is given as long as the socket lives: it is bound and does not listen, which keeps out all but
-/// those who ask for this very port and are ready to share (`SO_REUSEADDR`), as servers are.
-fn free_port() -> (u16, Socket) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.set_reuse_address(true).expect("shared");
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
-    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("where it is bound");
-    (addr.port(), socket)
 }
 
 fn listens(port: u16) -> bool {

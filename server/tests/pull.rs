@@ -1,22 +1,23 @@
 //! `ezio image pull` from an `ezio serve` that publishes, and librqbit as a foreign seeder. Loopback only.
 
+mod common;
+
 use std::fs::{self, File, Permissions};
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use librqbit::{AddTorrent, AddTorrentOptions, ListenerOptions, Session, SessionOptions};
 use metainfo::{FileEntry, ImageFacts, Metainfo, NewTorrent};
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
+
+use crate::common::{free_port, wait_for};
 
 const EZIO: &str = env!("CARGO_BIN_EXE_ezio");
-/// Far more than any of this takes on a slow machine.
-const DEADLINE: Duration = Duration::from_secs(300);
 const MIB: usize = 1 << 20;
 
 /// How a torrent may be cut and its files named.
@@ -201,24 +202,6 @@ fn fail(command: &mut Command) -> String {
 
 fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < DEADLINE, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// A port that nobody else is given as long as the socket lives: it is bound and does not listen, which keeps out all but
-/// those who ask for this very port and are ready to share (`SO_REUSEADDR`), as servers are.
-fn free_port() -> (u16, Socket) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.set_reuse_address(true).expect("shared");
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
-    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("where it is bound");
-    (addr.port(), socket)
 }
 
 #[test]

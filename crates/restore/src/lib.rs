@@ -1,9 +1,9 @@
 //! Image to disk, as `/init` and `ezio restore` do it.
 //!
 //! The order is the promise: check that the image fits; look at what the disk holds already; before the first write take
-//! away what could boot; write pieces, each hashed before it is written, and zeros where the image has nothing else; at a distance behind the writes flush, read back
-//! from the medium and hash again; only when everything is proven write the sectors that make the disk bootable; flush; read
-//! those back too.
+//! away what could boot; write pieces, each hashed before it is written, and zeros where the image has nothing else; at a
+//! distance behind the writes flush, read back from the medium and hash again; only when everything is proven write the
+//! sectors that make the disk bootable; flush; read those back too.
 //!
 //! Invariants: no byte of an image reaches the disk before its piece's hash matched, and none of the deferred ranges
 //! ([`layout::Layout::deferred`]) before everything else has been proven.

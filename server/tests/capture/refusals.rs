@@ -266,51 +266,42 @@ fn a_mounted_target_is_not_touched() {
     assert!(fs::read(&target).expect("the target") == before, "{target} was written to");
 }
 
-#[test]
-fn a_loop_device_under_a_mounted_one_is_refused() {
+/// A file system in a file, mounted through one loop device, while another one, under or beside that, is `$free`: no command may
+/// take it.
+fn refuse_free_loop(setup: &str, commands: impl FnOnce(&Place, &str) -> Vec<String>) -> Place {
     need(&["blkid"]);
     let place = Place::new();
     let image = place.blank("fs.img", 20);
     run("mkfs.ext4", &["-q", "-F", &image]);
     fs::create_dir(place.path("mnt")).expect("a directory");
     let before = fs::read(&image).expect("the image");
-    let setup = format!(
-        "trap 'umount {mnt}; losetup -d $over; losetup -d $under' EXIT; under=$(losetup -f --show {image}) && \
-         over=$(losetup -f --show $under) && mount -o ro $over {mnt}",
-        mnt = place.text("mnt")
-    );
-    let capture = format!(
-        "{} capture $under --library {} --name x --whole",
-        env!("CARGO_BIN_EXE_ezio"),
-        place.library().display()
-    );
-    for then in [&capture, &restore_to(&place, "$under"), &restore_to(&place, &image)] {
-        let output = in_namespace(&setup, then);
+    let setup = setup.replace("IMAGE", &image).replace("MNT", &place.text("mnt"));
+    for then in commands(&place, &image) {
+        let output = in_namespace(&setup, &then);
         assert!(text(&output).contains("is mounted on"), "{then}: {}", text(&output));
         assert!(!output.status.success(), "{then}");
     }
-    assert_eq!(place.listed(), ["large"]);
     assert!(fs::read(&image).expect("the image") == before, "{image} was written to");
+    place
+}
+
+#[test]
+fn a_loop_device_under_a_mounted_one_is_refused() {
+    let setup = "trap 'umount MNT; losetup -d $over; losetup -d $free' EXIT; free=$(losetup -f --show IMAGE) && \
+                 over=$(losetup -f --show $free) && mount -o ro $over MNT";
+    let place = refuse_free_loop(setup, |place, image| {
+        let ezio = env!("CARGO_BIN_EXE_ezio");
+        let capture = format!("{ezio} capture $free --library {} --name x --whole", place.library().display());
+        vec![capture, restore_to(place, "$free"), restore_to(place, image)]
+    });
+    assert_eq!(place.listed(), ["large"]);
 }
 
 #[test]
 fn a_loop_device_beside_a_mounted_one_is_refused() {
-    need(&["blkid"]);
-    let place = Place::new();
-    let image = place.blank("fs.img", 20);
-    run("mkfs.ext4", &["-q", "-F", &image]);
-    fs::create_dir(place.path("mnt")).expect("a directory");
-    let before = fs::read(&image).expect("the image");
-    let setup = format!(
-        "trap 'umount {mnt}; losetup -d $one; losetup -d $other' EXIT; one=$(losetup -f --show {image}) && \
-         other=$(losetup -f --show {image}) && mount -o ro $one {mnt}",
-        mnt = place.text("mnt")
-    );
-    let then = restore_to(&place, "$other");
-    let output = in_namespace(&setup, &then);
-    assert!(text(&output).contains("is mounted on"), "{}", text(&output));
-    assert!(!output.status.success());
-    assert!(fs::read(&image).expect("the image") == before, "{image} was written to");
+    let setup = "trap 'umount MNT; losetup -d $used; losetup -d $free' EXIT; used=$(losetup -f --show IMAGE) && \
+                 free=$(losetup -f --show IMAGE) && mount -o ro $used MNT";
+    refuse_free_loop(setup, |place, _| vec![restore_to(place, "$free")]);
 }
 
 /// A capture that takes seconds, stopped in the middle of its content.
