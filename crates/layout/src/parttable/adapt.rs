@@ -162,7 +162,7 @@ pub enum AdaptError {
         "the partitions in the image's GPT do not match their checksum, the table is damaged: \
          repair it on the golden disk (`sgdisk -v DISK` tells more) and capture again"
     )]
-    EntriesChecksum(#[source] gptman::Error),
+    EntriesChecksum,
     /// Partitions and table do not fit.
     #[error("the image's partitions and their table need a disk of {needed} bytes, this one has {device}")]
     TooSmall {
@@ -191,6 +191,17 @@ pub enum AdaptError {
         /// The one in the way.
         next: u32,
     },
+    /// Bytes that are another one's too.
+    #[error(
+        "partition {number} shares bytes with partition {other}, and such a partition is not grown: choose another one, \
+         or `no`"
+    )]
+    Overlapping {
+        /// The one to grow.
+        number: u32,
+        /// The other.
+        other: u32,
+    },
     /// A length that [`revert`] was told and that cannot have been.
     #[error("partition {number} cannot have been {len} bytes long")]
     OriginalLen {
@@ -215,6 +226,9 @@ pub enum AdaptError {
 /// size of its disk. A partition that grows ends at a full MiB: before the next partition, or before the end of the
 /// usable space. If only a last part of a MiB is free behind the last partition it stays as it is, which is no error.
 ///
+/// Partitions may overlap, and one may be cut off at the end of the image's disk. On a larger device it is whole again,
+/// and what the image has not of it is what the device has there.
+///
 /// # Errors
 /// [`AdaptError`] if the table is damaged, does not fit, or the wish cannot be fulfilled.
 pub fn adapt(
@@ -230,15 +244,22 @@ pub fn adapt(
         Grow::Last => Resize::Last,
         Grow::Number(number) => Resize::Number(number),
     };
-    let job =
-        Job { head, sector_size, from_len: image_disk_len, to_len: device_len, resize, disk_id: wish.new_disk_id };
+    let job = Job {
+        head,
+        sector_size,
+        from_len: image_disk_len,
+        to_len: device_len,
+        resize,
+        disk_id: wish.new_disk_id,
+        is_back: false,
+    };
     job.run(kind)
 }
 
 /// The way back: what the image has where the device now has `head`, and at the end of its disk.
 ///
 /// `original` is what [`adapt`] returned with it ([`Adapted::original`]). The result is exact for tables whose backup
-/// is at the end of the image's disk, as every tool makes them. Whether it is right only a hash can tell: the device may
+/// is at the end of the image's disk, as every tool makes them, which a GPT with a partition that is cut off is not. Whether it is right only a hash can tell: the device may
 /// hold anything. One thing is guessed: Windows says in the protective MBR that any disk has 2^32 - 1 sectors, and on a
 /// larger device that cannot be told from the true number.
 ///
@@ -253,8 +274,15 @@ pub fn revert(
     original: &Original,
 ) -> Result<Adapted, AdaptError> {
     let resize = original.grown.map_or(Resize::No, |(number, len)| Resize::To(number, len));
-    let job =
-        Job { head, sector_size, from_len: device_len, to_len: image_disk_len, resize, disk_id: original.disk_id };
+    let job = Job {
+        head,
+        sector_size,
+        from_len: device_len,
+        to_len: image_disk_len,
+        resize,
+        disk_id: original.disk_id,
+        is_back: true,
+    };
     job.run(kind)
 }
 
@@ -276,6 +304,8 @@ struct Job<'a> {
     to_len: u64,
     resize: Resize,
     disk_id: Option<[u8; 16]>,
+    /// Whether it is [`revert`]'s.
+    is_back: bool,
 }
 
 impl Job<'_> {
@@ -333,9 +363,15 @@ impl Job<'_> {
         if table.kind == TableKind::Mbr && (chosen.is_extended || number > 4) {
             return Err(AdaptError::Logical(number));
         }
+        if let Some(other) = overlapping(table, chosen) {
+            return Err(AdaptError::Overlapping { number, other });
+        }
+        // A count is one less than what is described by start and count together.
+        let cap = if chosen.start == 0 { cap - self.sector_len() } else { cap };
         let next = table.partitions.iter().filter(|other| other.start > chosen.start).min_by_key(|other| other.start);
         let room = next.map_or(end, |next| next.start);
         let until = room.min(cap);
+        let old_len = chosen.full_len();
         let new_len = match new_len {
             Some(len) => {
                 let new_end = chosen.start.checked_add(len).filter(|&new_end| new_end <= until);
@@ -345,42 +381,56 @@ impl Job<'_> {
                 len
             }
             None => match ((until - until % ALIGN).checked_sub(chosen.start), next) {
-                (Some(len), _) if len > chosen.len => len,
+                (Some(len), _) if len > old_len => len,
                 (_, Some(next)) if room <= cap => return Err(AdaptError::NoRoom { number, next: next.number }),
-                _ => chosen.len,
+                _ => old_len,
             },
         };
-        let grown = Grown {
-            number,
-            start: chosen.start,
-            old_len: chosen.len,
-            new_len,
-            type_name: chosen.type_name,
-            is_capped: room > cap,
-        };
-        Ok((new_len != chosen.len).then_some(grown))
+        let grown =
+            Grown { number, start: chosen.start, old_len, new_len, type_name: chosen.type_name, is_capped: room > cap };
+        Ok((new_len != old_len).then_some(grown))
     }
 
-    /// The byte behind the last partition, once the one whose length is given has it.
-    fn end_of_partitions(&self, table: &Table) -> u64 {
+    /// The byte behind the last partition, once the one whose length is given has it; the others have `len`.
+    fn end_of_partitions(&self, table: &Table, len: impl Fn(&Partition) -> u64) -> u64 {
         let end = |partition: &Partition| match self.resize {
             Resize::To(number, len) if number == partition.number => partition.start.saturating_add(len),
-            _ => partition.range().end,
+            _ => partition.start.saturating_add(len(partition)),
         };
         table.partitions.iter().map(end).max().unwrap_or(0)
     }
 }
 
-/// Compares what is read back of a table that was made with what it was made from.
-fn check(before: &Table, grown: Option<&Grown>, after: Result<Table, TableError>) -> Result<(), AdaptError> {
+/// Another partition that has some of the same bytes.
+fn overlapping(table: &Table, chosen: &Partition) -> Option<u32> {
+    let others = table.partitions.iter().filter(|other| other.number != chosen.number);
+    let mut shared = others.filter(|other| other.start < chosen.range().end && chosen.start < other.range().end);
+    shared.next().map(|other| other.number)
+}
+
+/// Compares what is read back of a table that was made with what it was made from. On a disk of another length more or
+/// less of a partition at the end is there, or one that was past the end is.
+fn check(
+    job: &Job<'_>,
+    before: &Table,
+    grown: Option<&Grown>,
+    after: Result<Table, TableError>,
+) -> Result<(), AdaptError> {
     let after = after.map_err(|error| AdaptError::ReadBack(Some(error)))?;
-    let mut expected = before.partitions.clone();
+    let whole = |partition: &Partition| Partition { len: partition.full_len(), missing: 0, ..partition.clone() };
+    let mut expected: Vec<Partition> = before.partitions.iter().map(whole).collect();
     for partition in &mut expected {
         if let Some(grown) = grown.filter(|grown| grown.number == partition.number) {
             partition.len = grown.new_len;
         }
     }
-    let is_good = after.kind == before.kind && after.partitions == expected && after.warnings.is_empty();
+    let found: Vec<Partition> = after.partitions.iter().map(whole).collect();
+    let is_kept = expected.iter().all(|one| found.contains(one) || one.range().end > job.to_len);
+    let is_known = found.iter().all(|one| expected.contains(one) || one.range().end > job.from_len);
+    let is_good = after.kind == before.kind
+        && is_kept
+        && is_known
+        && !after.warnings.iter().any(|warning| super::gpt::is_of_backup(warning));
     if is_good { Ok(()) } else { Err(AdaptError::ReadBack(None)) }
 }
 

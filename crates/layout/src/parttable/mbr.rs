@@ -1,24 +1,28 @@
-//! The master boot record and the chain of extended boot records behind it.
+//! The master boot record and the chains of extended boot records behind it, as the kernel (`block/partitions/msdos.c`)
+//! and libblkid read them.
 
-use std::io::{Cursor, Read, Seek};
+use std::collections::BTreeSet;
+use std::io::{Read, Seek};
 
-use mbrman::{MBRHeader, MBRPartitionEntry};
+use super::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind, names};
 
-use super::{Disk, GAP_HEAD_LEN, Partition, Table, TableError, TableKind, check_disjoint, names};
-
-/// Most logical partitions followed. The kernel stops at 255 partitions; a longer chain is damage.
-const LOGICAL_MAX: usize = 256;
+/// Most records of a chain followed without finding a partition in them.
+const EMPTY_MAX: u32 = 100;
 /// Type byte of the entry that says "the table is a GPT".
-const PROTECTIVE: u8 = 0xee;
-/// Where an extended boot record keeps its two entries: its own partition, and the link to the next record.
-const EBR_ENTRIES: [usize; 2] = [446, 462];
+pub(super) const PROTECTIVE: u8 = 0xee;
+/// Where a boot record keeps its four entries.
+pub(super) const ENTRIES_AT: [usize; 4] = [446, 462, 478, 494];
+/// The last two bytes of a boot record.
+const SIGNATURE: [u8; 2] = [0x55, 0xaa];
+/// AIX starts a disk with "IBMA" in EBCDIC, and what follows is no table of ours.
+const AIX: [u8; 4] = [0xc9, 0xc2, 0xd4, 0xc1];
 
 /// What the first sector of a disk is.
 pub(super) enum FirstSector {
     /// A GPT follows (alone, or as a hybrid beside other entries).
     Protective,
     /// A partition table.
-    Mbr(Box<MBRHeader>),
+    Mbr(Box<[u8; 512]>),
     /// A file system's boot sector.
     FileSystem,
     /// None of these.
@@ -30,104 +34,168 @@ pub(super) fn first_sector(disk: &mut Disk<'_, impl Read + Seek>) -> Result<Firs
     let Some(sector) = disk.sector_head(0)? else { return Ok(FirstSector::Nothing) };
     let is_file_system = is_boot_sector_of_file_system(&sector);
     let nothing = if is_file_system { FirstSector::FileSystem } else { FirstSector::Nothing };
-    // It fails on a wrong signature and on boot flags other than 0 and 0x80, which also tells boot code from entries.
-    let Ok(header) = MBRHeader::read_from(&mut Cursor::new(sector)) else { return Ok(nothing) };
-    let used: Vec<&MBRPartitionEntry> =
-        header.iter().map(|(_, entry)| entry).filter(|entry| entry.is_used() && entry.sectors > 0).collect();
-    // Tools that format a whole disk may leave an entry that covers it from sector 0, boot sector included.
-    let is_plausible =
-        |entry: &&MBRPartitionEntry| entry.starting_lba > 0 && u64::from(entry.starting_lba) < disk.sectors();
-    if used.is_empty() || (is_file_system && !used.iter().all(is_plausible)) {
-        Ok(nothing)
-    } else if used.iter().any(|entry| entry.sys == PROTECTIVE) {
-        Ok(FirstSector::Protective)
-    } else {
-        Ok(FirstSector::Mbr(Box::new(header)))
+    if !has_signature(&sector) {
+        return Ok(nothing);
     }
-}
-
-/// Reads primary and logical partitions.
-pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>, header: &MBRHeader) -> Result<Table, TableError> {
-    let mut table = Table {
-        kind: TableKind::Mbr,
-        disk_id: format!("{:08x}", u32::from_le_bytes(header.disk_signature)),
-        ..Table::empty(u32::try_from(disk.sector_size).unwrap_or(0))
-    };
-    for (number, entry) in (1..).zip(header.iter().map(|(_, entry)| entry)) {
-        if entry.is_used() && entry.sectors > 0 {
-            let lba = u64::from(entry.starting_lba);
-            table.partitions.push(partition(disk, number, lba, u64::from(entry.sectors), entry.sys, entry.boot)?);
+    let entries = Entry::all(&sector);
+    let mut used = entries.iter().filter(|entry| entry.count > 0);
+    // Tells boot code from entries.
+    let has_flags = entries.iter().all(|entry| matches!(entry.flag, 0 | 0x80));
+    let is_on_disk = |entry: &Entry| entry.start < disk.sectors();
+    if is_file_system {
+        // Tools that format a whole disk may leave an entry that covers it from sector 0, boot sector included.
+        let is_table = has_flags && used.clone().all(|entry| entry.start > 0 && is_on_disk(entry));
+        if !is_table || used.clone().next().is_none() {
+            return Ok(nothing);
         }
     }
-    check_disjoint(&table.partitions.iter().collect::<Vec<_>>())?;
+    if entries.iter().any(|entry| entry.sys == PROTECTIVE) {
+        return Ok(FirstSector::Protective);
+    }
+    // One without a type that is not on the disk is what somebody's boot code happens to be.
+    let counts = |entry: &Entry| entry.sys != 0 || is_on_disk(entry) && !disk.lacks_much(entry.start, entry.count);
+    let is_table = has_flags && !sector.starts_with(&AIX) && used.any(counts);
+    Ok(if is_table { FirstSector::Mbr(Box::new(sector)) } else { nothing })
+}
+
+/// Reads primary and logical partitions of the disk that starts with `sector`.
+pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>, sector: &[u8; 512]) -> Result<Table, TableError> {
+    let mut table = Table {
+        kind: TableKind::Mbr,
+        disk_id: format!("{:08x}", u32::from_le_bytes([sector[440], sector[441], sector[442], sector[443]])),
+        ..Table::empty(u32::try_from(disk.sector_size).unwrap_or(0))
+    };
+    let entries = Entry::all(sector);
+    for (number, entry) in (1..).zip(&entries).filter(|(_, entry)| entry.count > 0) {
+        take(disk, &mut table, number, entry.start, entry)?;
+    }
     if let Some(on_table) = table.partitions.iter().find(|partition| partition.start < disk.sector_size) {
-        return Err(TableError::OnTable(on_table.number));
+        let warning = format!("partition {} lies on top of the partition table", on_table.number);
+        table.warn(warning);
     }
     let first = table.partitions.iter().map(|partition| partition.start).min();
     table.own.push(0..disk.sector_size);
     table.keep_gap(0, first.unwrap_or(GAP_HEAD_LEN.min(disk.len)));
 
-    let extended: Vec<Partition> = table.partitions.iter().filter(|partition| partition.is_extended).cloned().collect();
-    for container in extended {
-        read_logical(disk, &container, &mut table)?;
+    let starts = entries.iter().filter(|entry| entry.count > 0).map(|entry| entry.start).collect();
+    let mut logical = Logical { table, next: 5, starts, gaps: Vec::new() };
+    for entry in entries.iter().filter(|entry| entry.count > 0 && entry.is_extended()) {
+        logical.follow(disk, entry)?;
     }
-    let logical: Vec<&Partition> = table.partitions.iter().filter(|partition| partition.number > 4).collect();
-    check_disjoint(&logical)?;
+    let mut table = logical.table;
+    table.warn_of_overlaps();
+    // What lies between a record and the next partition: some boot loaders put themselves there.
+    let mut starts: Vec<u64> = table.partitions.iter().filter(|p| !p.is_extended).map(|p| p.start).collect();
+    starts.sort_unstable();
+    for from in logical.gaps {
+        if let Some(&until) = starts.get(starts.partition_point(|&start| start < from)) {
+            table.keep_gap(from, until);
+        }
+    }
     Ok(table)
 }
 
-/// Follows the chain of extended boot records inside `container`: each describes one logical partition, relative to
-/// itself, and the next record, relative to the container.
-fn read_logical(
-    disk: &mut Disk<'_, impl Read + Seek>,
-    container: &Partition,
+/// Adds a partition, wherever it is. Where no type says that an entry is meant, one that leaves the disk is none.
+fn take(
+    disk: &Disk<'_, impl Read + Seek>,
     table: &mut Table,
+    number: u32,
+    lba: u64,
+    entry: &Entry,
 ) -> Result<(), TableError> {
-    let base = container.start / disk.sector_size;
-    let inside = base..container.range().end / disk.sector_size;
-    let mut lba = base;
-    for _ in 0..LOGICAL_MAX {
-        let damaged = |problem| TableError::Chain { lba, problem };
-        table.own.push(lba * disk.sector_size..(lba + 1) * disk.sector_size);
-        let record = disk.sector_head(lba)?.ok_or_else(|| damaged("it is past the end of the disk"))?;
-        if record[510..] != [0x55, 0xaa] {
-            // An extended partition that was never used has no record at all.
-            return if lba == base { Ok(()) } else { Err(damaged("there is no boot record")) };
+    let partition = Partition {
+        number,
+        type_id: format!("{:02x}", entry.sys),
+        type_name: names::mbr_type(entry.sys),
+        attributes: u64::from(entry.flag & 0x80),
+        // Logical partitions do not nest: inside the chain these types are links, not partitions.
+        is_extended: number <= 4 && entry.is_extended(),
+        ..Partition::default()
+    };
+    match table.take(disk, partition, lba, entry.count) {
+        Err(TableError::PastEnd { .. }) if entry.sys == 0 => {
+            table.warn(format!("partition {number} has no type and leaves the disk, it is left out"));
+            Ok(())
         }
-        let [own, next] = EBR_ENTRIES.map(|at| Entry::read(&record, at));
-        if own.sys != 0 && own.sectors > 0 {
-            // A number is given here even where a damaged primary table has none left: 5 and up.
-            let logical = table.partitions.iter().filter(|partition| partition.number > 4).count();
-            let number = u32::try_from(logical + 5).expect("at most LOGICAL_MAX a container");
-            let start = lba + own.start;
-            let logical = partition(disk, number, start, own.sectors, own.sys, own.boot)?;
-            if own.start == 0 || start + own.sectors > inside.end {
-                return Err(damaged("its partition is outside of the extended one"));
-            }
-            table.keep_gap(lba * disk.sector_size, logical.start);
-            table.partitions.push(logical);
-        }
-        if next.sys == 0 || next.sectors == 0 {
-            return Ok(());
-        }
-        let next = base + next.start;
-        if next <= lba {
-            return Err(damaged("its link goes back"));
-        }
-        if !inside.contains(&next) {
-            return Err(damaged("its link leaves the extended partition"));
-        }
-        lba = next;
+        result => result,
     }
-    Err(TableError::Chain { lba, problem: "it does not end" })
 }
 
-/// One entry of an extended boot record.
-struct Entry {
-    boot: u8,
-    sys: u8,
-    start: u64,
-    sectors: u64,
+/// Logical partitions, as they are found.
+struct Logical {
+    table: Table,
+    /// Number of the next one.
+    next: u32,
+    /// First sectors of all partitions so far, those that were left out among them.
+    starts: BTreeSet<u64>,
+    /// Where records are, in bytes, that describe a partition.
+    gaps: Vec<u64>,
+}
+
+impl Logical {
+    /// Follows the chain of extended boot records inside `container`: each describes partitions, relative to itself,
+    /// and the next record, relative to the container. Most have one partition in front of the link, but DR-DOS put the
+    /// link first, and OS/2 used all four entries.
+    fn follow(&mut self, disk: &mut Disk<'_, impl Read + Seek>, container: &Entry) -> Result<(), TableError> {
+        let (base, end) = (container.start, container.start + container.count);
+        let (mut lba, mut len) = (base, container.count);
+        let mut empty = 0;
+        let mut visited = BTreeSet::from([0]);
+        loop {
+            let is_first = lba == base && visited.len() == 1;
+            if !visited.insert(lba) {
+                return self.stop(lba, "it is linked twice");
+            }
+            empty += 1;
+            if empty > EMPTY_MAX {
+                return self.stop(lba, "there are too many records without a partition");
+            }
+            let Some(record) = disk.sector_head(lba)? else {
+                return if is_first { Ok(()) } else { self.stop(lba, "it is past the end of the disk") };
+            };
+            self.table.own.push(lba * disk.sector_size..(lba + 1) * disk.sector_size);
+            if !has_signature(&record) {
+                // An extended partition that was never used has no record at all.
+                return if is_first { Ok(()) } else { self.stop(lba, "there is no boot record") };
+            }
+            let entries = Entry::all(&record);
+            for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_data()) {
+                let start = lba + entry.start;
+                // What is left of a sector's earlier life in the last two entries is not in bounds, as a rule.
+                let is_garbage = entry.start + entry.count > len || start + entry.count > end;
+                if index >= 2 && is_garbage || !self.starts.insert(start) {
+                    continue;
+                }
+                if usize::try_from(self.next).is_ok_and(|number| number > PARTITIONS_MAX) {
+                    return self.stop(lba, "there are too many partitions");
+                }
+                take(disk, &mut self.table, self.next, start, entry)?;
+                self.next += 1;
+                if empty > 0 {
+                    self.gaps.push(lba * disk.sector_size);
+                    empty = 0;
+                }
+            }
+            let Some(link) = entries.iter().find(|entry| entry.count > 0 && entry.is_extended()) else {
+                return Ok(());
+            };
+            (lba, len) = (base + link.start, link.count);
+        }
+    }
+
+    fn stop(&mut self, lba: u64, why: &str) -> Result<(), TableError> {
+        self.table.warn(format!("the chain of logical partitions ends before the record at sector {lba}: {why}"));
+        Ok(())
+    }
+}
+
+/// One entry of a boot record; sectors are of the disk's size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) flag: u8,
+    pub(super) sys: u8,
+    pub(super) start: u64,
+    pub(super) count: u64,
 }
 
 impl Entry {
@@ -139,30 +207,25 @@ impl Entry {
             let bytes = [sector[at], sector[at + 1], sector[at + 2], sector[at + 3]];
             u64::from(u32::from_le_bytes(bytes))
         };
-        Entry { boot: sector[at], sys: sector[at + 4], start: number(at + 8), sectors: number(at + 12) }
+        Entry { flag: sector[at], sys: sector[at + 4], start: number(at + 8), count: number(at + 12) }
+    }
+
+    pub(super) fn all(sector: &[u8; 512]) -> [Entry; 4] {
+        ENTRIES_AT.map(|at| Entry::read(sector, at))
+    }
+
+    fn is_extended(&self) -> bool {
+        matches!(self.sys, 0x05 | 0x0f | 0x85)
+    }
+
+    /// In an extended boot record: a partition and no link.
+    fn is_data(&self) -> bool {
+        self.count > 0 && !self.is_extended()
     }
 }
 
-fn partition(
-    disk: &Disk<'_, impl Read + Seek>,
-    number: u32,
-    lba: u64,
-    sectors: u64,
-    sys: u8,
-    boot: u8,
-) -> Result<Partition, TableError> {
-    let range = disk.partition_bytes(number, lba, sectors)?;
-    Ok(Partition {
-        number,
-        start: range.start,
-        len: range.end - range.start,
-        type_id: format!("{sys:02x}"),
-        type_name: names::mbr_type(sys),
-        attributes: u64::from(boot & 0x80),
-        // Logical partitions do not nest: inside the chain these types are links, not partitions.
-        is_extended: number <= 4 && matches!(sys, 0x05 | 0x0f | 0x85),
-        ..Partition::default()
-    })
+fn has_signature(sector: &[u8; 512]) -> bool {
+    sector[510..] == SIGNATURE
 }
 
 /// FAT, exFAT and NTFS begin with a sector that ends in the same signature as an MBR.

@@ -1,7 +1,7 @@
 //! MBR: one entry and the disk signature.
 
 use super::super::mbr::{FirstSector, first_sector, read};
-use super::super::{Disk, Table, TableKind};
+use super::super::{Disk, MISSING_SHARE, Table, TableKind};
 use super::{AdaptError, Adapted, Job, Sparse, check, put};
 
 /// Where the disk signature is.
@@ -17,7 +17,9 @@ pub(super) fn adapt(job: &Job<'_>) -> Result<Adapted, AdaptError> {
     let table = read_table(job, job.head, job.from_len)?;
     let sector_len = job.sector_len();
     let end = job.sectors_after() * sector_len;
-    let needed = job.end_of_partitions(&table);
+    // Back on the disk it came from, a partition may be cut off again.
+    let end = if job.is_back { end.saturating_add(job.to_len / MISSING_SHARE) } else { end };
+    let needed = job.end_of_partitions(&table, |partition| partition.len);
     if needed > end {
         return Err(AdaptError::TooSmall { needed, device: job.to_len });
     }
@@ -33,7 +35,7 @@ pub(super) fn adapt(job: &Job<'_>) -> Result<Adapted, AdaptError> {
     if let Some(grown) = &made.grown {
         let at = ENTRIES_AT + usize::try_from(grown.number - 1).expect("1 to 4") * ENTRY_SIZE;
         let last = |len: u64| (grown.start + len) / sector_len - 1;
-        let count = u32::try_from(grown.new_len / sector_len).expect("it starts at 1 and ends at SECTORS_MAX");
+        let count = u32::try_from(grown.new_len / sector_len).expect("`resized` keeps below SECTORS_MAX");
         put(&mut made.head, at + 12, &count.to_le_bytes());
         // Addresses of another geometry stay: everything reads the sector numbers.
         if made.head[at + 5..at + 8] == chs(last(grown.old_len)) {
@@ -48,7 +50,7 @@ pub(super) fn adapt(job: &Job<'_>) -> Result<Adapted, AdaptError> {
         AdaptError::Table(error) => AdaptError::ReadBack(Some(error)),
         other => other,
     })?;
-    check(&table, made.grown.as_ref(), Ok(after))?;
+    check(job, &table, made.grown.as_ref(), Ok(after))?;
     Ok(made)
 }
 
@@ -59,7 +61,7 @@ fn read_table(job: &Job<'_>, head: &[u8], disk_len: u64) -> Result<Table, AdaptE
     let mut sparse = Sparse::new(vec![(0, first)], disk_len);
     let mut disk = Disk { inner: &mut sparse, len: disk_len, sector_size: job.sector_len() };
     let found = match first_sector(&mut disk)? {
-        FirstSector::Mbr(header) => return Ok(read(&mut disk, &header)?),
+        FirstSector::Mbr(sector) => return Ok(read(&mut disk, &sector)?),
         FirstSector::Protective => TableKind::Gpt,
         FirstSector::FileSystem | FirstSector::Nothing => TableKind::None,
     };

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use proptest::prelude::*;
 
-use super::super::tests::{MIB, blank, boot_record, gpt_disk, mbr_disk};
+use super::super::tests::{MIB, blank, boot_record, gpt_disk, header_bytes, mbr_disk, raw_gpt, seal};
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -170,7 +170,7 @@ fn rewrite_header(disk: &mut Cursor<Vec<u8>>, change: impl FnOnce(&mut gptman::G
     let mut gpt = gptman::GPTHeader::read_from(&mut Cursor::new(disk.get_ref()[512..1024].to_vec())).expect("good");
     change(&mut gpt);
     gpt.update_crc32_checksum();
-    put(disk.get_mut(), 512, &gpt::bytes_of(&gpt));
+    put(disk.get_mut(), 512, &header_bytes(&gpt));
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn damaged_and_strange_gpts_are_refused_in_words() {
     is(refused(&|disk| rewrite_header(disk, |header| header.partition_entry_lba = 1)), "can be read");
     is(refused(&|disk| rewrite_header(disk, |header| header.first_usable_lba = u64::MAX)), "first usable sector");
     is(refused(&|disk| rewrite_header(disk, |header| header.primary_lba = 9)), "not 1");
-    is(error(gpt(&[(2048, 4096), (4096, 4097)], 64 * MIB, &Wish::default())), "partitions 1 and 2 overlap");
+    is(refused(&|disk| disk.get_mut()[512 + 12] = 91), "is damaged");
     is(error(adapt(&[0; 2048], TableKind::Gpt, 512, 1024, 4096, &Wish::default())), "that cannot be");
     is(error(adapt(&[0; 512], TableKind::Gpt, 500, 1024, 4096, &Wish::default())), "sector size of 500");
 }
@@ -313,11 +313,130 @@ fn mbrs_that_are_none_are_refused_in_words() {
     assert!(refused(&blank(MIB)).contains("kind mbr, what it starts with is of kind none"));
     assert!(refused(&blank(0)).contains("of kind none"));
     let two = [(0x83, 2048, 2049), (0x83, 4096, 1)];
-    assert!(error(mbr(&two, 16 * MIB, 64 * MIB, &Wish::default())).contains("partitions 1 and 2 overlap"));
+    assert!(
+        error(mbr(&two, 16 * MIB, 64 * MIB, &grow(Grow::Last))).contains("partition 2 shares bytes with partition 1")
+    );
     let none = adapt(&[0; 512], TableKind::None, 512, MIB, 2 * MIB, &grow(Grow::Last));
     assert!(error(none).contains("no partition table"));
     let none = adapt(&[3; 512], TableKind::None, 512, MIB, 2 * MIB, &Wish::default()).expect("nothing to do");
     assert_eq!(none.head, [3; 512]);
+}
+
+#[test]
+fn partitions_that_overlap_stay_as_they_are() {
+    let both = [(2048, 8191), (4096, 6000)];
+    let made = gpt(&both, 64 * MIB, &Wish::default()).expect("larger");
+    let found = table(&made, 64 * MIB, 512);
+    assert_eq!(found.partitions.iter().map(|p| p.len / 512).collect::<Vec<_>>(), [6144, 1905]);
+    assert_eq!(found.warnings, ["partitions 1 and 2 overlap"]);
+    let back = revert(&made.head, TableKind::Gpt, 512, 64 * MIB, 16 * MIB, &Original::default()).expect("back");
+    assert!(back.head == head_of(&gpt_disk(16 * MIB, 512, &both)));
+    for wish in [Grow::Last, Grow::Number(1)] {
+        let text = error(gpt(&both, 64 * MIB, &grow(wish)));
+        assert!(text.contains("shares bytes with partition") && text.contains("is not grown"), "{text}");
+    }
+    // A stick made from a CD image: the first partition is all of it, from sector 0 on.
+    let stick = [(0x00, 0, 20000), (0xef, 300, 5000)];
+    let made = mbr(&stick, 16 * MIB, 64 * MIB, &Wish { new_disk_id: Some([9; 16]), ..Wish::default() }).expect("fits");
+    let back = revert(&made.head, TableKind::Mbr, 512, 64 * MIB, 16 * MIB, &made.original).expect("back");
+    assert_eq!(
+        (&back.head[440..444], back.original.disk_id),
+        (&[0; 4][..], Some([&[9; 4][..], &[0; 12]].concat().try_into().expect("16")))
+    );
+}
+
+#[test]
+fn a_partition_from_sector_0_on_grows() {
+    let made = mbr(&[(0x17, 0, 2048)], 16 * MIB, 64 * MIB, &grow(Grow::Last)).expect("room");
+    assert_eq!(new_len(&made), Some(64 * MIB));
+    let largest = mbr(&[(0x17, 0, 2048)], 16 * MIB, 3000 * GIB, &grow(Grow::Last)).expect("room").grown.expect("room");
+    assert_eq!((largest.new_len, largest.is_capped), (2048 * GIB - MIB, true), "2^32 sectors are one too many");
+}
+
+#[test]
+fn what_a_header_has_behind_its_fields_goes_along() {
+    for header_len in [92, 100, 512] {
+        let disk = raw_gpt(16 * MIB, header_len, 128, &[(1, 2048, 4095), (2, 4096, 8191)]);
+        let head = head_of(&disk);
+        let wish = Wish { grow: Grow::Last, new_disk_id: Some([9; 16]) };
+        let made = adapt(&head, TableKind::Gpt, 512, 16 * MIB, 64 * MIB, &wish).expect("larger");
+        let (at, tail) = made.tail.as_ref().expect("backup");
+        assert!(made.head[512 + 92..1024].iter().all(|&byte| byte == 0xa5), "all of the first");
+        let header_len = usize::try_from(header_len).expect("small");
+        let copy = &tail[tail.len() - 512..];
+        assert!(copy[92..header_len].iter().all(|&byte| byte == 0xa5) && copy[header_len..].iter().all(|&b| b == 0));
+        assert_eq!(table(&made, 64 * MIB, 512).warnings, Vec::<String>::new(), "both checksums are right");
+        assert_eq!(*at + len_of(tail), 64 * MIB);
+        let back = revert(&made.head, TableKind::Gpt, 512, 64 * MIB, 16 * MIB, &made.original).expect("back");
+        assert!(back.head == head);
+        let (at, tail) = back.tail.expect("the image's backup");
+        assert!(disk.get_ref()[usize::try_from(at).expect("small")..] == tail);
+    }
+}
+
+#[test]
+fn many_entries_move_if_the_head_has_them() {
+    let disk = raw_gpt(16 * MIB, 92, 2048, &[(1, 2048, 4095), (2000, 4096, 8191)]);
+    let head = head_of(&disk);
+    let made = adapt(&head, TableKind::Gpt, 512, 16 * MIB, 64 * MIB, &grow(Grow::Last)).expect("larger");
+    assert_eq!(made.original.grown, Some((2000, 2 * MIB)));
+    assert_eq!(table(&made, 64 * MIB, 512).warnings, Vec::<String>::new());
+    let back = revert(&made.head, TableKind::Gpt, 512, 64 * MIB, 16 * MIB, &made.original).expect("back");
+    assert!(back.head == head);
+    let head = head_of(&raw_gpt(16 * MIB, 92, 32768, &[]));
+    assert!(
+        error(adapt(&head, TableKind::Gpt, 512, 16 * MIB, 64 * MIB, &Wish::default())).contains("outside of the first")
+    );
+}
+
+#[test]
+fn a_gpt_that_was_cut_off_is_whole_on_a_larger_disk() {
+    // Of a disk of 17 MiB, 16 are there.
+    let disk = raw_gpt(17 * MIB, 92, 128, &[(1, 2048, 4095), (2, 4096, 34000), (4, 32800, 34200)]);
+    let head = head_of(&disk);
+    let fit = |device_len, wish: &Wish| adapt(&head, TableKind::Gpt, 512, 16 * MIB, device_len, wish);
+    let made = fit(20 * MIB, &Wish::default()).expect("room for all of it");
+    let found = table(&made, 20 * MIB, 512);
+    let lens: Vec<_> = found.partitions.iter().map(|p| (p.number, p.len / 512, p.missing)).collect();
+    assert_eq!(lens, [(1, 2048, 0), (2, 29905, 0), (4, 1401, 0)]);
+    assert_eq!(
+        found.warnings,
+        ["partitions 2 and 4 overlap"],
+        "what was missing overlaps in the table as it always did"
+    );
+    // Its last sector is 34000, and entries and header come behind it.
+    assert!(fit(34034 * 512, &Wish::default()).is_ok());
+    let text = error(fit(34033 * 512, &Wish::default()));
+    assert!(text.contains(&format!("need a disk of {} bytes", 34034 * 512)), "{text}");
+    assert!(error(fit(16 * MIB, &grow(Grow::Last))).contains("need a disk of"), "the backup would lie on top of it");
+    // Going back to a disk that is too short for it is no way back, and says so.
+    assert!(revert(&made.head, TableKind::Gpt, 512, 20 * MIB, 16 * MIB, &Original::default()).is_err());
+}
+
+#[test]
+fn an_mbr_that_was_cut_off_fits_where_its_bytes_do() {
+    let entries = [(0x83, 2048, 2048), (0x83, 4096, 17 * 2048 - 4096)];
+    let id = Wish { new_disk_id: Some([9; 16]), ..Wish::default() };
+    for device_len in [16 * MIB, 16 * MIB + 512, 17 * MIB, 64 * MIB] {
+        let made = mbr(&entries, 16 * MIB, device_len, &id).expect("as much as there was");
+        let back = revert(&made.head, TableKind::Mbr, 512, device_len, 16 * MIB, &made.original).expect("back");
+        assert_eq!(back.head[..440], made.head[..440]);
+        assert_eq!(back.head[440..444], [0; 4]);
+    }
+    let grown = mbr(&entries, 16 * MIB, 64 * MIB, &grow(Grow::Last)).expect("room");
+    assert_eq!(grown.original.grown, Some((2, 15 * MIB)), "as the table had it");
+    let back = revert(&grown.head, TableKind::Mbr, 512, 64 * MIB, 16 * MIB, &grown.original).expect("back");
+    assert_eq!(u32_at(&back.head, 474), 17 * 2048 - 4096);
+    assert!(error(mbr(&entries, 16 * MIB, 16 * MIB - 512, &id)).contains("need a disk of 16777216 bytes"));
+}
+
+#[test]
+fn entries_past_the_end_may_be_on_a_larger_disk() {
+    // Nothing but boot code, and a partition that starts where this disk ends.
+    let entries = [(0x83, 2048, 2048), (0x00, 100_000, 10), (0x83, 16 * 2048, 100)];
+    let id = Wish { new_disk_id: Some([9; 16]), ..Wish::default() };
+    let made = mbr(&entries, 16 * MIB, 64 * MIB, &id).expect("larger");
+    assert_eq!(table(&made, 64 * MIB, 512).partitions.len(), 3);
 }
 
 #[test]
@@ -346,19 +465,23 @@ fn check_sane(head: &[u8], kind: TableKind, from_len: u64, to_len: u64, wish: &W
     let before = Table::read(&mut Sparse::new(vec![(0, &head[..shown])], from_len), from_len, 512).expect("good");
     let shown = Adapted { head: made.head[..shown].to_vec(), ..made.clone() };
     let after = table(&shown, to_len, 512);
-    prop_assert_eq!(before.partitions.len(), after.partitions.len());
-    for (old, new) in before.partitions.iter().zip(&after.partitions) {
+    let whole = |partition: &Partition| Partition { len: partition.full_len(), missing: 0, ..partition.clone() };
+    for old in &before.partitions {
+        let new = after.partitions.iter().find(|new| new.number == old.number).expect("none is lost");
+        let (old, new) = (whole(old), whole(new));
         match made.grown.as_ref().filter(|grown| grown.number == old.number) {
             Some(grown) => {
                 prop_assert!((grown.old_len, grown.new_len) == (old.len, new.len) && new.len > old.len);
-                prop_assert_eq!(&Partition { len: old.len, ..new.clone() }, old);
+                prop_assert_eq!(Partition { len: old.len, ..new }, old.clone());
             }
-            None => prop_assert_eq!(new, old),
+            None => prop_assert_eq!(new, old.clone()),
         }
         if let Some(stale) = &made.stale {
             prop_assert!(stale.end <= old.start || old.range().end <= stale.start);
         }
     }
+    let known = |new: &Partition| before.partitions.iter().any(|old| old.number == new.number);
+    prop_assert!(after.partitions.iter().all(|new| known(new) || whole(new).range().end > from_len));
     if let Some((at, bytes)) = &made.tail {
         prop_assert!(*at >= len_of(head) && at + len_of(bytes) == to_len / 512 * 512);
     }
@@ -404,7 +527,7 @@ proptest! {
         }
         let mut head = head_of(&disk);
         if is_gpt {
-            fix_checksums(&mut head);
+            seal(&mut head, 512);
         }
         head.truncate(cut);
         let kind = if is_gpt { TableKind::Gpt } else { TableKind::Mbr };
@@ -436,25 +559,4 @@ proptest! {
             prop_assert!(wish.grow != Grow::No && wish.grow != Grow::Last);
         }
     }
-}
-
-/// Makes a changed table pass its checksums, so that its numbers are looked at.
-fn fix_checksums(head: &mut [u8]) {
-    let entries = crc(&head[1024..1024 + 128 * 128]);
-    put(head, 600, &entries.to_le_bytes());
-    put(head, 528, &[0; 4]);
-    let header = crc(&head[512..604]);
-    put(head, 528, &header.to_le_bytes());
-}
-
-/// CRC-32 as UEFI and Ethernet use it.
-fn crc(bytes: &[u8]) -> u32 {
-    let mut crc = !0u32;
-    for &byte in bytes {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
-        }
-    }
-    !crc
 }
