@@ -111,6 +111,12 @@ pub enum MetainfoError {
     /// Bencode without the dictionary that makes a torrent.
     #[error("not a torrent: it has no info dictionary")]
     NoInfo,
+    /// `info` is there, and something else than a dictionary.
+    #[error("not a torrent: info is not a dictionary")]
+    InfoKind,
+    /// A torrent of BEP 52 alone: hashes of files (SHA-256) and no `pieces`.
+    #[error("this is a v2 torrent; EZIO reads v1 (and hybrid) torrents: make it again as one of these")]
+    OnlyV2,
     /// A key of `info` is missing or of the wrong type.
     #[error("not a torrent: its info dictionary does not fit")]
     Shape(#[source] serde_bencode::Error),
@@ -189,9 +195,7 @@ impl Metainfo {
     /// agree, zero lengths, sums past 64 bits. Whether its files are extents of a disk is for `layout` to say.
     pub fn parse(bytes: &[u8]) -> Result<Metainfo, MetainfoError> {
         bencode::check(bytes).map_err(MetainfoError::Bencode)?;
-        let info_range =
-            bencode::dict_value(bytes, b"info").map_err(MetainfoError::Bencode)?.ok_or(MetainfoError::NoInfo)?;
-        let info_bytes = &bytes[info_range];
+        let info_bytes = info_bytes(bytes)?;
         let info: RawInfo = serde_bencode::from_bytes(info_bytes).map_err(MetainfoError::Shape)?;
         let top: RawTop = serde_bencode::from_bytes(bytes).map_err(MetainfoError::Shape)?;
 
@@ -237,6 +241,25 @@ impl Metainfo {
         let hash: PieceHash = Sha1::digest(data).into();
         hash == *self.piece_hash(piece)
     }
+}
+
+/// The bytes of `info`: a dictionary, and not one of version 2 alone.
+fn info_bytes(bytes: &[u8]) -> Result<&[u8], MetainfoError> {
+    let is_dict = |value: &[u8]| value.first() == Some(&b'd');
+    if !is_dict(bytes) {
+        return Err(MetainfoError::NoInfo);
+    }
+    let range = bencode::dict_value(bytes, b"info").map_err(MetainfoError::Bencode)?.ok_or(MetainfoError::NoInfo)?;
+    let info = &bytes[range];
+    if !is_dict(info) {
+        return Err(MetainfoError::InfoKind);
+    }
+    let has = |key: &[u8]| bencode::dict_value(info, key).map(|value| value.is_some()).map_err(MetainfoError::Bencode);
+    // BEP 52: `meta version` and `file tree` are required; a hybrid has `pieces` beside them.
+    if !has(b"pieces")? && (has(b"meta version")? || has(b"file tree")?) {
+        return Err(MetainfoError::OnlyV2);
+    }
+    Ok(info)
 }
 
 fn sum_of_lengths(files: &[FileEntry]) -> Result<u64, MetainfoError> {
@@ -437,6 +460,43 @@ mod tests {
         assert!(matches!(Metainfo::parse(b"<html>"), Err(MetainfoError::Bencode(_))));
         let single = "d4:infod6:lengthi5e4:name1:x12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee";
         assert!(matches!(Metainfo::parse(single.as_bytes()), Err(MetainfoError::SingleFile)));
+    }
+
+    #[test]
+    fn torrents_of_version_2_are_named_and_hybrids_read() {
+        let tree = "9:file treed1:xd0:d6:lengthi5e11:pieces root32:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaeee";
+        let v2 = format!("d4:infod{tree}12:meta versioni2e4:name1:x12:piece lengthi16384ee12:piece layersdee");
+        let error = Metainfo::parse(v2.as_bytes()).expect_err("no v1 hashes");
+        assert!(matches!(error, MetainfoError::OnlyV2), "{error:?}");
+        let words = error.to_string();
+        assert!(words.contains("this is a v2 torrent; EZIO reads v1 (and hybrid) torrents"), "{words}");
+        // One of the two is enough to tell.
+        let damaged = format!("d4:infod{tree}4:name1:x12:piece lengthi16384eee");
+        assert!(matches!(Metainfo::parse(damaged.as_bytes()), Err(MetainfoError::OnlyV2)));
+
+        let v1 = "5:filesld6:lengthi5e4:pathl1:0eee";
+        let hashes = "6:pieces20:aaaaaaaaaaaaaaaaaaaa";
+        let rest = format!("12:meta versioni2e4:name1:x12:piece lengthi16384e{hashes}");
+        let hybrid = format!("d4:infod{tree}{v1}{rest}e12:piece layersdee");
+        let meta = Metainfo::parse(hybrid.as_bytes()).expect("a hybrid");
+        assert_eq!((meta.geometry.content_len(), meta.geometry.piece_count()), (5, 1));
+    }
+
+    #[test]
+    fn an_info_that_is_no_dictionary_is_called_so() {
+        for info in ["5:hello", "i5e", "le", "l4:infoe"] {
+            let error = Metainfo::parse(format!("d4:info{info}e").as_bytes()).expect_err(info);
+            assert!(matches!(error, MetainfoError::InfoKind), "{info}: {error:?}");
+            assert_eq!(error.to_string(), "not a torrent: info is not a dictionary", "{info}");
+        }
+        for other in ["le", "i1e", "4:info", "l4:infodee"] {
+            let error = Metainfo::parse(other.as_bytes()).expect_err(other);
+            assert!(matches!(error, MetainfoError::NoInfo), "{other}: {error:?}");
+        }
+        // Neither of version 1 nor of version 2: what is missing is named.
+        let error = Metainfo::parse(b"d4:infod4:name1:x12:piece lengthi16384eee").expect_err("no pieces");
+        let cause = std::error::Error::source(&error).expect("a cause").to_string();
+        assert!(cause.contains("pieces"), "{cause}");
     }
 
     #[test]
