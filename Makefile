@@ -6,7 +6,7 @@ LEVEL ?= 19
 # cloud (virtual machines) or generic (real ones).
 FLAVOUR ?= cloud
 
-.PHONY: all setup build image demo test bench check clean
+.PHONY: all setup build image demo test corpus bench check clean
 
 all: build
 
@@ -32,6 +32,13 @@ demo:
 # Every unit, property and rack test; the last line of the output counts them.
 test:
 	scripts/test
+
+# Captures, exports and restores every disk image in DIR (make corpus DIR=…) and compares: a row a file. The sources of
+# util-linux (tests/ts/blkid) and e2fsprogs (tests) have some hundred.
+corpus: setup
+	$(CARGO) build --release --locked -p server
+	install -D target/release/ezio build/ezio
+	scripts/corpus "$(DIR)"
 
 # Our swarm beside udpcast, aria2 and libtorrent on a rack of shaped links, and capture beside partclone; an hour.
 # Figures in build/bench.
