@@ -8,6 +8,7 @@ mod clonezilla;
 mod disk_image;
 mod partclone_dir;
 mod torrent;
+mod vhdx;
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -21,11 +22,13 @@ use clap::Args;
 use metainfo::{Geometry, PieceHash, PieceIndex};
 
 use self::clonezilla::Packed;
+pub use self::disk_image::signature as disk_image_format;
 use crate::capture::content::Content;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
 use crate::capture::{Choices, Order, hex, make_image, parse_piece_len, stop_on_signals, summary};
+use crate::container;
 use crate::library::{Image, Library, check_name};
 use crate::manifest::Origin;
 
@@ -128,8 +131,12 @@ impl Import {
             let order = self.order("import of a partclone image");
             return clonezilla::import_file(library, name, source, &packed, replace, order, stop);
         }
+        let format = disk_image::format_of(source)?;
+        if format.is_none() && !self.whole {
+            container::refuse(source)?;
+        }
         let draft = library.draft(name, replace)?;
-        let (disk, how) = match disk_image::format_of(source)? {
+        let (disk, how) = match format {
             Some(format) => {
                 (disk_image::convert(source, format, &draft, stop)?, format!("import of a {format} disk image"))
             }

@@ -9,6 +9,7 @@ mod armed;
 mod binding;
 mod capture;
 mod config;
+mod container;
 mod dhcp;
 mod export;
 mod fleet;

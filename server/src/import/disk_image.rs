@@ -18,6 +18,7 @@ use indicatif::BinaryBytes;
 use serde::Deserialize;
 
 use super::child::{Running, said};
+use super::vhdx;
 use crate::capture::check_room;
 use crate::capture::progress::Progress;
 use crate::library::Draft;
@@ -64,7 +65,8 @@ fn is_differencing_vhd(footer: &[u8]) -> bool {
     footer.starts_with(b"conectix") && footer.get(60..64) == Some(&4_u32.to_be_bytes())
 }
 
-fn signature(head: &[u8], foot: &[u8]) -> Option<&'static str> {
+/// What kind of disk image starts with `head`, and has `foot` for its last 512 bytes, as `qemu-img` calls it.
+pub fn signature(head: &[u8], foot: &[u8]) -> Option<&'static str> {
     let at_start: &[(&[u8], &str)] = &[
         (b"QFI\xfb\0\0\0\x01", "qcow"),
         (b"QFI\xfb", "qcow2"),
@@ -133,6 +135,7 @@ pub fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> a
     // qemu-img takes what stands before a colon for a protocol, but not in an absolute path.
     let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
     let qemu = Qemu { program, path, format };
+    qemu.refuse_differences()?;
     let info = qemu.info(stop)?;
     qemu.refuse_other_files(&info)?;
     qemu.refuse_damage(stop)?;
@@ -172,19 +175,31 @@ impl Qemu<'_> {
         serde_json::from_slice(&said).with_context(|| format!("understanding `qemu-img info {}`", self.path.display()))
     }
 
+    /// qemu-img takes what a VHD does not have for zeros, and says of such a VHDX only that it cannot be.
+    fn refuse_differences(&self) -> anyhow::Result<()> {
+        let shown = self.path.display();
+        let reading = || format!("reading {shown}");
+        let is_part = match self.format {
+            "vpc" => {
+                let (head, foot) = ends(&self.path)?;
+                is_differencing_vhd(&head) || is_differencing_vhd(&foot)
+            }
+            "vhdx" => File::open(&self.path).and_then(|file| vhdx::has_parent(&file)).with_context(reading)?,
+            _ => false,
+        };
+        ensure!(
+            !is_part,
+            "{shown} is only a part, the differences from another disk (a checkpoint): merge both where it was made, \
+             and import the result"
+        );
+        Ok(())
+    }
+
     /// Everything has to be in this file, or beside it where the format always splits disks.
     fn refuse_other_files(&self, info: &Info) -> anyhow::Result<()> {
         let shown = self.path.display();
         ensure!(!info.encrypted, "{shown} is encrypted: decrypt it with qemu-img convert first");
         let specific = &info.format_specific.data;
-        if self.format == "vpc" {
-            let (head, foot) = ends(&self.path)?;
-            ensure!(
-                !is_differencing_vhd(&head) && !is_differencing_vhd(&foot),
-                "{shown} is only a part, the differences from another disk (a checkpoint): merge both where it was made, \
-                 and import the result"
-            );
-        }
         if let Some(other) = info.backing_filename.as_ref().or(specific.data_file.as_ref()) {
             bail!(
                 "{shown} is only a part: the rest is in {other:?}; if that file may be read, make one image of both \

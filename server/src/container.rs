@@ -1,0 +1,163 @@
+//! Files that hold a disk, or copies of one, and are none: archives, compressed files, what backup programs write.
+//!
+//! Whoever names one of them means what is in it. Copied as it is, it would be an image that no machine starts from, so it is
+//! named here, with what to do instead. Told by what is in the file, never by its name, and only by marks that no disk
+//! carries by chance.
+
+mod archive;
+mod backup;
+mod packed;
+mod sealed;
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+/// How much of the start is looked at, in bytes.
+const HEAD_LEN: u64 = 64 << 10;
+/// How much of the end, in bytes: the longest trailer is Apple's, of 512.
+const TAIL_LEN: u64 = 1024;
+
+/// What a file is that is no disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// With its article: `an OVA (a tar file)`.
+    pub what: String,
+    /// What to do with it, as an order.
+    pub advice: String,
+}
+
+impl Container {
+    fn new(what: impl Into<String>, advice: impl Into<String>) -> Container {
+        Container { what: what.into(), advice: advice.into() }
+    }
+
+    /// Why the file at `path` is refused, in one sentence.
+    pub fn refusal(&self, path: &Path) -> String {
+        format!("{} is {}, not a disk: {}", path.display(), self.what, self.advice)
+    }
+}
+
+/// Looks at a file of `len` bytes; `path` is for the commands that are proposed. `None` for what may be a disk.
+///
+/// Reads at most the first 64 KiB, the last 1 KiB, and of a tar file the heads of its first members. ISO images are disks
+/// here, because sticks start from them, and so are file systems that cannot be written, such as squashfs.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn recognise(path: &Path, file: &File, len: u64) -> io::Result<Option<Container>> {
+    let look = Look::new(path, file, len)?;
+    if let Some(tar) = archive::tar(&look)? {
+        return Ok(Some(tar));
+    }
+    Ok(archive::find(&look)
+        .or_else(|| backup::find(&look))
+        .or_else(|| sealed::find(&look))
+        .or_else(|| packed::find(&look)))
+}
+
+/// Fails if the file at `path` is a container.
+///
+/// # Errors
+/// What it is and what to do, or why it cannot be read.
+pub fn refuse(path: &Path) -> anyhow::Result<()> {
+    let reading = || format!("reading {}", path.display());
+    let file = File::open(path).with_context(reading)?;
+    let len = file.metadata().with_context(reading)?.len();
+    match recognise(path, &file, len).with_context(reading)? {
+        Some(container) => bail!(container.refusal(path)),
+        None => Ok(()),
+    }
+}
+
+/// A file, and what was read of it.
+struct Look<'a> {
+    path: &'a Path,
+    file: &'a File,
+    /// Of the file, in bytes.
+    len: u64,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl<'a> Look<'a> {
+    fn new(path: &'a Path, file: &'a File, len: u64) -> io::Result<Look<'a>> {
+        let mut look = Look { path, file, len, head: Vec::new(), tail: Vec::new() };
+        look.head = look.read(0, HEAD_LEN)?;
+        look.tail = look.read(len.saturating_sub(TAIL_LEN), TAIL_LEN)?;
+        Ok(look)
+    }
+
+    /// At most `len` bytes (64 KiB) from byte `at` on, fewer at the end of the file.
+    fn read(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
+        let len = len.min(HEAD_LEN).min(self.len.saturating_sub(at));
+        let mut buf = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        let mut filled = 0;
+        while filled < buf.len() {
+            let from = at.saturating_add(filled as u64);
+            match self.file.read_at(&mut buf[filled..], from) {
+                Ok(0) => break,
+                Ok(len) => filled += len,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buf.truncate(filled);
+        Ok(buf)
+    }
+
+    /// Whether the file has these bytes at this offset, which is in the head.
+    fn has(&self, at: usize, bytes: &[u8]) -> bool {
+        self.head.get(at..).is_some_and(|rest| rest.starts_with(bytes))
+    }
+
+    /// The byte at an offset in the head.
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.head.get(at).copied()
+    }
+
+    /// `N` bytes at an offset in the head.
+    fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.head.get(at..)?.first_chunk().copied()
+    }
+
+    /// Whether these bytes are anywhere in the head.
+    fn mentions(&self, bytes: &[u8]) -> bool {
+        self.head.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    /// Whether it has a boot sector (0x55 0xAA at its end) or the header of a GPT: marks of a few bytes are chance then.
+    fn starts_like_a_disk(&self) -> bool {
+        self.has(510, b"\x55\xaa") || self.has(512, b"EFI PART") || self.has(4096, b"EFI PART")
+    }
+
+    /// The container with the file's name where `{}` stands in the advice.
+    fn is(&self, what: &str, advice: &str) -> Container {
+        Container::new(what, advice.replace("{}", &self.path.display().to_string()))
+    }
+
+    /// The first of the table whose mark the head has.
+    fn first_of(&self, marks: &[Mark]) -> Option<Container> {
+        let mark = marks.iter().find(|mark| self.has(mark.at, mark.bytes))?;
+        Some(self.is(mark.what, mark.advice))
+    }
+}
+
+/// A mark at a fixed place, enough to tell by.
+struct Mark {
+    at: usize,
+    bytes: &'static [u8],
+    what: &'static str,
+    /// `{}` is the file.
+    advice: &'static str,
+}
+
+const fn mark(at: usize, bytes: &'static [u8], what: &'static str, advice: &'static str) -> Mark {
+    Mark { at, bytes, what, advice }
+}
+
+#[cfg(test)]
+mod tests;
