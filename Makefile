@@ -36,6 +36,7 @@ test:
 # Captures, exports and restores every disk image in DIR (make corpus DIR=…) and compares: a row a file. The sources of
 # util-linux (tests/ts/blkid) and e2fsprogs (tests) have some hundred.
 corpus: setup
+	@test -d "$(DIR)" || scripts/corpus "$(DIR)"
 	$(CARGO) build --release --locked -p server
 	install -D target/release/ezio build/ezio
 	scripts/corpus "$(DIR)"
