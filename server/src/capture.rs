@@ -11,6 +11,7 @@ mod window;
 mod zeros;
 
 pub mod content;
+pub mod holders;
 pub mod pipeline;
 pub mod progress;
 pub mod source;

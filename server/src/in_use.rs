@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use nix::sys::stat::{major, makedev, minor};
 
 /// Loop devices over loop devices that are followed down; more is somebody's joke.
-const LOOPS_DEEP: usize = 16;
+pub const LOOPS_DEEP: usize = 16;
 
 /// Fails if somebody uses the block device or file: it, one of its partitions, what it is a loop device over, or a loop
 /// device over any of them, or over that one and so on. Whatever is neither device nor file is used by nobody.
@@ -58,10 +58,13 @@ pub fn sysfs_of(device: &Metadata) -> io::Result<PathBuf> {
 }
 
 /// A device that has the bytes in question or some of them.
-struct Device {
-    name: String,
-    number: u64,
-    sysfs: PathBuf,
+pub struct Device {
+    /// As the kernel names it.
+    pub name: String,
+    /// Its device number, major and minor in one.
+    pub number: u64,
+    /// Its directory in sysfs.
+    pub sysfs: PathBuf,
 }
 
 impl Device {
@@ -75,7 +78,8 @@ impl Device {
     }
 }
 
-fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
+/// Adds the devices that are not among them yet.
+pub fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
     for device in more {
         if devices.iter().all(|known| known.number != device.number) {
             devices.push(device);
@@ -84,7 +88,7 @@ fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
 }
 
 /// What this is a loop device, or a partition of one, over.
-fn under(device: &Metadata) -> Option<Metadata> {
+pub fn under(device: &Metadata) -> Option<Metadata> {
     if !device.file_type().is_block_device() {
         return None;
     }
@@ -99,7 +103,10 @@ fn backing_of(sysfs: &Path) -> Option<Metadata> {
 }
 
 /// The device of this directory in sysfs, and its partitions.
-fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
     let device = |sysfs: &Path| -> Option<Device> {
         let text = fs::read_to_string(sysfs.join("dev")).ok()?;
         let (major, minor) = text.trim().split_once(':')?;
@@ -119,7 +126,7 @@ fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
 }
 
 /// The loop devices over what is meant, with their partitions.
-fn loops_over(is_meant: impl Fn(&Metadata) -> bool) -> Vec<Device> {
+pub fn loops_over(is_meant: impl Fn(&Metadata) -> bool) -> Vec<Device> {
     let Ok(blocks) = fs::read_dir("/sys/block") else { return Vec::new() };
     let is_over = |dir: &Path| backing_of(dir).is_some_and(|backing| is_meant(&backing));
     let dirs = blocks.filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok());
