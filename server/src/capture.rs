@@ -15,6 +15,7 @@ pub mod holders;
 pub mod pipeline;
 pub mod progress;
 pub mod source;
+pub mod steady;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
