@@ -4,6 +4,7 @@
 //! disk offset; [`Layout`] checks that once, when the torrent is loaded, and from then on a content offset becomes a
 //! disk offset by binary search, never from text. Pure: no device is touched here.
 
+pub mod account;
 pub mod contents;
 mod extent;
 mod mapping;

@@ -1,0 +1,332 @@
+//! The account of a capture: every byte of the disk in exactly one class.
+//!
+//! A capture collects [`Claims`]: what readers of tables and file systems say of stretches of the disk, in any order and on
+//! top of each other. [`Claims::close`] makes the [`Account`] of them. A byte that several claims speak of is in the class that
+//! comes first in [`Class`], and a byte that no claim speaks of is captured, so nothing can be left out by forgetting it.
+
+use std::ops::Range;
+
+use crate::{DiskOffset, Extent, ExtentSet};
+
+/// What becomes of a byte of the disk. The first of several that are claimed is the one that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// It is content of the image.
+    Captured,
+    /// It is no content, and is made again from a recipe in the torrent: stretches of zeros in used data, swap headers.
+    Recipe,
+    /// It is left out because the source does not have it: a partition that another tool did not save.
+    Missing,
+    /// It is left out because the person who captures asked for that.
+    Skipped,
+    /// It is left out because it is zeros outside of every file system.
+    Zeros,
+    /// It is left out because a reader that understands the file system around it says that it is free.
+    Free,
+}
+
+impl Class {
+    /// Every class, in the order in which they count.
+    pub const ALL: [Class; 6] =
+        [Class::Captured, Class::Recipe, Class::Missing, Class::Skipped, Class::Zeros, Class::Free];
+
+    /// Whether such a byte may be captured after all, where that makes an image of fewer places.
+    fn may_be_copied_along(self) -> bool {
+        matches!(self, Class::Skipped | Class::Zeros | Class::Free)
+    }
+}
+
+/// What is said of a disk, in any order.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    len: u64,
+    captured: ExtentSet,
+    others: Vec<(Range<u64>, Class)>,
+}
+
+impl Claims {
+    /// Nothing yet, of a disk of `len` bytes.
+    pub fn new(len: u64) -> Claims {
+        Claims { len, captured: ExtentSet::default(), others: Vec::new() }
+    }
+
+    /// Says of the half-open range of bytes that it is in this class; what is not on the disk does not count.
+    pub fn claim(&mut self, range: Range<u64>, class: Class) {
+        let range = range.start..range.end.min(self.len);
+        if range.start >= range.end {
+            return;
+        }
+        match class {
+            Class::Captured => self.captured.insert(range),
+            _ => self.others.push((range, class)),
+        }
+    }
+
+    /// The stretches that no claim speaks of, ascending and disjoint.
+    pub fn unspoken(&self) -> Vec<Range<u64>> {
+        let mut all = self.captured.clone();
+        self.others.iter().for_each(|(range, _)| all.insert(range.clone()));
+        gaps(&all.into_extents(1, self.len), self.len)
+    }
+
+    /// Puts every byte into its class. Captured stretches begin and end at multiples of `align` bytes, except at the end of the
+    /// disk. If there are more than `places_max` of them, those with the smallest holes between them are joined, and what is in
+    /// the holes is captured.
+    pub fn close(mut self, align: u64, places_max: usize) -> Account {
+        for range in self.unspoken() {
+            self.captured.insert(range);
+        }
+        let mut extents = self.captured.into_extents(align, self.len);
+        let others = flatten(self.others);
+        let copied_along = join(&mut extents, &others, places_max);
+        let mut account = Account { len: self.len, segments: Vec::new(), copied_along };
+        let mut at = 0;
+        for extent in &extents {
+            account.push_others(&others, at..extent.disk.0);
+            account.push(extent.disk.0..extent.end(), Class::Captured);
+            at = extent.end();
+        }
+        account.push_others(&others, at..self.len);
+        account
+    }
+}
+
+/// Every byte of a disk in exactly one class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    len: u64,
+    /// Ascending; each begins where the one before ends, the first at 0, and the last ends at `len`.
+    segments: Vec<(Range<u64>, Class)>,
+    copied_along: u64,
+}
+
+impl Account {
+    /// The stretches of the disk and their classes: ascending, without holes, from the first byte of the disk to the last.
+    pub fn segments(&self) -> &[(Range<u64>, Class)] {
+        &self.segments
+    }
+
+    /// What is captured.
+    pub fn extents(&self) -> Vec<Extent> {
+        let captured = self.segments.iter().filter(|(_, class)| *class == Class::Captured);
+        captured.map(|(range, _)| Extent { disk: DiskOffset(range.start), len: range.end - range.start }).collect()
+    }
+
+    /// How many bytes are in this class. Those of all classes add up to the length of the disk.
+    pub fn total(&self, class: Class) -> u64 {
+        self.segments.iter().filter(|(_, other)| *other == class).map(|(range, _)| range.end - range.start).sum()
+    }
+
+    /// Bytes that are captured only because holes between small places were copied along.
+    pub fn copied_along(&self) -> u64 {
+        self.copied_along
+    }
+
+    /// Says of stretches that were captured so far that they have a recipe. `ranges` ascend and are disjoint.
+    pub fn make_recipe(&mut self, ranges: &[Range<u64>]) {
+        let before = std::mem::take(&mut self.segments);
+        let mut rest = ranges;
+        for (segment, class) in before {
+            let mut at = segment.start;
+            while let Some(range) = rest.first().filter(|range| range.start < segment.end) {
+                let start = range.start.max(at);
+                let end = range.end.min(segment.end);
+                if class == Class::Captured && start < end {
+                    self.push(at..start, class);
+                    self.push(start..end, Class::Recipe);
+                    at = end;
+                }
+                if range.end > segment.end {
+                    break;
+                }
+                rest = &rest[1..];
+            }
+            self.push(at..segment.end, class);
+        }
+    }
+
+    fn push(&mut self, range: Range<u64>, class: Class) {
+        if range.is_empty() {
+            return;
+        }
+        match self.segments.last_mut() {
+            Some((last, same)) if *same == class => last.end = range.end,
+            _ => self.segments.push((range, class)),
+        }
+    }
+
+    /// Adds what `others` say of `hole`, which they cover: whatever they do not is captured, and is no hole.
+    fn push_others(&mut self, others: &[(Range<u64>, Class)], hole: Range<u64>) {
+        let first = others.partition_point(|(range, _)| range.end <= hole.start);
+        for (range, class) in others[first..].iter().take_while(|(range, _)| range.start < hole.end) {
+            self.push(range.start.max(hole.start)..range.end.min(hole.end), *class);
+        }
+    }
+}
+
+/// What is between extents on a disk of `len` bytes.
+fn gaps(extents: &[Extent], len: u64) -> Vec<Range<u64>> {
+    let starts = std::iter::once(0).chain(extents.iter().map(Extent::end));
+    let ends = extents.iter().map(|extent| extent.disk.0).chain([len]);
+    starts.zip(ends).map(|(start, end)| start..end).filter(|gap| gap.start < gap.end).collect()
+}
+
+/// Makes claims disjoint and ascending: where they overlap, the class that counts first stays.
+fn flatten(mut claims: Vec<(Range<u64>, Class)>) -> Vec<(Range<u64>, Class)> {
+    let mut flat: Vec<(Range<u64>, Class)> = Vec::new();
+    for class in Class::ALL {
+        let mut set = ExtentSet::default();
+        claims.iter().filter(|(_, of)| *of == class).for_each(|(range, _)| set.insert(range.clone()));
+        claims.retain(|(_, of)| *of != class);
+        let taken = std::mem::take(&mut flat);
+        let mut first = 0;
+        for extent in set.into_extents(1, u64::MAX) {
+            while taken.get(first).is_some_and(|(range, _)| range.end <= extent.disk.0) {
+                first += 1;
+            }
+            let mut at = extent.disk.0;
+            for (range, _) in taken[first..].iter().take_while(|(range, _)| range.start < extent.end()) {
+                flat.push((at..range.start, class));
+                at = at.max(range.end);
+            }
+            flat.push((at..extent.end(), class));
+        }
+        flat.extend(taken);
+        flat.retain(|(range, _)| range.start < range.end);
+        flat.sort_unstable_by_key(|(range, _)| range.start);
+    }
+    flat
+}
+
+/// Joins extents over holes that may be captured as well, the smallest first, until there are no more than `places_max` or no
+/// such hole is left; returns the bytes of the holes.
+fn join(extents: &mut Vec<Extent>, others: &[(Range<u64>, Class)], places_max: usize) -> u64 {
+    let is_allowed = |hole: &Range<u64>| {
+        let first = others.partition_point(|(range, _)| range.end <= hole.start);
+        let inside = others[first..].iter().take_while(|(range, _)| range.start < hole.end);
+        inside.into_iter().all(|(_, class)| class.may_be_copied_along())
+    };
+    let mut copied = 0;
+    let mut hole_max = 1024;
+    while extents.len() > places_max && hole_max <= 1 << 62 {
+        extents.dedup_by(|next, last| {
+            let hole = last.end()..next.disk.0;
+            let is_joined = hole.end - hole.start <= hole_max && is_allowed(&hole);
+            if is_joined {
+                copied += hole.end - hole.start;
+                last.len = next.end() - last.disk.0;
+            }
+            is_joined
+        });
+        hole_max *= 2;
+    }
+    copied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn account(len: u64, claims: &[(Range<u64>, Class)], align: u64, places_max: usize) -> Account {
+        let mut all = Claims::new(len);
+        claims.iter().for_each(|(range, class)| all.claim(range.clone(), *class));
+        all.close(align, places_max)
+    }
+
+    #[test]
+    fn what_nobody_speaks_of_is_captured() {
+        let nothing = account(100, &[], 1, 10);
+        assert_eq!(nothing.segments(), [(0..100, Class::Captured)]);
+        let some = account(100, &[(10..20, Class::Free), (15..30, Class::Zeros), (90..200, Class::Missing)], 1, 10);
+        let wanted = [
+            (0..10, Class::Captured),
+            (10..15, Class::Free),
+            (15..30, Class::Zeros),
+            (30..90, Class::Captured),
+            (90..100, Class::Missing),
+        ];
+        assert_eq!(some.segments(), wanted);
+        assert_eq!(Claims::new(0).close(512, 1).segments(), []);
+    }
+
+    #[test]
+    fn small_holes_are_copied_along_when_there_are_too_many_places() {
+        let mut claims = vec![(0..100_000, Class::Free)];
+        claims.extend((0..20).map(|i| (i * 4096..i * 4096 + 512, Class::Captured)));
+        assert_eq!(account(100_000, &claims, 512, 20).extents().len(), 20);
+        let joined = account(100_000, &claims, 512, 19);
+        assert_eq!(joined.extents(), [Extent { disk: DiskOffset(0), len: 19 * 4096 + 512 }]);
+        assert_eq!(joined.copied_along(), 19 * 3584);
+        assert_eq!(joined.total(Class::Captured) + joined.total(Class::Free), 100_000);
+        // What is not there cannot be copied, and a recipe is for something else.
+        claims.push((0..50_000, Class::Missing));
+        claims.push((50_000..100_000, Class::Recipe));
+        assert_eq!(account(100_000, &claims, 512, 5).extents().len(), 20);
+    }
+
+    #[test]
+    fn recipes_take_the_place_of_content() {
+        let mut account = account(100, &[(20..40, Class::Free)], 1, 10);
+        account.make_recipe(&[5..10, 15..30, 35..38, 90..100]);
+        let wanted = [
+            (0..5, Class::Captured),
+            (5..10, Class::Recipe),
+            (10..15, Class::Captured),
+            (15..20, Class::Recipe),
+            (20..40, Class::Free),
+            (40..90, Class::Captured),
+            (90..100, Class::Recipe),
+        ];
+        assert_eq!(account.segments(), wanted);
+    }
+
+    fn any_claim() -> impl Strategy<Value = (Range<u64>, Class)> {
+        (0u64..300, 0u64..60, 0..Class::ALL.len())
+            .prop_map(|(start, len, class)| (start..start + len, Class::ALL[class]))
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_is_in_exactly_one_class(
+            claims in proptest::collection::vec(any_claim(), 0..40),
+            len in 1u64..320,
+            align in 1u64..9,
+            places_max in 1usize..20,
+            zeros in proptest::collection::vec((0u64..20, 1u64..20), 0..8),
+        ) {
+            let mut account = account(len, &claims, align, places_max);
+            for recipe in [false, true] {
+                if recipe {
+                    let mut at = 0;
+                    let ranges: Vec<_> = zeros.iter().map(|(gap, len)| { at += gap + len; at - len..at }).collect();
+                    account.make_recipe(&ranges);
+                }
+                let mut at = 0;
+                for (range, _) in account.segments() {
+                    prop_assert_eq!(range.start, at);
+                    prop_assert!(range.end > range.start);
+                    at = range.end;
+                }
+                prop_assert_eq!(at, len);
+                prop_assert!(account.segments().windows(2).all(|pair| pair[0].1 != pair[1].1));
+                let sum: u64 = Class::ALL.iter().map(|class| account.total(*class)).sum();
+                prop_assert_eq!(sum, len);
+            }
+        }
+
+        #[test]
+        fn a_byte_is_in_the_first_class_that_is_claimed_or_captured(
+            claims in proptest::collection::vec(any_claim(), 0..40),
+            len in 1u64..320,
+        ) {
+            let account = account(len, &claims, 1, usize::MAX);
+            for (range, class) in account.segments() {
+                for byte in range.clone() {
+                    let claimed = claims.iter().filter(|(range, _)| range.contains(&byte)).map(|(_, class)| *class).min();
+                    prop_assert_eq!(*class, claimed.unwrap_or(Class::Captured), "byte {}", byte);
+                }
+            }
+        }
+    }
+}
