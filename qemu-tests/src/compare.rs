@@ -38,32 +38,12 @@ impl Image {
         Ok(Image { meta, layout })
     }
 
-    /// As [`Image::compare`], for an image with swap areas: they are made anew, byte for byte as their recipe says, and a
-    /// recipe for the same label and UUID makes the header that was there.
-    ///
-    /// # Errors
-    /// The first byte that is not what it should be.
-    pub fn compare_apart_from_swap(&self, golden: &Disk, target: &Disk) -> Result<()> {
-        let swap = self.meta.facts.iter().flat_map(|facts| &facts.swap).collect::<Vec<_>>();
-        ensure!(!swap.is_empty(), "the image has no swap area");
-        let mut with_swap = self.layout.extents().to_vec();
-        for swap in swap {
-            // The header page; what was behind it is worth nothing.
-            with_swap.push(Extent { disk: DiskOffset(swap.offset), len: u64::from(swap.page_size) });
-        }
-        with_swap.sort_unstable_by_key(|extent| extent.disk);
-        self.compare_with(&with_swap, golden, target)
-    }
-
     /// Compares `target` with the disk the image was captured from, and what is between extents with nothing.
     ///
     /// # Errors
     /// The first byte that is not what it should be.
     pub fn compare(&self, golden: &Disk, target: &Disk) -> Result<()> {
-        self.compare_with(self.layout.extents(), golden, target)
-    }
-
-    fn compare_with(&self, all: &[Extent], golden: &Disk, target: &Disk) -> Result<()> {
+        let all = self.layout.extents();
         let (golden_len, target_len) = (golden.len()?, target.len()?);
         if golden_len == target_len || self.layout.table() != TableKind::Gpt {
             return compare_extents(all, golden, target);

@@ -3,21 +3,24 @@
 //! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
 //! library, so whatever interrupts it leaves nothing that is listed.
 
+mod decide;
 mod health;
+mod holders;
+mod look;
+mod make;
 mod plan;
 mod probe;
 mod rescue;
+mod steady;
+mod table;
 mod window;
 mod zeros;
 
 pub mod content;
-pub mod holders;
 pub mod pipeline;
 pub mod progress;
 pub mod source;
-pub mod steady;
 
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,22 +28,14 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::BinaryBytes;
 use layout::Layout;
-use layout::parttable::TableKind;
-use metainfo::{
-    FileEntry, Geometry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, TORRENT_LEN_MAX, Zeros,
-    usual_piece_len,
-};
+use metainfo::{FileEntry, ImageFacts, MAX_PIECE_LEN, MIN_PIECE_LEN, NewTorrent, PieceHash, TORRENT_LEN_MAX};
 
-use self::content::Content;
-use self::pipeline::{Job, default_threads};
+pub use self::make::{Order, make_image};
 pub use self::plan::Choices;
-use self::plan::Plan;
 use self::probe::Probe;
-use self::progress::Progress;
 use self::source::Source;
-use crate::library::{DEFAULT_DIR, Draft, Image, Library, check_name};
-use crate::live;
-use crate::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA, Unreadable};
+use crate::library::{DEFAULT_DIR, Image, Library, check_name};
+use crate::manifest::{Captured, Origin, PartitionInfo};
 
 /// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
 /// people call the image.
@@ -62,12 +57,19 @@ pub struct Capture {
     /// What to call the image: A-Z a-z 0-9 . _ -
     #[arg(long)]
     name: String,
-    /// Copy every byte of the source, used or not.
+    /// Copy every byte of the source, used or not, whatever its partition table says.
     #[arg(long)]
     whole: bool,
-    /// Take file systems that were not shut down, are hibernated, or that partclone refuses: they are copied whole.
+    /// Take file systems that were not shut down or are hibernated, which are copied whole, and a source that a program writes to.
     #[arg(long)]
     at_own_risk: bool,
+    /// Leave out what lies outside of partitions, such as what is left of deleted ones. Otherwise all of it that is not zeros is
+    /// copied.
+    #[arg(long, conflicts_with = "whole")]
+    partitions_only: bool,
+    /// Sector size of the disk in bytes. Of a disk image file it is found by looking, if this is not given.
+    #[arg(long, value_name = "BYTES", value_parser = parse_sector_size)]
+    sector_size: Option<u32>,
     /// Go on where the disk cannot be read: zeros are taken instead, and the places recorded.
     #[arg(long)]
     rescue: bool,
@@ -100,129 +102,19 @@ impl Capture {
         let library = Library::create(&self.library)?;
         let draft = library.draft(&self.name, self.replace)?;
         let origin = Origin::now("capture", &self.source);
-        let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
-        let (piece_len, threads, rescue, skip_zeros) = (self.piece_len, self.threads, self.rescue, self.skip_zeros);
-        let order = Order { choices, rescue, skip_zeros, live: self.live, piece_len, threads, origin };
+        let choices = Choices {
+            whole: self.whole,
+            at_own_risk: self.at_own_risk,
+            partitions_only: self.partitions_only,
+            rescue: self.rescue,
+            sector_size: self.sector_size,
+        };
+        let (piece_len, threads, skip_zeros) = (self.piece_len, self.threads, self.skip_zeros);
+        let order = Order { choices, skip_zeros, live: self.live, piece_len, threads, origin };
         let (image, rate) = make_image(&source, draft, order, stop)?;
         say!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
         Ok(())
     }
-}
-
-/// How an image is to be made of a source.
-#[derive(Debug)]
-pub struct Order {
-    /// What is taken.
-    pub choices: Choices,
-    /// Go on where the source cannot be read.
-    pub rescue: bool,
-    /// Leave out stretches of zeros, to be made anew.
-    pub skip_zeros: bool,
-    /// Copy nothing, and seed from the source.
-    pub live: bool,
-    /// Length of a piece in bytes; chosen by the size of the image if `None`.
-    pub piece_len: Option<u32>,
-    /// Pieces to work on at a time; two more than cores if `None`.
-    pub threads: Option<usize>,
-    /// Where it comes from, for the manifest.
-    pub origin: Origin,
-}
-
-/// Looks at the source, copies what is in use, and lists the image; also says how fast, in bytes per second.
-///
-/// # Errors
-/// What went wrong, in words for the person at the terminal. Nothing is left behind then.
-pub fn make_image(source: &Source, draft: Draft, order: Order, stop: &AtomicBool) -> anyhow::Result<(Image, f64)> {
-    let mut plan = Plan::make(source, &draft.scratch()?, order.choices)?;
-    ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-    for warning in &plan.warnings {
-        log::warn!("{}: {warning}", source.path.display());
-    }
-    for partition in &plan.partitions {
-        say!("{}", partition_line(partition));
-    }
-    let zeros = if order.skip_zeros {
-        let deferred = plan.deferred(source.len);
-        zeros::find(source, &plan.layout, &deferred, order.rescue, stop)?
-    } else {
-        Zeros::default()
-    };
-    plan.leave_out(&zeros)?;
-    let content_len = plan.layout.content_len();
-    ensure!(content_len > 0, "there is nothing in it to copy; if every byte of it is wanted, say --whole");
-    check_room(draft.library_dir(), if order.live { 0 } else { content_len })?;
-    let piece_len = order.piece_len.unwrap_or_else(|| usual_piece_len(content_len));
-    let geometry = Geometry::new(content_len, piece_len)
-        .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
-
-    check_torrent_len(plan.layout.extents().len(), geometry.piece_count())?;
-    // Whatever can be refused is, before hours of copying.
-    let live = order.live.then(|| live::describe(&source.path)).transpose()?;
-
-    let content = match order.live {
-        true => None,
-        false => Some(Content::create(&draft.content_path(), content_len)?),
-    };
-    let mut progress = Progress::new("capturing", content_len);
-    let threads = order.threads.unwrap_or_else(default_threads);
-    let job = Job { geometry, threads, out: content.as_ref(), stop, progress: &mut progress };
-    let mut unreadable = Vec::new();
-    let hashes = job.hash(|range, buf| {
-        let mut rest = buf;
-        for part in plan.layout.on_disk(range)? {
-            let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
-            let read = source.read_at(now, part.disk.0);
-            if order.rescue && read.is_err() {
-                unreadable.extend(rescue::read(now, part.disk.0, &|buf, at| source.file.read_exact_at(buf, at)));
-            } else {
-                read.context(RESCUE_HINT)?;
-            }
-            rest = later;
-        }
-        Ok(())
-    })?;
-    let rate = progress.finish();
-    // An open file that is deleted is not gone everywhere.
-    drop(content);
-    if !unreadable.is_empty() {
-        rescue::coalesce(&mut unreadable);
-        let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
-        log::warn!("{} in {} places could not be read and are zeros in the image", BinaryBytes(len), unreadable.len());
-    }
-
-    let device = if plan.table == TableKind::None { source.device() } else { "" };
-    let facts = ImageFacts {
-        schema: 1,
-        disk_size: source.len,
-        sector_size: plan.sector_size,
-        table: plan.table.as_str().to_owned(),
-        // Not `partition`: the same file system shall have the same infohash, from wherever it was copied.
-        device: if device == "disk" { device.to_owned() } else { String::new() },
-        swap: plan.swap,
-        zeros,
-    };
-    let zeros_len = facts.zeros.len();
-    let torrent_bytes = torrent(&plan.layout, piece_len, hashes, facts)?;
-    let mut origin = order.origin;
-    origin.tools.extend(plan.tools);
-    let manifest = Manifest {
-        schema: SCHEMA,
-        disk_size: source.len,
-        sector_size: plan.sector_size,
-        table: plan.table.as_str().to_owned(),
-        device: device.to_owned(),
-        disk_id: plan.disk_id,
-        partitions: plan.partitions,
-        content_len,
-        infohash: metainfo::Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
-        extent_count: plan.layout.extents().len() as u64,
-        zeros_len,
-        unreadable: unreadable.into_iter().map(Unreadable::from).collect(),
-        live,
-        origin,
-    };
-    ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-    Ok((draft.publish(&torrent_bytes, &manifest)?, rate))
 }
 
 /// An image in one line: sizes, extents, pieces, infohash.
@@ -251,6 +143,7 @@ pub fn partition_line(partition: &PartitionInfo) -> String {
         Captured::UsedBlocks => format!("{} in use", BinaryBytes(partition.captured_len)),
         Captured::Whole => "copied whole".to_owned(),
         Captured::Recipe => "made anew, not copied".to_owned(),
+        Captured::Missing => "left out".to_owned(),
         Captured::Container => "holds the logical partitions".to_owned(),
     };
     let mut line = format!(
@@ -375,6 +268,17 @@ pub fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
     match len {
         Some(len) if len.is_power_of_two() && (MIN_PIECE_LEN..=MAX_PIECE_LEN).contains(&len) => Ok(len),
         _ => bail!("a piece length is a power of two from 16K to 64M, such as 4M"),
+    }
+}
+
+/// A sector size as people write it.
+///
+/// # Errors
+/// If no disk has it.
+pub fn parse_sector_size(text: &str) -> anyhow::Result<u32> {
+    match text.parse::<u32>() {
+        Ok(size) if size.is_power_of_two() && (512..=4096).contains(&size) => Ok(size),
+        _ => bail!("a sector size is 512, 1024, 2048 or 4096 bytes"),
     }
 }
 

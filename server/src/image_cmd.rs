@@ -94,6 +94,9 @@ fn show(image: &Image) {
     say!("made {} on {} by {} of {}", origin.at_text(), origin.host, origin.how, origin.source);
     let tools: Vec<String> = origin.tools.iter().map(|(tool, version)| format!("{tool} {version}")).collect();
     say!("tools: {}", tools.join(", "));
+    if let Some(account) = &manifest.account {
+        say!("{account}");
+    }
     say!("in {}", image.dir.display());
     if let Some(live) = &manifest.live {
         say!("live: no content here, it is read from {live}");

@@ -3,7 +3,6 @@
 //! Files named by their offset (partclone's BT directories, EZIO's torrents) hold the content already and are copied.
 //! Of a disk image or a Clonezilla image, the disk is put together in the draft, and then captured like any other.
 
-mod child;
 mod clonezilla;
 mod disk_image;
 mod partclone_dir;
@@ -27,7 +26,7 @@ use crate::capture::content::Content;
 use crate::capture::pipeline::{Job, default_threads};
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
-use crate::capture::{Choices, Order, hex, make_image, parse_piece_len, stop_on_signals, summary};
+use crate::capture::{Choices, Order, hex, make_image, parse_piece_len, parse_sector_size, stop_on_signals, summary};
 use crate::container;
 use crate::library::{Image, Library, check_name};
 use crate::manifest::Origin;
@@ -58,6 +57,12 @@ pub struct Import {
     /// Of a disk, Clonezilla or partclone image: take file systems that were not shut down, or are hibernated, as they are.
     #[arg(long)]
     at_own_risk: bool,
+    /// Of a disk, Clonezilla or partclone image: leave out what lies outside of partitions.
+    #[arg(long, conflicts_with = "whole")]
+    partitions_only: bool,
+    /// Of a disk image: sector size of the disk in bytes. It is found by looking, if this is not given.
+    #[arg(long, value_name = "BYTES", value_parser = parse_sector_size)]
+    sector_size: Option<u32>,
     /// Of a Clonezilla image with several disks: which one, such as sda.
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
@@ -146,10 +151,16 @@ impl Import {
     }
 
     fn order(&self, how: &str) -> Order {
-        let choices = Choices { whole: self.whole, at_own_risk: self.at_own_risk };
+        let choices = Choices {
+            whole: self.whole,
+            at_own_risk: self.at_own_risk,
+            partitions_only: self.partitions_only,
+            rescue: false,
+            sector_size: self.sector_size,
+        };
         let origin = Origin::now(how, &self.source);
         let (skip_zeros, piece_len) = (self.skip_zeros, self.piece_len);
-        Order { choices, rescue: false, skip_zeros, live: false, piece_len, threads: None, origin }
+        Order { choices, skip_zeros, live: false, piece_len, threads: None, origin }
     }
 }
 

@@ -8,6 +8,7 @@ mod arm_cmd;
 mod armed;
 mod binding;
 mod capture;
+mod child;
 mod config;
 mod container;
 mod dhcp;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use layout::account::{Account, Class};
 use serde::{Deserialize, Serialize};
 
 /// The schema written, and the newest one read.
@@ -43,6 +44,9 @@ pub struct Manifest {
     /// Bytes of zeros in used data that are not in `content`, because the torrent's facts say where they are.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub zeros_len: u64,
+    /// What became of every byte of the disk; none in images of older versions, and of what was imported as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountInfo>,
     /// Places that could not be read and are zeros in the content.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<Unreadable>,
@@ -103,6 +107,56 @@ impl From<std::ops::Range<u64>> for Unreadable {
     }
 }
 
+/// What became of the bytes of the disk: how many are in which class. All together they are the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountInfo {
+    /// Content of the image.
+    pub captured: u64,
+    /// Free by the word of a reader that understands the file system.
+    pub free: u64,
+    /// Made again from a recipe: zeros in used data.
+    pub recipe: u64,
+    /// Zeros outside of file systems, left out.
+    pub zeros: u64,
+    /// Left out because that was asked for.
+    pub skipped: u64,
+    /// Left out because the source does not have them.
+    pub missing: u64,
+}
+
+impl From<&Account> for AccountInfo {
+    fn from(account: &Account) -> AccountInfo {
+        AccountInfo {
+            captured: account.total(Class::Captured),
+            free: account.total(Class::Free),
+            recipe: account.total(Class::Recipe),
+            zeros: account.total(Class::Zeros),
+            skipped: account.total(Class::Skipped),
+            missing: account.total(Class::Missing),
+        }
+    }
+}
+
+impl fmt::Display for AccountInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let classes = [
+            (self.captured, "captured"),
+            (self.free, "free in file systems"),
+            (self.recipe, "of zeros in used data, made again"),
+            (self.zeros, "of zeros outside of file systems, left out"),
+            (self.skipped, "outside of partitions, left out as asked"),
+            (self.missing, "not in the source, left out"),
+        ];
+        let len = classes.iter().map(|(bytes, _)| bytes).fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        write!(f, "of {len} bytes: ")?;
+        let mut shown = classes.iter().filter(|(bytes, _)| *bytes > 0);
+        if let Some((bytes, what)) = shown.next() {
+            write!(f, "{bytes} {what}")?;
+        }
+        shown.try_for_each(|(bytes, what)| write!(f, ", {bytes} {what}"))
+    }
+}
+
 /// One partition and what became of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionInfo {
@@ -158,6 +212,8 @@ pub enum Captured {
     Recipe,
     /// Nothing: an extended partition, whose table sectors count as the disk's own.
     Container,
+    /// Nothing: the source does not have it.
+    Missing,
 }
 
 /// Who made the image, when, from what, with what.
@@ -272,6 +328,7 @@ mod tests {
             infohash: "00".repeat(20),
             extent_count: 1,
             zeros_len: 65_536,
+            account: Some(AccountInfo { captured: 4096, free: 1 << 20, zeros: 512, ..AccountInfo::default() }),
             unreadable: vec![Unreadable { start: 4096, length: 512 }],
             live: None,
             origin: Origin::now("capture", Path::new("/dev/sda")),
@@ -296,6 +353,18 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         assert_eq!(Manifest::parse(&sample().to_json()).expect("own manifest"), sample());
+    }
+
+    #[test]
+    fn an_account_names_what_there_is() {
+        let account = sample().account.expect("set");
+        assert_eq!(
+            account.to_string(),
+            "of 1053184 bytes: 4096 captured, 1048576 free in file systems, 512 of zeros outside of file systems, left out"
+        );
+        assert_eq!(AccountInfo::default().to_string(), "of 0 bytes: ");
+        let all = AccountInfo { captured: u64::MAX, free: u64::MAX, ..account };
+        assert!(!all.to_string().is_empty(), "a damaged manifest may say anything");
     }
 
     #[test]

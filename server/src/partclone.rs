@@ -9,21 +9,25 @@ use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use usedmap::Ranges;
 
-use crate::capture::check_torrent_len;
+use crate::child;
 
 /// Longest line of a map, in bytes; real ones have 40.
 const LINE_LEN_MAX: u64 = 4096;
 /// A file system whose last block is not whole may claim this much past the end of its partition, in bytes: the largest
 /// cluster there is.
 const OVERRUN_MAX: u64 = 2 << 20;
-/// What lies behind a file system is kept whole up to this length, in bytes (NTFS and FAT keep a copy of their boot
-/// sector there); of a longer tail, this much of its start and of its end.
-const TAIL_LEN_MAX: u64 = 1 << 20;
+/// Runs of used blocks that are kept of a map; beyond this, the smallest holes between them count as used.
+const RANGES_MAX: usize = 1 << 20;
 /// How much of what partclone said is repeated in an error: the last lines that are no progress.
 const MESSAGE_LINES: usize = 12;
+
+/// How much of it is told in a note.
+const REFUSAL_LINES: usize = 2;
 
 /// What may be done about a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +51,6 @@ pub fn support(file_system: &str) -> Support {
         "exfat" => ("partclone.exfat", true),
         "ntfs" => ("partclone.ntfs", true),
         "xfs" => ("partclone.xfs", true),
-        "btrfs" => ("partclone.btrfs", true),
         "f2fs" => ("partclone.f2fs", true),
         "hfsplus" => ("partclone.hfsplus", true),
         "apfs" => ("partclone.apfs", true),
@@ -96,25 +99,39 @@ pub fn version(program: &Path) -> Option<String> {
     text.split_whitespace().find(|word| word.starts_with("v0.") || word.starts_with("0.")).map(str::to_owned)
 }
 
-/// The used byte ranges, on the disk, of the file system on `device`, which is bytes `place` of that disk.
+/// Which bytes of a file system are in use.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UsedMap {
+    /// Byte ranges from the start of the file system: ascending, disjoint, not past `spans`.
+    pub ranges: Vec<Range<u64>>,
+    /// Bytes from its start that the map speaks for, at most those of the volume.
+    pub spans: u64,
+}
+
+/// Why there is no map: what partclone said, or what is wrong with its map, in one line.
+#[derive(Debug)]
+pub struct Refusal(pub String);
+
+/// The map of the file system on `device`, which has `len` bytes.
 ///
 /// `scratch` is a directory for the map and the log; both are gone afterwards. With `at_own_risk` a file system is taken
 /// that was not unmounted cleanly.
 ///
 /// # Errors
-/// If partclone refuses, with what it said, or its map makes no sense.
-pub fn used_ranges(
+/// If partclone cannot be run, or that we were told to stop. That it refuses the file system is an answer.
+pub fn used_map(
     program: &Path,
     device: &Path,
-    place: &Range<u64>,
+    len: u64,
     scratch: &Path,
     at_own_risk: bool,
-) -> anyhow::Result<Vec<Range<u64>>> {
+    stop: &AtomicBool,
+) -> anyhow::Result<Result<UsedMap, Refusal>> {
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let files = tempfile::Builder::new().prefix("map.").tempdir_in(scratch).context("making room for the block map")?;
     let map = files.path().join("map");
-    let log = files.path().join("log");
-    let output = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(at_own_risk.then_some("--ignore_fschk"))
         .arg("-D")
         // Seconds between looks at the progress: without it, it sleeps for two when the map is already complete.
@@ -124,38 +141,34 @@ pub fn used_ranges(
         .arg("-o")
         .arg(&map)
         .arg("-L")
-        .arg(&log)
-        .arg(format!("--offset_domain={}", place.start))
+        .arg(files.path().join("log"))
         .env("LC_ALL", "C")
-        .env("TERM", "dumb")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("running {}", program.display()))?;
-    if !output.status.success() {
-        let said = last_words(&[output.stdout, output.stderr].concat());
-        bail!(
-            "{name} refused the file system on {} ({}); if it was not shut down cleanly, start that system once and \
-             shut it down, or check the file system (--at-own-risk copies it whole if nothing else helps); {name} said:\n{said}",
-            device.display(),
-            output.status
-        );
+        .env("TERM", "dumb");
+    let what = format!("{name} is finding the blocks in use on {}", device.display());
+    let (status, output) = child::run(&mut command, stop, &what)?;
+    if !status.success() {
+        let said = last_words(&output);
+        // The last line says only that it gives up.
+        let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !matches!(*line, "" | "Aborting.")).collect();
+        let said = lines[lines.len().saturating_sub(REFUSAL_LINES)..].join(" ");
+        return Ok(Err(Refusal(if said.is_empty() { status.to_string() } else { said })));
     }
     let map = File::open(&map).with_context(|| format!("opening the block map that {name} should have written"))?;
-    parse_map(BufReader::new(map), place, |count| check_torrent_len(count, 0))
-        .with_context(|| format!("reading the block map of {name}"))
+    let parsed = parse_map(BufReader::new(map), len, stop);
+    if stop.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(parsed.map_err(|error| Refusal(format!("its map makes no sense: {error:#}"))))
 }
 
-/// Reads a domain map for the bytes `place` of a disk: ranges ascending, inside `place`.
+/// Reads a domain map of a volume of `len` bytes. If it has millions of runs, the smallest holes count as used.
 ///
 /// # Errors
-/// If a line is none, the lines do not describe `place` from its start on without holes, or so many ranges are too many.
-fn parse_map(
-    mut map: impl BufRead,
-    place: &Range<u64>,
-    check_count: impl Fn(usize) -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<Range<u64>>> {
-    let mut used: Vec<Range<u64>> = Vec::new();
-    let mut at = place.start;
+/// If a line is none, or the lines do not describe the volume from its first byte on without holes.
+fn parse_map(mut map: impl BufRead, len: u64, stop: &AtomicBool) -> anyhow::Result<UsedMap> {
+    let mut used = Ranges::with_limit(len, RANGES_MAX);
+    let mut is_used = false;
+    let mut at = 0;
     let mut has_position = false;
     let mut line = String::new();
     for number in 1.. {
@@ -175,38 +188,25 @@ fn parse_map(
             has_position = true;
             continue;
         }
-        let [start, len, status] = fields[..] else { return Err(damaged()) };
-        let (start, len) = hex(start).zip(hex(len)).ok_or_else(damaged)?;
-        let end = start.checked_add(len).ok_or_else(damaged)?;
-        ensure!(start == at && len > 0, "line {number} does not go on where the line before it ends, at {at:#x}");
+        let [start, run, status] = fields[..] else { return Err(damaged()) };
+        let (start, run) = hex(start).zip(hex(run)).ok_or_else(damaged)?;
+        let end = start.checked_add(run).ok_or_else(damaged)?;
+        ensure!(start == at && run > 0, "line {number} does not go on where the line before it ends, at {at:#x}");
+        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
         at = end;
         match status {
             "+" => {
-                let has_room = end <= place.end.saturating_add(OVERRUN_MAX) && start < place.end;
-                ensure!(has_room, "line {number} is past the end of the partition at {:#x}", place.end);
-                used.push(start..end.min(place.end));
-                // Before the next line: what a map is made of decides how long it is.
-                check_count(used.len())?;
+                ensure!(start < len, "line {number} is past the end of the volume at {len:#x}");
+                used.insert(start..end);
+                is_used = true;
             }
             "?" => {}
             _ => return Err(damaged()),
         }
-        ensure!(
-            at <= place.end.saturating_add(OVERRUN_MAX),
-            "the file system is longer than its partition, which ends at byte {:#x}: it was cut short, or the table is wrong",
-            place.end
-        );
+        ensure!(at <= len.saturating_add(OVERRUN_MAX), "it is longer than the volume, which ends at byte {len:#x}");
     }
-    ensure!(!used.is_empty(), "it names no used block");
-    if at < place.end {
-        let tail = at..place.end;
-        if tail.end - tail.start <= 2 * TAIL_LEN_MAX {
-            used.push(tail);
-        } else {
-            used.extend([tail.start..tail.start + TAIL_LEN_MAX, tail.end - TAIL_LEN_MAX..tail.end]);
-        }
-    }
-    Ok(used)
+    ensure!(is_used, "it names no used block");
+    Ok(UsedMap { ranges: used.finish(), spans: at.min(len) })
 }
 
 fn hex(text: &str) -> Option<u64> {
@@ -242,35 +242,27 @@ pub fn last_words(output: &[u8]) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     const HEAD: &str =
         "# Domain logfile created by unset_name v0.3.23\n# current_pos  current_status\n0x00500000     ?\n";
 
-    fn parse(lines: &str, place: Range<u64>) -> anyhow::Result<Vec<Range<u64>>> {
-        parse_map(format!("{HEAD}{lines}").as_bytes(), &place, |_| Ok(()))
+    fn parse(lines: &str, len: u64) -> anyhow::Result<UsedMap> {
+        parse_map(format!("{HEAD}{lines}").as_bytes(), len, &AtomicBool::new(false))
     }
 
     #[test]
     fn used_runs_come_out() {
-        let used =
-            parse("0x00100000  0x1000  +\n0x00101000  0x1000  ?\n# c\n0x00102000  0x1000  +\n", 0x100000..0x103000);
-        assert_eq!(used.expect("good map"), [0x100000..0x101000, 0x102000..0x103000]);
-    }
-
-    #[test]
-    fn what_lies_behind_the_file_system_is_kept() {
-        let used = parse("0x0 0x1000 +\n0x1000 0x1000 ?\n", 0..0x2200).expect("good map");
-        assert_eq!(used, [0..0x1000, 0x2000..0x2200]);
-        let used = parse("0x0 0x1000 +\n", 0..16 << 20).expect("good map");
-        assert_eq!(used, [0..0x1000, 0x1000..0x101000, 15 << 20..16 << 20]);
+        let used = parse("0x0  0x1000  +\n0x1000  0x1000  ?\n# c\n0x2000  0x1000  +\n0x3000 0x1000 ?\n", 0x9000);
+        assert_eq!(used.expect("good map"), UsedMap { ranges: vec![0..0x1000, 0x2000..0x3000], spans: 0x4000 });
     }
 
     #[test]
     fn the_last_cluster_may_stick_out() {
-        let used = parse("0x0 0x2000 +\n", 0..0x1800).expect("good map");
-        assert_eq!((used.len(), used[0].clone()), (1, 0..0x1800));
-        assert!(parse("0x0 0x2000 +\n0x2000 0x1000 +\n", 0..0x1800).is_err());
-        assert!(parse("0x0 0x4000000 +\n", 0..0x1800).is_err());
+        let used = parse("0x0 0x2000 +\n", 0x1800).expect("good map");
+        assert_eq!((used.ranges.len(), used.ranges[0].clone(), used.spans), (1, 0..0x1800, 0x1800));
+        assert!(parse("0x0 0x2000 +\n0x2000 0x1000 +\n", 0x1800).is_err());
+        assert!(parse("0x0 0x4000000 +\n", 0x1800).is_err());
     }
 
     #[test]
@@ -287,26 +279,26 @@ mod tests {
             ("0 0x1000 +\n", "line 4 makes no sense"),
             ("0x 0x1000 +\n", "line 4 makes no sense"),
             ("0x+0 0x1000 +\n", "line 4 makes no sense"),
-            ("0x0 0xffffffffffffffff +\n", "past the end"),
+            ("0x0 0xffffffffffffffff +\n", "longer than the volume"),
             ("0x0 0x1ffffffffffffffff +\n", "line 4 makes no sense"),
             ("0x0 0x1000 +\n0x1000 0xffffffffffffffff ?\n", "line 5 makes no sense"),
-            ("0x0 0x1000 +\n0x1000 0x400000 ?\n", "longer than its partition"),
+            ("0x0 0x1000 +\n0x1000 0x400000 ?\n", "longer than the volume"),
             ("<html>\n", "line 4 makes no sense"),
         ] {
-            let error = parse(lines, 0..0x10000).expect_err(lines).to_string();
+            let error = parse(lines, 0x10000).expect_err(lines).to_string();
             assert!(error.contains(why), "{lines}: {error}");
         }
-        let any = |_| Ok(());
-        assert!(parse_map(&b""[..], &(0..10), any).is_err());
-        assert!(parse_map(&b"\xff\xfe"[..], &(0..10), any).is_err());
-        let endless = vec![b'0'; 100_000];
-        assert!(parse_map(&endless[..], &(0..10), any).is_err());
+        let any = |map: &[u8]| parse_map(map, 10, &AtomicBool::new(false));
+        assert!(any(b"").is_err());
+        assert!(any(b"\xff\xfe").is_err());
+        assert!(any(&[b'0'; 100_000]).is_err());
     }
 
     /// A map without an end: every other sector is in use.
     struct Endless {
         text: std::io::Cursor<Vec<u8>>,
         at: u64,
+        stop: Arc<AtomicBool>,
     }
 
     impl Read for Endless {
@@ -317,20 +309,21 @@ mod tests {
                 );
                 self.at += 1024;
             }
+            self.stop.fetch_or(self.at > 1 << 20, Ordering::Relaxed);
             self.text.read(buf)
         }
     }
 
     #[test]
-    fn an_endless_map_is_given_up() {
-        let map = || BufReader::new(Endless { text: std::io::Cursor::new(HEAD.into()), at: 0 });
-        let few = |count| if count > 1000 { Err(anyhow!("{count} are too many")) } else { Ok(()) };
-        let error = parse_map(map(), &(0..u64::MAX), few).expect_err("too many").to_string();
-        assert_eq!(error, "1001 are too many");
-        // As many as fit a torrent, whatever their lengths.
-        let error = parse_map(map(), &(0..u64::MAX), |count| check_torrent_len(count, 0)).expect_err("too many");
-        let error = error.to_string();
-        assert!(error.contains("lie in 1677722 places or more") && error.contains("--whole"), "{error}");
+    fn an_endless_map_ends_with_the_volume_or_when_told_to() {
+        let stop = Arc::new(AtomicBool::new(false));
+        let text = std::io::Cursor::new(HEAD.into());
+        let map = BufReader::new(Endless { text, at: 0, stop: Arc::clone(&stop) });
+        assert_eq!(parse_map(map, u64::MAX, &stop).expect_err("stopped").to_string(), "interrupted");
+        let text = std::io::Cursor::new(HEAD.into());
+        let map = BufReader::new(Endless { text, at: 0, stop });
+        let error = parse_map(map, 8 << 20, &AtomicBool::new(false)).expect_err("too long").to_string();
+        assert!(error.contains("past the end of the volume"), "{error}");
     }
 
     #[test]
@@ -346,15 +339,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_map_gives_ranges_inside_the_partition_or_an_error(
+        fn any_map_gives_ranges_inside_the_volume_or_an_error(
             lines in proptest::collection::vec("(0x[0-9a-f]{1,5} 0x[0-9a-f]{1,5} [+?*])|\\PC{0,20}", 0..6),
-            start in 0u64..5000,
             len in 1u64..5000,
         ) {
-            let place = start..start + len;
-            if let Ok(used) = parse(&lines.join("\n"), place.clone()) {
-                prop_assert!(used.iter().all(|range| place.start <= range.start && range.end <= place.end));
-                prop_assert!(used.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            if let Ok(used) = parse(&lines.join("\n"), len) {
+                prop_assert!(used.spans <= len && used.ranges.iter().all(|range| range.end <= used.spans));
+                prop_assert!(used.ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
             }
         }
     }

@@ -229,6 +229,7 @@ pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, sour
         infohash: meta.infohash.to_string(),
         extent_count: layout.extents().len() as u64,
         zeros_len: facts.zeros.len(),
+        account: None,
         origin: Origin::now(how, Path::new(source)),
         ..Manifest::default()
     }

@@ -92,7 +92,6 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     }
     // Between the map's end and the log nothing is free, whatever is there.
     ranges.insert(end / PAGE * PAGE..own_end);
-    ranges.insert_tail(own_end);
 
     let extents = map_extents(volume, block_count)?;
     let control = map_page(volume, &extents, 0)?;
@@ -126,7 +125,8 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     if flags & INLINE_LOG == 0 {
         volume.note("its log is on another device, which is not part of it");
     }
-    Ok(Used { ranges: ranges.finish(), block_size: 4096, is_clean: Some(true), notes: volume.take_notes() })
+    let notes = volume.take_notes();
+    Ok(Used { ranges: ranges.finish(), spans: own_end, block_size: 4096, is_clean: Some(true), notes })
 }
 
 /// Page of the map file that holds a dmap: behind the control page and three levels, with the level 0 and level 1 pages

@@ -1,4 +1,5 @@
-//! Which bytes of a volume are in use, for file systems that Debian's partclone does not know.
+//! Which bytes of a volume are in use, for file systems that Debian's partclone does not know; and for those that it
+//! does know, what a map of their used blocks has to agree with ([`landmarks`]).
 //!
 //! Each reader takes the volume as `Read + Seek` with a length and looks at nothing but the maps of free space. All of
 //! them follow one rule: **when unsure, more is copied, never less.** A group whose map fails its checks is copied whole
@@ -10,10 +11,12 @@
 //! the formats' public headers and documentation; pure, so there is no I/O but through the reader given.
 
 mod jfs;
+mod landmarks;
 mod lvm2;
 mod nilfs2;
 mod ranges;
 mod reiserfs;
+mod swap;
 mod ufs;
 mod volume;
 
@@ -22,6 +25,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+pub use landmarks::{Landmarks, Mirror, landmarks};
+pub use ranges::Ranges;
 use volume::Volume;
 
 /// A kind of volume that this crate can read.
@@ -37,11 +42,13 @@ pub enum Kind {
     Ufs,
     /// An LVM2 physical volume: extents, whatever is in them.
     Lvm2,
+    /// Swap space of Linux, of any page size and byte order.
+    Swap,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 5] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs, Kind::Ufs, Kind::Lvm2];
+    pub const ALL: [Kind; 6] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs, Kind::Ufs, Kind::Lvm2, Kind::Swap];
 
     /// What `blkid` calls it. A caller should believe a signature only if both agree: a disk that was formatted anew
     /// may still carry the signature of what was there before.
@@ -52,6 +59,7 @@ impl Kind {
             Kind::Reiserfs => "reiserfs",
             Kind::Ufs => "ufs",
             Kind::Lvm2 => "LVM2_member",
+            Kind::Swap => "swap",
         }
     }
 
@@ -64,8 +72,12 @@ impl Kind {
 /// The used bytes of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Byte ranges: ascending, disjoint, coalesced, inside the volume, never empty.
+    /// Byte ranges: ascending, disjoint, coalesced, inside the volume, never empty. A few may be behind `spans`: copies
+    /// of superblocks.
     pub ranges: Vec<Range<u64>>,
+    /// Bytes from the start of the volume that the maps speak for; what lies behind is for the caller to look at. At
+    /// most the volume's length.
+    pub spans: u64,
     /// Unit in which the volume gives out space, in bytes.
     pub block_size: u32,
     /// Whether it was unmounted cleanly; `None` if this kind of volume does not know. If it was not, its maps may be
@@ -85,7 +97,7 @@ impl Used {
     fn whole_of_unclean(len: u64, block_size: u32) -> Used {
         let ranges = std::iter::once(0..len).collect();
         let notes = vec!["it was not unmounted cleanly, so all of it counts as used".to_owned()];
-        Used { ranges, block_size, is_clean: Some(false), notes }
+        Used { ranges, spans: len, block_size, is_clean: Some(false), notes }
     }
 
     /// Whether no byte is used, which no reader ever says.
@@ -140,6 +152,7 @@ pub fn detect(source: &mut (impl Read + Seek), len: u64) -> io::Result<Option<Ki
             Kind::Reiserfs => reiserfs::detect(&mut volume),
             Kind::Ufs => ufs::detect(&mut volume),
             Kind::Lvm2 => lvm2::detect(&mut volume),
+            Kind::Swap => swap::detect(&mut volume),
         };
         match is_it {
             Ok(false) | Err(UsedError::Damaged { .. } | UsedError::Unsupported { .. }) => {}
@@ -164,5 +177,6 @@ pub fn used(kind: Kind, source: &mut (impl Read + Seek), len: u64) -> Result<Use
         Kind::Reiserfs => reiserfs::used(&mut volume),
         Kind::Ufs => ufs::used(&mut volume),
         Kind::Lvm2 => lvm2::used(&mut volume),
+        Kind::Swap => swap::used(&mut volume),
     }
 }

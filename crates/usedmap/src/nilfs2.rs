@@ -67,8 +67,8 @@ impl Superblock {
     /// The valid one that was written last: the first, unless only the second knows the last checkpoint.
     fn find(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Option<Superblock>, UsedError> {
         let first = Superblock::read(volume, SUPERBLOCK)?;
-        let second = match (volume.len() >> 12).checked_sub(1) {
-            Some(block) => Superblock::read(volume, block << 12)?,
+        let second = match second_superblock(volume.len()) {
+            Some(offset) => Superblock::read(volume, offset)?,
             None => None,
         };
         Ok(match (first, second) {
@@ -84,6 +84,11 @@ impl Superblock {
     fn checkpoint(&self) -> u64 {
         self.fields().u64(0x38)
     }
+}
+
+/// Where the second superblock of a device of this many bytes is.
+fn second_superblock(len: u64) -> Option<u64> {
+    (len >> 12).checked_sub(1).map(|block| block << 12)
 }
 
 pub(crate) fn detect(volume: &mut Volume<'_, impl Read + Seek>) -> Result<bool, UsedError> {
@@ -105,7 +110,8 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let block_size = u64::from(block_len);
     let (segment_count, per_segment, first_block) = (fields.u64(0x18), u64::from(fields.u32(0x30)), fields.u64(0x28));
     let end = per_segment.checked_mul(block_size).and_then(|len| len.checked_mul(segment_count));
-    let is_inside = end.is_some_and(|end| (1..=volume.len()).contains(&end)) && fields.u64(0x20) <= volume.len();
+    let device_len = fields.u64(0x20);
+    let is_inside = end.is_some_and(|end| (1..=volume.len()).contains(&end)) && device_len <= volume.len();
     if !is_inside || per_segment < SEGMENT_BLOCKS_MIN || first_block >= per_segment {
         return Err(volume.damaged(format!(
             "{segment_count} segments of {per_segment} blocks of {block_size} from {first_block} on, in {} bytes",
@@ -120,7 +126,12 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let mut ranges = Ranges::new(volume.len());
     ranges.insert_blocks(0..first_block, block_size);
     ranges.insert(0..2 * SUPERBLOCK_LEN);
-    ranges.insert_tail(segment_count * per_segment * block_size);
+    // What is left of the device is no segment. The second superblock is there; it is looked for at the end of the volume.
+    let segments_end = segment_count * per_segment * block_size;
+    ranges.insert(segments_end..device_len);
+    for offset in [device_len, volume.len()].into_iter().filter_map(second_superblock) {
+        ranges.insert(offset..offset + SUPERBLOCK_LEN);
+    }
     let last_segments = [files.last_log, files.next_log].map(|block| block / per_segment);
     let (mut clean_count, mut clean_sum) = (0, 0);
     let entry_len = usize::from(fields.u16(0x96));
@@ -156,7 +167,8 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     if clean_count != clean_sum {
         return Err(volume.damaged(format!("{clean_count} segments are clean, and their file says {clean_sum}")));
     }
-    Ok(Used { ranges: ranges.finish(), block_size: block_len, is_clean: Some(true), notes: volume.take_notes() })
+    let (spans, notes) = (segments_end.max(device_len), volume.take_notes());
+    Ok(Used { ranges: ranges.finish(), spans, block_size: block_len, is_clean: Some(true), notes })
 }
 
 /// The two files that matter, and where the log ends.

@@ -1,27 +1,42 @@
-//! Collects used ranges in any order and gives them back as [`crate::Used`] wants them.
+//! Collects used ranges in any order and gives them back ascending, disjoint and coalesced.
 
 use std::ops::Range;
 
-/// Most ranges that come out. A volume with every second block free would have billions; beyond this, the smallest gaps
+/// Most ranges that come out. A volume with every second block free would have billions; beyond this, the smallest holes
 /// are copied along. Doubled, a torrent that names every range gets larger than anything that loads it would like.
-const RANGES_MAX: usize = 1 << 19;
-/// What lies behind a file system is kept whole up to twice this length, in bytes (copies of superblocks are there); of
-/// a longer tail, this much of its start and of its end.
-const TAIL_LEN: u64 = 1 << 20;
+pub(crate) const RANGES_MAX: usize = 1 << 19;
 
-/// Used ranges of a volume.
-pub(crate) struct Ranges {
+/// Used ranges of a volume, in bytes, added in any order.
+///
+/// There may be any number of them: what is kept is bounded. If too many remain, the smallest holes between them are
+/// joined to them, and no more of those than has to be. So nothing that was added is ever lost, and what is copied in
+/// vain is little.
+///
+/// ```
+/// let mut ranges = usedmap::Ranges::new(100);
+/// ranges.insert(50..70);
+/// ranges.insert(0..10);
+/// ranges.insert(60..u64::MAX);
+/// assert_eq!(ranges.finish(), [0..10, 50..100]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Ranges {
     ranges: Vec<Range<u64>>,
     len: u64,
     ranges_max: usize,
-    /// Gaps shorter than this are copied along; grows as needed.
-    gap_min: u64,
+    joined: u64,
 }
 
 impl Ranges {
-    /// Nothing yet, of a volume this long.
+    /// Nothing yet, of a volume of `len` bytes; at most 2^19 ranges come out.
     pub fn new(len: u64) -> Ranges {
-        Ranges { ranges: Vec::new(), len, ranges_max: RANGES_MAX, gap_min: 1 }
+        Ranges::with_limit(len, RANGES_MAX)
+    }
+
+    /// Nothing yet, of a volume of `len` bytes. At most `ranges_max` ranges (at least one) come out; twice as many take
+    /// memory, 16 bytes each, and half as much again while they are sorted out.
+    pub fn with_limit(len: u64, ranges_max: usize) -> Ranges {
+        Ranges { ranges: Vec::new(), len, ranges_max: ranges_max.max(1), joined: 0 }
     }
 
     /// Adds the part of the half-open range of bytes that is inside the volume.
@@ -34,18 +49,18 @@ impl Ranges {
             Some(last) if last.start <= range.start && range.start <= last.end => last.end = last.end.max(range.end),
             _ => self.ranges.push(range),
         }
-        if self.ranges.len() > 2 * self.ranges_max {
+        if self.ranges.len() / 2 >= self.ranges_max {
             self.compact();
         }
     }
 
     /// Adds blocks of this size; numbers that no volume has are cut off at its end.
-    pub fn insert_blocks(&mut self, blocks: Range<u64>, block_size: u64) {
+    pub(crate) fn insert_blocks(&mut self, blocks: Range<u64>, block_size: u64) {
         self.insert(blocks.start.saturating_mul(block_size)..blocks.end.saturating_mul(block_size));
     }
 
     /// Adds each block whose bit `is_used`; the first bit is block `first`.
-    pub fn insert_bits(&mut self, first: u64, count: u64, block_size: u64, is_used: impl Fn(u64) -> bool) {
+    pub(crate) fn insert_bits(&mut self, first: u64, count: u64, block_size: u64, is_used: impl Fn(u64) -> bool) {
         let mut index = 0;
         while index < count {
             let start = index;
@@ -59,58 +74,59 @@ impl Ranges {
         }
     }
 
-    /// Adds what lies behind the last byte that the file system speaks for.
-    pub fn insert_tail(&mut self, end: u64) {
-        if self.len.saturating_sub(end) <= 2 * TAIL_LEN {
-            self.insert(end..self.len);
-        } else {
-            self.insert(end..end + TAIL_LEN);
-            self.insert(self.len - TAIL_LEN..self.len);
-        }
-    }
-
     /// The union of all: ascending, disjoint, coalesced.
-    pub fn finish(mut self) -> Vec<Range<u64>> {
-        self.unite();
-        while self.ranges.len() > self.ranges_max {
-            self.gap_min *= 2;
-            self.unite();
-        }
-        self.ranges
+    pub fn finish(self) -> Vec<Range<u64>> {
+        self.finish_counted().0
     }
 
-    /// Makes room: fewer ranges than allowed are left.
+    /// The union of all, and how many bytes of holes were joined to it because there were too many: those are copied
+    /// along. Exact if the ranges came in ascending order; else it may also count bytes that were added later.
+    pub fn finish_counted(mut self) -> (Vec<Range<u64>>, u64) {
+        self.compact();
+        (self.ranges, self.joined)
+    }
+
+    /// Makes room: no more ranges than allowed are left.
     fn compact(&mut self) {
-        self.unite();
-        while self.ranges.len() > self.ranges_max {
-            self.gap_min *= 2;
-            self.unite();
-        }
+        self.ranges.sort_unstable_by_key(|range| range.start);
+        self.join(0, 0);
+        let Some(surplus) = self.ranges.len().checked_sub(self.ranges_max).filter(|surplus| *surplus > 0) else {
+            return;
+        };
+        let mut holes: Vec<u64> = self.ranges.windows(2).map(|pair| pair[1].start - pair[0].end).collect();
+        let (smaller, &mut largest, _) = holes.select_nth_unstable(surplus - 1);
+        let as_large = surplus - smaller.iter().filter(|hole| **hole < largest).count();
+        self.join(largest, as_large);
     }
 
-    fn unite(&mut self) {
-        self.ranges.sort_unstable_by_key(|range| range.start);
-        let mut united: Vec<Range<u64>> = Vec::new();
-        for range in self.ranges.drain(..) {
-            match united.last_mut() {
-                Some(last) if range.start < last.end.saturating_add(self.gap_min) => last.end = last.end.max(range.end),
-                _ => united.push(range),
+    /// Joins ranges that overlap or touch, with holes smaller than this between them, or of this size, `as_large` times.
+    fn join(&mut self, hole: u64, mut as_large: usize) {
+        let mut joined = 0;
+        self.ranges.dedup_by(|range, last| {
+            let between = range.start.saturating_sub(last.end);
+            let is_joined = between == 0 || between < hole || (between == hole && as_large > 0);
+            if is_joined {
+                as_large -= usize::from(between == hole && hole > 0);
+                joined += between;
+                last.end = last.end.max(range.end);
             }
-        }
-        // Of two ranges that touch, the second starts at the end of the first, which is less than a gap of one away.
-        self.ranges = united;
+            is_joined
+        });
+        self.joined += joined;
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use proptest::prelude::*;
 
     use super::*;
 
     fn union(ranges: &[Range<u64>], len: u64, ranges_max: usize) -> Vec<Range<u64>> {
-        let mut all = Ranges { ranges_max, ..Ranges::new(len) };
+        let mut all = Ranges::with_limit(len, ranges_max);
         ranges.iter().for_each(|range| all.insert(range.clone()));
         all.finish()
     }
@@ -133,16 +149,39 @@ mod tests {
     }
 
     #[test]
-    fn long_tails_are_cut() {
-        let tail = |end, len| {
-            let mut ranges = Ranges::new(len);
-            ranges.insert_tail(end);
-            ranges.finish()
+    fn the_smallest_holes_are_joined() {
+        let all = [0..10, 11..20, 25..30, 33..40, 43..50, 90..100];
+        let counted = |ranges_max| {
+            let mut ranges = Ranges::with_limit(100, ranges_max);
+            all.iter().for_each(|range| ranges.insert(range.clone()));
+            ranges.finish_counted()
         };
-        assert_eq!(tail(10, 20), [10..20]);
-        assert_eq!(tail(20, 20), []);
-        assert_eq!(tail(30, 20), []);
-        assert_eq!(tail(0, 8 << 20), [0..1 << 20, 7 << 20..8 << 20]);
+        assert_eq!(counted(6), (all.to_vec(), 0));
+        assert_eq!(counted(5), (vec![0..20, 25..30, 33..40, 43..50, 90..100], 1));
+        assert_eq!(counted(4), (vec![0..20, 25..40, 43..50, 90..100], 4), "one of two equal ones");
+        assert_eq!(counted(3), (vec![0..20, 25..50, 90..100], 7));
+        assert_eq!(counted(2), (vec![0..50, 90..100], 12));
+        assert_eq!(counted(1), (vec![0..100], 52));
+        assert_eq!(counted(0), (vec![0..100], 52), "none is no limit");
+    }
+
+    /// What `partclone -D` says of the worst volume there is, in ascending order.
+    #[test]
+    fn millions_of_ranges_take_little_time_and_room() {
+        const COUNT: u64 = 5_000_000;
+        let started = Instant::now();
+        let mut ranges = Ranges::new(COUNT * 1024);
+        let mut kept_max = 0;
+        for at in (0..COUNT).map(|number| number * 1024) {
+            ranges.insert(at..at + 512);
+            kept_max = kept_max.max(ranges.ranges.capacity());
+        }
+        let (ranges, joined) = ranges.finish_counted();
+        let took = started.elapsed();
+        println!("{took:?}, {kept_max} kept");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(kept_max <= 2 * RANGES_MAX, "{kept_max}");
+        assert_eq!((ranges.len(), joined), (RANGES_MAX, (COUNT - RANGES_MAX as u64) * 512));
     }
 
     proptest! {
@@ -159,7 +198,7 @@ mod tests {
             for byte in 0..450 {
                 if ranges.iter().any(|range| range.contains(&byte)) {
                     prop_assert!(united.iter().any(|range| range.contains(&byte)), "byte {} is lost", byte);
-                } else if united.len() < ranges_max && ranges.len() <= ranges_max {
+                } else if ranges.len() <= ranges_max {
                     prop_assert!(!united.iter().any(|range| range.contains(&byte)), "byte {} is too much", byte);
                 }
             }

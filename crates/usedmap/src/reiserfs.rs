@@ -62,7 +62,6 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
 
     let mut ranges = Ranges::new(volume.len());
     ranges.insert(0..BOOT_LEN.max(offset + block_size));
-    ranges.insert_tail(block_count * block_size);
     let (journal, journal_device) = (u64::from(superblock.u32(12)), superblock.u32(16));
     if journal_device == 0 {
         // The last block is the journal's header.
@@ -112,5 +111,6 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     if !is_doubtful && free_count != free_sum {
         return Err(volume.damaged(format!("its bitmaps have {free_count} free blocks and its superblock {free_sum}")));
     }
-    Ok(Used { ranges: ranges.finish(), block_size: block_len.into(), is_clean: Some(true), notes: volume.take_notes() })
+    let (spans, notes) = (block_count * block_size, volume.take_notes());
+    Ok(Used { ranges: ranges.finish(), spans, block_size: block_len.into(), is_clean: Some(true), notes })
 }

@@ -111,7 +111,6 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
 
     let mut ranges = Ranges::new(volume.len());
     ranges.insert(0..superblock.offset + SUPERBLOCK_LEN);
-    ranges.insert_tail(end);
     let summary_at = superblock.either(152, 1096).saturating_mul(fragment_size);
     ranges.insert(summary_at..summary_at.saturating_add(superblock.number(156)));
 
@@ -144,7 +143,8 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
             sums.0, sums.1
         )));
     }
-    Ok(Used { ranges: ranges.finish(), block_size: block_len, is_clean: Some(true), notes: volume.take_notes() })
+    let notes = volume.take_notes();
+    Ok(Used { ranges: ranges.finish(), spans: end, block_size: block_len, is_clean: Some(true), notes })
 }
 
 /// The map of a cylinder group, and what is free in it.

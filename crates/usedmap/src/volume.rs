@@ -123,6 +123,28 @@ pub(crate) fn crc32(seed: u32, bytes: &[u8]) -> u32 {
     })
 }
 
+/// CRC-32C (Castagnoli), least significant bit first, as Linux's `crc32c`: neither start nor result is inverted here.
+pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    /// Of each byte; nodes of trees are long.
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut index = 0;
+        while index < table.len() {
+            let mut crc = index as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                crc = (crc >> 1) ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 };
+                bit += 1;
+            }
+            table[index] = crc;
+            index += 1;
+        }
+        table
+    };
+    bytes.iter().fold(seed, |crc, byte| (crc >> 8) ^ TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)])
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -139,8 +161,9 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_usual_one() {
+    fn the_checksums_are_the_usual_ones() {
         assert_eq!(!crc32(!0, b"123456789"), 0xcbf4_3926);
+        assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
     }
 
     #[test]

@@ -10,23 +10,27 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use usedmap::{Kind, Used, UsedError, detect, used};
+use usedmap::{Kind, Landmarks, Used, UsedError, detect, landmarks, used};
 
 /// Longest that a reader may look at a volume of some MiB.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A volume with a few bytes of it replaced, which costs no copy.
+/// A volume with a few bytes of it replaced, which costs no copy. What is behind the base is zeros.
 struct Patched<'a> {
     base: &'a [u8],
+    len: u64,
     patches: Vec<(u64, Vec<u8>)>,
     at: u64,
 }
 
 impl Read for Patched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let count = buffer.len().min(left);
         let start = usize::try_from(self.at).unwrap_or(usize::MAX).min(self.base.len());
-        let count = buffer.len().min(self.base.len() - start);
-        buffer[..count].copy_from_slice(&self.base[start..start + count]);
+        let from_base = count.min(self.base.len() - start);
+        buffer[..from_base].copy_from_slice(&self.base[start..start + from_base]);
+        buffer[from_base..count].fill(0);
         for (offset, bytes) in &self.patches {
             for (byte, at) in bytes.iter().zip(*offset..) {
                 if let Some(place) = at.checked_sub(self.at).and_then(|at| usize::try_from(at).ok())
@@ -105,7 +109,7 @@ fn run(command: &mut Command) {
 fn read(kind: Kind, base: &[u8], patches: Vec<(u64, Vec<u8>)>) -> Result<Used, UsedError> {
     let len = base.len() as u64;
     let started = Instant::now();
-    let mut source = Patched { base, patches, at: 0 };
+    let mut source = Patched { base, len, patches, at: 0 };
     detect(&mut source, len).expect("nothing fails to be read");
     let result = used(kind, &mut source, len);
     assert!(started.elapsed() < PATIENCE, "{kind:?} took {:?}", started.elapsed());
@@ -113,6 +117,7 @@ fn read(kind: Kind, base: &[u8], patches: Vec<(u64, Vec<u8>)>) -> Result<Used, U
         assert!(!used.is_empty());
         assert!(used.ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{kind:?}: ascending, coalesced");
         assert!(used.ranges.iter().all(|range| range.start < range.end && range.end <= len), "{kind:?}: inside");
+        assert!(used.spans <= len, "{kind:?}: {} of {len}", used.spans);
         assert!(used.notes.len() < 30);
     }
     assert!(!matches!(result, Err(UsedError::Read { .. })), "read past the end");
@@ -203,7 +208,7 @@ proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(
         seed in proptest::collection::vec(any::<u8>(), 1..64),
-        magic in 0usize..7,
+        magic in 0usize..9,
         len in 0usize..400_000,
     ) {
         let mut bytes: Vec<u8> = seed.iter().copied().cycle().take(len).collect();
@@ -215,6 +220,8 @@ proptest! {
             (1372, &[0, 1, 0x19, 0x54][..]),
             (0x406, &[0x34, 0x34][..]),
             (512, &b"LABELONE"[..]),
+            (4086, &b"SWAPSPACE2"[..]),
+            (0xfff6, &b"SWAP-SPACE"[..]),
         ][magic];
         if let Some(place) = bytes.get_mut(at..at + magic.len()) {
             place.copy_from_slice(magic);
@@ -235,14 +242,236 @@ fn every_truncation_is_an_error_or_keeps_what_is_left() {
     }
 }
 
+/// A file system that is shorter than its partition: what is behind it is not its business.
+#[test]
+fn maps_say_how_far_they_speak() {
+    for good in good() {
+        let len = good.bytes.len() as u64;
+        let mut longer = good.bytes.clone();
+        longer.resize(good.bytes.len() + (100 << 20), 0xa5);
+        let used = read(good.kind, &longer, Vec::new()).expect("the same file system");
+        println!("{}: {} and {} of {len}", good.name, good.used.spans, used.spans);
+        assert_eq!(used.spans, good.used.spans, "{}", good.name);
+        assert!(used.spans <= len && covers(&used.ranges, &good.used.ranges), "{}", good.name);
+        let behind: u64 = used.ranges.iter().map(|range| range.end - range.start.max(len).min(range.end)).sum();
+        // NILFS2 is looked for at the end of the partition.
+        assert_eq!(behind, if good.kind == Kind::Nilfs2 { 1024 } else { 0 }, "{}", good.name);
+        if good.kind == Kind::Nilfs2 {
+            let second = len - 4096..len - 3072;
+            assert!(used.spans == len && covers(&good.used.ranges, &[second]), "{:?}", good.used.ranges);
+        }
+    }
+}
+
 #[test]
 fn two_signatures_are_none() {
     let [jfs, reiserfs] = [&good()[0], &good()[2]];
     let superblock = reiserfs.bytes[0x1_0000..0x1_0100].to_vec();
-    let mut source = Patched { base: &jfs.bytes, patches: vec![(0x1_0000, superblock)], at: 0 };
-    assert_eq!(detect(&mut source, jfs.bytes.len() as u64).expect("readable"), None);
-    let mut source = Patched { base: &jfs.bytes, patches: Vec::new(), at: 0 };
-    assert_eq!(detect(&mut source, jfs.bytes.len() as u64).expect("readable"), Some(Kind::Jfs));
+    let len = jfs.bytes.len() as u64;
+    let mut source = Patched { base: &jfs.bytes, len, patches: vec![(0x1_0000, superblock)], at: 0 };
+    assert_eq!(detect(&mut source, len).expect("readable"), None);
+    let mut source = Patched { base: &jfs.bytes, len, patches: Vec::new(), at: 0 };
+    assert_eq!(detect(&mut source, len).expect("readable"), Some(Kind::Jfs));
     assert_eq!(Kind::from_blkid_name("LVM2_member"), Some(Kind::Lvm2));
     assert_eq!(Kind::from_blkid_name("ext4"), None);
+}
+
+/// A fresh volume that has landmarks; what ends it, if it is zeros, is not kept.
+struct Marked {
+    /// As blkid calls it.
+    name: &'static str,
+    bytes: Vec<u8>,
+    len: u64,
+    found: Landmarks,
+    /// Where its numbers are.
+    numbers: Range<u64>,
+    /// Where its nodes are.
+    nodes: Vec<usize>,
+}
+
+/// Length of a node, in bytes.
+const NODE_LEN: usize = 4096;
+
+fn marked() -> &'static [Marked] {
+    static MARKED: OnceLock<Vec<Marked>> = OnceLock::new();
+    MARKED.get_or_init(|| {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).expect("a directory");
+        for number in 0..150usize {
+            fs::write(tree.join(format!("a file with a name, {number}")), vec![7; number * 99]).expect("a file");
+        }
+        let tree = tree.to_str().expect("a plain path");
+        let of = |name: &'static str, mib: u64, program, options: &[&str], numbers: Range<u64>| {
+            let path = dir.path().join("volume");
+            let len = mib << 20;
+            fs::File::create(&path).and_then(|file| file.set_len(len)).expect("an empty volume");
+            run(Command::new(find(program)).args(options).arg(&path));
+            let mut bytes = fs::read(&path).expect("the volume");
+            bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).expect("not empty") + 1);
+            let found = read_marks(name, &bytes, len, Vec::new()).expect("a good volume");
+            let fsid = bytes.get(0x1_0020..0x1_0030).unwrap_or_default().to_vec();
+            // In front of that, there is only the superblock.
+            let nodes = (0x11_0000..bytes.len() - NODE_LEN).step_by(NODE_LEN);
+            let nodes = nodes.filter(|&at| name == "btrfs" && bytes[at + 0x20..at + 0x30] == fsid).collect();
+            Marked { name, bytes, len, found, numbers, nodes }
+        };
+        let btrfs = ["-q", "-f", "-n", "4096", "-r", tree];
+        let btrfs = |options: &[&str]| of("btrfs", 128, "mkfs.btrfs", &[&btrfs, options].concat(), 0x1_0020..0x1_0500);
+        vec![
+            btrfs(&["-m", "single"]),
+            btrfs(&["-m", "dup"]),
+            of("ext4", 64, "mke2fs", &["-q", "-F", "-t", "ext4"], 1024..1640),
+            of("ext4", 64, "mke2fs", &["-q", "-F", "-t", "ext4", "-O", "meta_bg,^resize_inode"], 1024..1640),
+            of("xfs", 320, "mkfs.xfs", &["-q", "-f"], 0..300),
+            of("ntfs", 16, "mkntfs", &["-F", "-q", "-Q"], 0..90),
+            of("vfat", 16, "mkfs.fat", &["-F", "16"], 0..90),
+            of("vfat", 64, "mkfs.fat", &["-F", "32"], 0..90),
+            of("exfat", 16, "mkfs.exfat", &[], 0..120),
+            of("f2fs", 64, "mkfs.f2fs", &["-q", "-f"], 1024..3900),
+            of("minix", 16, "mkfs.minix", &["-3"], 1024..1060),
+            of("reiser4", 16, "mkfs.reiser4", &["-y", "-f", "-f"], 0x1_0000..0x1_1100),
+        ]
+    })
+}
+
+/// Reads the landmarks of a patched volume and checks what must hold whatever is in it.
+fn read_marks(name: &str, base: &[u8], len: u64, patches: Vec<(u64, Vec<u8>)>) -> Result<Landmarks, UsedError> {
+    let started = Instant::now();
+    let result = landmarks(name, &mut Patched { base, len, patches, at: 0 }, len);
+    assert!(started.elapsed() < PATIENCE, "{name} took {:?}", started.elapsed());
+    if let Ok(found) = &result {
+        let is_good = |ranges: &[Range<u64>]| {
+            ranges.windows(2).all(|pair| pair[0].end < pair[1].start)
+                && ranges.iter().all(|range| range.start < range.end && range.end <= len)
+        };
+        assert!(is_good(&found.places), "{name}: {:?}", found.places);
+        assert!(found.places.len() <= 1 << 19 && found.mirrors.len() <= 1 << 18);
+        let copies = |mirror: &usedmap::Mirror| {
+            let len = mirror.len;
+            mirror.copies.iter().map(move |copy| *copy..copy + len).collect::<Vec<_>>()
+        };
+        let mut copies: Vec<Range<u64>> = found.mirrors.iter().flat_map(copies).collect();
+        copies.sort_unstable_by_key(|copy| copy.start);
+        assert!(copies.iter().all(|copy| copy.start < copy.end && copy.end <= len), "{name}: {copies:?}");
+        assert!(copies.windows(2).all(|pair| pair[0].end <= pair[1].start), "{name}: {copies:?}");
+        let part = len / 3..len / 2;
+        let completed = found.complete(vec![part.clone()]);
+        assert!(is_good(&completed) && covers(&completed, &[part]), "{name}: {completed:?}");
+        assert!(covers(&completed, &found.places), "{name}: {completed:?}");
+    }
+    assert!(!matches!(result, Err(UsedError::Read { .. })), "read past the end");
+    result
+}
+
+/// CRC-32C of a block of btrfs, which starts with it.
+fn seal(block: &mut [u8]) {
+    let crc = block[0x20..].iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+    });
+    block[..4].copy_from_slice(&(!crc).to_le_bytes());
+}
+
+/// Numbers that something may be damaged by.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0u64..300,
+        (0u32..64).prop_map(|bit| 1 << bit),
+        (0u32..64).prop_map(|bit| (1u64 << bit).wrapping_sub(1)),
+        (0u64..128).prop_map(|mib| mib << 20),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_superblock_may_say_anything(
+        which in 0usize..12,
+        damage in proptest::collection::vec((any::<u64>(), number(), 1usize..9), 1..4),
+        is_big_endian: bool,
+        is_huge: bool,
+    ) {
+        let marked = &marked()[which];
+        let numbers = marked.numbers.clone();
+        let range = usize::try_from(numbers.start).expect("small")..usize::try_from(numbers.end).expect("small");
+        let mut bytes = marked.bytes[range].to_vec();
+        for (at, value, len) in damage {
+            let at = usize::try_from(at % bytes.len() as u64).expect("inside");
+            let value = if is_big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+            let len = len.min(bytes.len() - at);
+            bytes[at..at + len].copy_from_slice(&value[..len]);
+        }
+        let mut patch = (numbers.start, bytes);
+        if marked.name == "btrfs" {
+            let mut superblock = marked.bytes[0x1_0000..0x1_1000].to_vec();
+            superblock[0x20..0x20 + patch.1.len()].copy_from_slice(&patch.1);
+            seal(&mut superblock);
+            patch = (0x1_0000, superblock);
+        }
+        // On a volume of 16 TiB, large numbers make sense.
+        let len = if is_huge { 16 << 40 } else { marked.len };
+        let _ = read_marks(marked.name, &marked.bytes, len, vec![patch]);
+    }
+
+    #[test]
+    fn a_node_may_say_anything(
+        which in 0usize..2,
+        node in any::<proptest::sample::Index>(),
+        damage in proptest::collection::vec((any::<bool>(), 0usize..NODE_LEN, number(), 1usize..9), 1..4),
+    ) {
+        let marked = &marked()[which];
+        let at = *node.get(&marked.nodes);
+        let mut bytes = marked.bytes[at..at + NODE_LEN].to_vec();
+        seal(&mut bytes);
+        prop_assert_eq!(&bytes[..], &marked.bytes[at..at + NODE_LEN]);
+        for (near, at, value, len) in damage {
+            // Most numbers of a node are at its start.
+            let at = if near { 0x20 + at % 200 } else { at };
+            let len = len.min(NODE_LEN - at);
+            bytes[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        }
+        seal(&mut bytes);
+        let _ = read_marks("btrfs", &marked.bytes, marked.len, vec![(at as u64, bytes)]);
+    }
+
+    #[test]
+    fn one_flipped_bit_changes_no_landmark_of_btrfs(
+        which in 0usize..2, node in any::<proptest::sample::Index>(), at in 0usize..NODE_LEN, bit in 0u32..8,
+        in_superblock in proptest::bool::weighted(0.1),
+    ) {
+        let marked = &marked()[which];
+        let at = if in_superblock { 0x1_0000 } else { *node.get(&marked.nodes) } + at;
+        let patch = (at as u64, vec![marked.bytes[at] ^ (1 << bit)]);
+        if let Ok(found) = read_marks("btrfs", &marked.bytes, marked.len, vec![patch]) {
+            prop_assert_eq!(&found, &marked.found);
+        }
+    }
+}
+
+/// What was synced before the power went is in no tree but the log.
+#[test]
+fn btrfs_with_a_log_is_used_as_a_whole() {
+    let marked = &marked()[0];
+    let mut superblock = marked.bytes[0x1_0000..0x1_1000].to_vec();
+    superblock[0x60..0x68].copy_from_slice(&(30u64 << 20).to_le_bytes());
+    seal(&mut superblock);
+    let found = read_marks("btrfs", &marked.bytes, marked.len, vec![(0x1_0000, superblock)]).expect("a good volume");
+    assert_eq!((found.places.len(), found.places[0].clone()), (1, 0..marked.len));
+    assert_eq!((found.len, found.used_min), (marked.found.len, None));
+}
+
+#[test]
+fn truncated_volumes_have_landmarks_or_none() {
+    for marked in marked() {
+        println!("{}: {} nodes, {:?}", marked.name, marked.nodes.len(), marked.found.len);
+        assert!(marked.name != "btrfs" || marked.nodes.len() > 20);
+        for cut in (0..40u64).map(|part| marked.len * part / 40).chain([1, 511, 512, 1024, 4096, 70_000]) {
+            let base = &marked.bytes[..marked.bytes.len().min(usize::try_from(cut).expect("small"))];
+            if let Ok(found) = read_marks(marked.name, base, cut, Vec::new()) {
+                assert!(found.len.is_none_or(|len| len > cut), "{} says that it is cut to {cut}", marked.name);
+            }
+        }
+    }
 }

@@ -1,9 +1,11 @@
 //! Volumes of the real mkfs, filled by the real file system in a virtual machine: what is captured of one must be a
 //! whole one again, on a disk full of other bytes.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,6 +69,8 @@ fn map(path: &Path, kind: Kind) -> Used {
     let used = used(kind, &mut file, len).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(used.ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "ascending and coalesced");
     assert!(used.ranges.iter().all(|range| range.start < range.end && range.end <= len), "inside");
+    // None of these volumes has more behind it than what makes no group, segment or extent.
+    assert!(used.spans <= len && len - used.spans < 8 * MIB, "{} of {len}", used.spans);
     used
 }
 
@@ -329,6 +333,45 @@ fn ufs_survives() {
         assert_eq!(golden.0.len(), 62, "{order} {options}");
         assert!(golden.0.contains(&format!("SUM {sum}  ./dir4/file60")), "{:?}", golden.0);
         assert_eq!(golden, cloned, "{order} {options}");
+    }
+}
+
+/// A used space keeps its name, its UUID and its boot loader, and nothing that was swapped out.
+#[test]
+fn swap_survives() {
+    let dir = scratch();
+    let [golden, cloned] = ["golden", "cloned"].map(|name| dir.path().join(name));
+    let names: [&[u8]; 5] = [b"", b"swap", "Größe".as_bytes(), b"Gr\xf6\xdfe", b"fifteen bytes !"];
+    let pages = [(4096u32, false), (4096, true), (65_536, false), (16_384, true), (8192, false)];
+    let mut random = SmallRng::seed_from_u64(3);
+    for (name, (page, is_big_endian)) in names.iter().flat_map(|name| pages.map(|page| (name, page))) {
+        // The last page is not whole.
+        let len = 8 * MIB + 512 * 77;
+        empty_file(&golden, len);
+        let mut mkswap = Command::new(program("mkswap"));
+        run(mkswap.args(["-q", "--pagesize", &page.to_string(), "-L"]).arg(OsStr::from_bytes(name)).arg(&golden));
+        let mut bytes = fs::read(&golden).expect("the space");
+        random.fill_bytes(&mut bytes[..1024]);
+        if is_big_endian {
+            // As mkswap would have written it on such a machine, which Debian's cannot do for another one.
+            bytes[1024..1036].chunks_mut(4).for_each(<[u8]>::reverse);
+        }
+        random.fill_bytes(&mut bytes[usize::try_from(page).expect("small")..]);
+        fs::write(&golden, &bytes).expect("the space");
+        let used = map(&golden, Kind::Swap);
+        let page_len = u64::from(page);
+        assert_eq!((used.ranges.len(), used.ranges[0].clone()), (1, 0..page_len));
+        assert_eq!(used.spans, len / page_len * page_len);
+        assert_eq!((used.block_size, used.is_clean, used.notes.len()), (page, None, 0));
+        clone(&golden, &used.ranges, &cloned);
+        let probe = |path: &Path| {
+            let said = run(Command::new(program("blkid")).args(["-p", "-o", "export"]).arg(path));
+            said.lines().filter(|line| !line.starts_with("DEVNAME=")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let said = probe(&golden);
+        assert!(said.contains(&"TYPE=swap".to_owned()), "{said:?}");
+        assert_eq!(said, probe(&cloned));
+        assert_eq!(fs::read(&cloned).expect("the clone")[..1024], bytes[..1024]);
     }
 }
 

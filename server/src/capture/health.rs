@@ -39,6 +39,7 @@ pub fn look<W: AsRef<Path>>(
         "f2fs" => superblock(volume, 1024)?.map(|block| f2fs(&block, volume)).transpose()?,
         "exfat" => superblock(volume, 0)?.map(|block| exfat(&block)),
         "hfsplus" => superblock(volume, 1024)?.map(|block| hfsplus(&block)),
+        "vfat" => Some(vfat(volume)?),
         "ntfs" => Some(ntfs(open()?.as_ref())?),
         "xfs" => Some(xfs(open()?.as_ref())?),
         _ => None,
@@ -114,6 +115,11 @@ fn f2fs(block: &[u8], volume: &mut (impl Read + Seek)) -> io::Result<Health> {
     if block_bits > 16 || segment_bits > 16 {
         return Ok(Health::Fit);
     }
+    let len = volume.seek(SeekFrom::End(0))?;
+    let devices = usedmap::landmarks("f2fs", volume, len).ok().and_then(|landmarks| landmarks.devices);
+    if devices.is_some_and(|devices| devices > 1) {
+        return Ok(Health::Shared("an F2FS over several devices"));
+    }
     let mut last = (0, UNMOUNTED);
     for pack in [first, first + (1 << segment_bits)] {
         if let Some(checkpoint) = superblock(volume, pack << block_bits)? {
@@ -121,6 +127,14 @@ fn f2fs(block: &[u8], volume: &mut (impl Read + Seek)) -> io::Result<Health> {
         }
     }
     Ok(if last.1 & UNMOUNTED == 0 { not_shut_down("F2FS") } else { Health::Fit })
+}
+
+/// The second entry of the table of FAT16 and FAT32 has a bit that says that it was unmounted.
+fn vfat(volume: &mut (impl Read + Seek)) -> io::Result<Health> {
+    let len = volume.seek(SeekFrom::End(0))?;
+    // What makes no sense is told when its map is looked for.
+    let is_clean = usedmap::landmarks("vfat", volume, len).ok().and_then(|landmarks| landmarks.is_clean);
+    Ok(if is_clean == Some(false) { not_shut_down("FAT file system") } else { Health::Fit })
 }
 
 /// exFAT specification, 3.1.13: `VolumeFlags`, of which bit 1 is `VolumeDirty`.

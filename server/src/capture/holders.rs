@@ -2,8 +2,6 @@
 //!
 //! What the kernel itself writes to is not seen here: `in_use` finds mounts, swap, RAID and device mapper.
 
-#![allow(dead_code, reason = "hooked in by capture next")]
-
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, Metadata};
 use std::iter;

@@ -1,23 +1,32 @@
 //! Which bytes of a disk an image of it contains, and why.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, bail, ensure};
-use layout::parttable::{Partition, Table, TableKind, guess_sector_size};
-use layout::{Extent, ExtentSet, Layout};
-use metainfo::{SwapFacts, Zeros};
+use anyhow::Context;
+use indicatif::BinaryBytes;
+use layout::account::{Account, Claims, Class};
+use layout::parttable::{Partition, Table, TableKind};
+use layout::{Extent, Layout};
+use metainfo::Zeros;
 
-use super::check_torrent_len;
-use super::health::{self, Health};
-use super::probe::{Probe, probe, swap_facts};
+use super::decide::{Decider, Decision, What};
+use super::probe::{Probe, probe};
 use super::source::Source;
-use super::window::Window;
-use super::zeros::leave_out;
+use super::{look, table};
 use crate::manifest::{Captured, PartitionInfo};
-use crate::partclone::{self, Support};
+
+/// Places of an image at most. With more, torrent and memory of every machine grow; the smallest holes are copied along then.
+const PLACES_MAX: usize = 100_000;
+/// What lies behind a file system in its partition is kept whole up to twice this length, in bytes, and of more this much of
+/// both its ends: there are copies of superblocks, and what is zeros here is not to be something else on a clone.
+const EDGE_LEN: u64 = 1 << 20;
+/// A tree of hashes is at least this part of what it is over: 256 hashes, of 16 bytes each, in a block of 4096.
+const TREE_SHARE: u64 = 256;
+/// Data outside of partitions from so many bytes on is worth a hint how to leave it out.
+const OUTSIDE_HINT: u64 = 64 << 20;
 
 /// What will be copied.
 #[derive(Debug)]
@@ -30,16 +39,18 @@ pub struct Plan {
     pub disk_id: String,
     /// Every partition and how its bytes were chosen.
     pub partitions: Vec<PartitionInfo>,
-    /// Swap areas to be made anew.
-    pub swap: Vec<SwapFacts>,
     /// The extents.
     pub layout: Layout,
+    /// What becomes of every byte.
+    pub account: Account,
     /// What people should hear before it starts.
     pub warnings: Vec<String>,
+    /// What people may want to know.
+    pub notes: Vec<String>,
     /// Tool → version.
     pub tools: BTreeMap<String, String>,
-    /// How many used ranges the partitions had so far.
-    range_count: usize,
+    /// Tables and superblocks: looked at again when everything is copied.
+    pub landmarks: Vec<Range<u64>>,
 }
 
 /// What the person who captures has decided.
@@ -47,54 +58,78 @@ pub struct Plan {
 pub struct Choices {
     /// Take every byte.
     pub whole: bool,
-    /// Take file systems that are hibernated or not shut down.
+    /// Take file systems that are hibernated or not shut down, and sources that somebody writes to.
     pub at_own_risk: bool,
+    /// Leave out what lies outside of partitions.
+    pub partitions_only: bool,
+    /// Go on where the source cannot be read.
+    pub rescue: bool,
+    /// Sector size in bytes, where it cannot be told.
+    pub sector_size: Option<u32>,
 }
 
 impl Plan {
     /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile.
     ///
     /// # Errors
-    /// If the partition table cannot be trusted, a tool is missing, or partclone refuses a file system.
-    pub fn make(source: &Source, scratch: &Path, choices: Choices) -> anyhow::Result<Plan> {
-        let reading = || format!("reading the partition table of {}", source.path.display());
-        let mut disk = &source.file;
-        let sector_size = match source.sector_size {
-            Some(size) => size,
-            None => guess_sector_size(&mut disk, source.len).with_context(reading)?,
-        };
-        let table = Table::read(&mut disk, source.len, sector_size).with_context(reading)?;
-        let partitions = match table.kind {
-            TableKind::None => vec![Partition { len: source.len, ..Partition::default() }],
-            TableKind::Gpt | TableKind::Mbr => table.partitions,
-        };
-
-        let mut extents = ExtentSet::default();
-        table.own.into_iter().for_each(|range| extents.insert(range));
+    /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or that we were
+    /// told to stop.
+    pub fn make(source: &Source, scratch: &Path, choices: Choices, stop: &AtomicBool) -> anyhow::Result<Plan> {
+        let mut table = table::read(source, choices)?;
+        let mut partitions = std::mem::take(&mut table.partitions);
+        if table.kind == TableKind::None {
+            partitions = vec![Partition { len: source.len, ..Partition::default() }];
+        }
         let mut plan = Plan {
             table: table.kind,
-            sector_size,
-            disk_id: table.disk_id,
+            sector_size: table.sector_size,
+            disk_id: std::mem::take(&mut table.disk_id),
             partitions: Vec::new(),
-            swap: Vec::new(),
             layout: Layout::of_extents(Vec::new()).context("starting with nothing")?,
-            warnings: table.warnings,
+            account: Claims::new(0).close(1, 1),
+            warnings: std::mem::take(&mut table.warnings),
+            notes: Vec::new(),
             tools: BTreeMap::new(),
-            range_count: 0,
+            landmarks: Vec::new(),
         };
+        let mut claims = Claims::new(source.len);
         if choices.whole {
-            extents.insert(0..source.len);
+            claims.claim(0..source.len, Class::Captured);
         }
+        let array = plan.array_member(source, choices, &mut claims)?;
+        let mut decider = Decider {
+            source,
+            scratch,
+            choices,
+            table: table.kind,
+            array: array.as_deref(),
+            stop,
+            tools: &mut plan.tools,
+        };
+        let mut decisions = Vec::new();
         for partition in &partitions {
-            let info =
-                plan.add(source, partition, scratch, choices, &mut extents).with_context(|| match table.kind {
-                    TableKind::None => format!("looking at {}", source.path.display()),
-                    _ => format!("looking at partition {} of {}", partition.number, source.path.display()),
-                })?;
-            plan.partitions.push(info);
+            decisions.push(decider.decide(partition).with_context(|| match table.kind {
+                TableKind::None => format!("looking at {}", source.path.display()),
+                _ => format!("looking at partition {} of {}", partition.number, source.path.display()),
+            })?);
         }
-        let extents = extents.into_extents(u64::from(sector_size), source.len);
-        plan.set_extents(extents)?;
+        decider.keep_verified(&partitions, &mut decisions)?;
+        for (partition, mut decision) in partitions.iter().zip(decisions) {
+            behind(source, partition, &mut decision, choices, stop, &mut claims)?;
+            claim(&mut claims, partition, &decision.what);
+            plan.landmarks.push(superblock(partition));
+            plan.partitions.push(info(partition, decision));
+        }
+        plan.landmarks.extend(ends(source.len));
+        plan.outside(source, &table, &partitions, choices, stop, &mut claims)?;
+        plan.account = claims.close(u64::from(plan.sector_size), PLACES_MAX);
+        if plan.account.copied_along() > 0 {
+            plan.notes.push(format!(
+                "the blocks in use lie in more than {PLACES_MAX} places: {} of small holes between them are copied along",
+                BinaryBytes(plan.account.copied_along())
+            ));
+        }
+        plan.set_extents()?;
         Ok(plan)
     }
 
@@ -103,16 +138,17 @@ impl Plan {
         layout::deferred(self.table, source_len, source_len)
     }
 
-    /// Leaves these ranges out of the content.
+    /// Leaves these ranges out of the content: there is a recipe for them.
     ///
     /// # Errors
     /// If nothing sane is left.
     pub fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
-        let extents = leave_out(self.layout.extents(), zeros.ranges());
-        self.set_extents(extents)
+        self.account.make_recipe(zeros.ranges());
+        self.set_extents()
     }
 
-    fn set_extents(&mut self, extents: Vec<Extent>) -> anyhow::Result<()> {
+    fn set_extents(&mut self) -> anyhow::Result<()> {
+        let extents = self.account.extents();
         for partition in self.partitions.iter_mut().filter(|info| info.captured != Captured::Container) {
             partition.captured_len = len_inside(&extents, partition.start..partition.start + partition.length);
         }
@@ -120,195 +156,145 @@ impl Plan {
         Ok(())
     }
 
-    /// Decides about one partition.
-    fn add(
+    /// What array the whole disk belongs to, if it does: its partitions may go over several disks then, so that no map of
+    /// theirs can be believed, and every byte is taken.
+    fn array_member(
         &mut self,
         source: &Source,
-        partition: &Partition,
-        scratch: &Path,
         choices: Choices,
-        extents: &mut ExtentSet,
-    ) -> anyhow::Result<PartitionInfo> {
-        let place = partition.range();
-        if partition.is_extended {
-            return Ok(info(partition, Probe::default(), Captured::Container, String::new()));
+        claims: &mut Claims,
+    ) -> anyhow::Result<Option<String>> {
+        if self.table == TableKind::None || choices.whole {
+            return Ok(None);
         }
-        if source.is_missing(&place) {
-            ensure!(!choices.whole, "it is missing in {}: copying every byte is not possible", source.path.display());
-            return Ok(info(
-                partition,
-                Probe::default(),
-                Captured::UsedBlocks,
-                "left out: not in the source".to_owned(),
-            ));
+        let found = probe(&source.path, &(0..source.len))?;
+        if found.usage != "raid" {
+            return Ok(None);
         }
-        let found = match source.partition_file(&place) {
-            Some(path) => probe(path, &(0..partition.len))?,
-            None => probe(&source.path, &place)?,
-        };
-        if found.file_system == "swsuspend" && !choices.at_own_risk {
-            bail!(health::LINUX_HIBERNATED);
-        }
-        let mut window = None;
-        let mut volume = Part { source, place: place.clone(), at: 0 };
-        let health = health::look(&found.file_system, &mut volume, || {
-            Ok(window.insert(Window::open(source, &place, scratch)?).path().to_owned())
-        })?;
-        if let Health::Unfit(why) = &health
-            && !choices.at_own_risk
-        {
-            bail!(why.clone());
-        }
-        if choices.whole {
-            return Ok(info(partition, found, Captured::Whole, String::new()));
-        }
-        if matches!(found.file_system.as_str(), "swap" | "swsuspend")
-            && let Some(facts) = swap_facts(source, &place, &found)?
-        {
-            self.swap.push(facts);
-            return Ok(info(partition, found, Captured::Recipe, String::new()));
-        }
-        let map = match partclone::support(&found.file_system) {
-            _ if matches!(health, Health::Unfit(_)) => {
-                Map::unknown("not known to be shut down, so its map may lack something")
-            }
-            _ if let Health::Shared(why) = health => Map::unknown(why),
-            Support::Program(_) | Support::Missing(_)
-                if let Some(note) = partclone::blind_spot(&found.file_system, &found.version) =>
-            {
-                Map::unknown(note)
-            }
-            Support::Program(program) => {
-                let window = match window {
-                    Some(window) => window,
-                    None => Window::open(source, &place, scratch)?,
-                };
-                self.partclone_map(&program, &window, &place, scratch, choices)?
-            }
-            Support::Missing(program) => bail!(
-                "{program} is missing, which knows the used blocks of {}: \
-                 run `apt install partclone` (as root), or copy everything with --whole",
-                found.file_system
-            ),
-            Support::Unknown if found.file_system.is_empty() && self.table == TableKind::None => bail!(
-                "it has {}: if it is what you want, copy all {} bytes of it with --whole",
-                match found.is_ambivalent {
-                    true => "signatures of several file systems (`wipefs` shows them)",
-                    false => "neither a partition table nor a file system known here",
-                },
-                source.len
-            ),
-            Support::Unknown if found.is_ambivalent => Map::unknown("signatures of several file systems"),
-            Support::Unknown if found.file_system.is_empty() => Map::unknown("no known file system"),
-            Support::Unknown => own_map(source, &place, &found.file_system, choices)?,
-        };
-        let (captured, note) = match map {
-            Map::Used(ranges, note) => {
-                self.range_count += ranges.len();
-                check_torrent_len(self.range_count, 0)?;
-                ranges.into_iter().for_each(|range| extents.insert(range));
-                (Captured::UsedBlocks, note)
-            }
-            Map::Unknown(note) => {
-                extents.insert(place);
-                (Captured::Whole, note)
-            }
-        };
-        Ok(info(partition, found, captured, note))
+        claims.claim(0..source.len, Class::Captured);
+        self.warnings.push(format!(
+            "the whole disk is marked as {0}, a member of an array of disks: every byte is copied, because its partitions may \
+             go over several disks; if the array is no more, `wipefs -t {0}` takes the mark away",
+            found.file_system
+        ));
+        Ok(Some(found.file_system))
     }
 
-    /// What partclone says of the partition at `place`, to be found in `window`.
-    fn partclone_map(
+    /// Looks at what nobody has spoken for: outside of partitions, and behind the file systems in them.
+    fn outside(
         &mut self,
-        program: &Path,
-        window: &Window,
-        place: &Range<u64>,
-        scratch: &Path,
+        source: &Source,
+        table: &Table,
+        partitions: &[Partition],
         choices: Choices,
-    ) -> anyhow::Result<Map> {
-        match partclone::used_ranges(program, window.path(), place, scratch, choices.at_own_risk) {
-            Ok(used) => {
-                if let Some(version) = partclone::version(program) {
-                    self.tools.insert("partclone".to_owned(), version);
-                }
-                Ok(Map::Used(used, String::new()))
+        stop: &AtomicBool,
+        claims: &mut Claims,
+    ) -> anyhow::Result<()> {
+        table.own.iter().for_each(|range| claims.claim(range.clone(), Class::Captured));
+        let mut inside = Claims::new(source.len);
+        let real = partitions.iter().filter(|partition| !partition.is_extended);
+        real.for_each(|partition| inside.claim(partition.range(), Class::Captured));
+        let outside = inside.unspoken();
+        if choices.partitions_only {
+            outside.iter().for_each(|range| claims.claim(range.clone(), Class::Skipped));
+        }
+        for range in look::zeros(source, &claims.unspoken(), choices.rescue, stop)? {
+            claims.claim(range, Class::Zeros);
+        }
+        let data = claims.unspoken();
+        let Some(first) = data.first() else { return Ok(()) };
+        let len: u64 = data.iter().map(|range| range.end - range.start).sum();
+        let is_outside =
+            |range: &&Range<u64>| outside.iter().any(|gap| gap.start <= range.start && range.end <= gap.end);
+        let outside_len: u64 = data.iter().filter(is_outside).map(|range| range.end - range.start).sum();
+        let mut note = format!(
+            "{} of data outside of file systems are captured as well, the first at byte {}",
+            BinaryBytes(len),
+            first.start
+        );
+        if outside_len >= OUTSIDE_HINT {
+            note += &format!(
+                "; {} of them lie outside of partitions: if they are left over from deleted ones, --partitions-only leaves them out",
+                BinaryBytes(outside_len)
+            );
+        }
+        self.notes.push(note);
+        Ok(())
+    }
+}
+
+/// Looks at what lies behind a file system in its partition. If there is so much data that it may be a tree of hashes over all
+/// of the file system (dm-verity, with or without a superblock), free blocks matter as well, and everything is captured.
+fn behind(
+    source: &Source,
+    partition: &Partition,
+    decision: &mut Decision,
+    choices: Choices,
+    stop: &AtomicBool,
+    claims: &mut Claims,
+) -> anyhow::Result<()> {
+    let What::Used { spans, .. } = decision.what else { return Ok(()) };
+    let place = partition.range();
+    let tail = place.start.saturating_add(spans).min(place.end)..place.end;
+    // Nobody protects what is swapped out.
+    if tail.is_empty() || decision.found.file_system == "swap" {
+        return Ok(());
+    }
+    let zeros = look::zeros(source, std::slice::from_ref(&tail), choices.rescue, stop)?;
+    let data = tail.end - tail.start - zeros.iter().map(|range| range.end - range.start).sum::<u64>();
+    if data > 0 && data >= spans / TREE_SHARE {
+        decision.note = format!("{} of data lie behind the {}", BinaryBytes(data), decision.found.file_system);
+        decision.what = What::Whole;
+    } else {
+        zeros.into_iter().for_each(|range| claims.claim(range, Class::Zeros));
+    }
+    Ok(())
+}
+
+/// Says what was decided about a partition.
+fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
+    let place = partition.range();
+    match what {
+        What::Container => {}
+        What::Missing => claims.claim(place, Class::Missing),
+        What::Whole => claims.claim(place, Class::Captured),
+        What::Used { ranges, spans } => {
+            let end = place.start.saturating_add(*spans).min(place.end);
+            claims.claim(place.start..end, Class::Free);
+            for range in ranges {
+                claims.claim(
+                    place.start + range.start..place.start.saturating_add(range.end).min(place.end),
+                    Class::Captured,
+                );
             }
-            Err(error) if choices.at_own_risk => {
-                log::warn!("copying it whole: {error:#}");
-                Ok(Map::unknown("partclone does not understand it"))
+            if place.end - end <= 2 * EDGE_LEN {
+                claims.claim(end..place.end, Class::Captured);
+            } else {
+                claims.claim(end..end + EDGE_LEN, Class::Captured);
+                claims.claim(place.end - EDGE_LEN..place.end, Class::Captured);
             }
-            Err(error) => Err(error),
         }
     }
 }
 
-/// What is known of a partition's blocks.
-enum Map {
-    /// The used ranges of the disk, and what a person should hear.
-    Used(Vec<Range<u64>>, String),
-    /// All of it has to be copied, and why.
-    Unknown(String),
+/// Where a partition says what it is: the farthest superblock, btrfs's, is 64 KiB from its start.
+fn superblock(partition: &Partition) -> Range<u64> {
+    partition.start..partition.start + partition.len.min(128 << 10)
 }
 
-impl Map {
-    fn unknown(why: &str) -> Map {
-        Map::Unknown(why.to_owned())
-    }
+/// Where tables are.
+fn ends(len: u64) -> [Range<u64>; 2] {
+    [0..len.min(EDGE_LEN), len.saturating_sub(EDGE_LEN)..len]
 }
 
-/// What our own readers say of a file system that partclone does not know.
-fn own_map(source: &Source, place: &Range<u64>, file_system: &str, choices: Choices) -> anyhow::Result<Map> {
-    let unknown = |why: &str| Map::Unknown(format!("nothing here knows the used blocks of {file_system}{why}"));
-    let Some(kind) = usedmap::Kind::from_blkid_name(file_system) else { return Ok(unknown("")) };
-    let len = place.end - place.start;
-    let mut volume = Part { source, place: place.clone(), at: 0 };
-    match usedmap::used(kind, &mut volume, len) {
-        Ok(used) if used.is_clean == Some(false) && !choices.at_own_risk => bail!(
-            "the {file_system} on it was not unmounted cleanly: start that system once and shut it down, or check the file \
-             system; or copy it whole with --at-own-risk"
-        ),
-        Ok(used) if used.is_clean == Some(false) => {
-            Ok(Map::unknown("not unmounted cleanly, so its map may lack something"))
-        }
-        Ok(used) => {
-            let on_disk = |range: &Range<u64>| place.start + range.start..place.start + range.end;
-            Ok(Map::Used(used.ranges.iter().map(on_disk).collect(), used.notes.join("; ")))
-        }
-        Err(error @ usedmap::UsedError::Read { .. }) => Err(error.into()),
-        Err(error) => Ok(unknown(&format!(" as it is here: {error}"))),
-    }
-}
-
-/// A partition as a reader of its own.
-struct Part<'a> {
-    source: &'a Source,
-    place: Range<u64>,
-    at: u64,
-}
-
-impl Read for Part<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = (self.place.end - self.place.start).saturating_sub(self.at);
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        self.source.read_at(&mut buf[..len], self.place.start + self.at).map_err(io::Error::other)?;
-        self.at += u64::try_from(len).expect("fits");
-        Ok(len)
-    }
-}
-
-impl Seek for Part<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => (self.place.end - self.place.start).checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-fn info(partition: &Partition, found: Probe, captured: Captured, note: String) -> PartitionInfo {
+fn info(partition: &Partition, decision: Decision) -> PartitionInfo {
+    let Decision { found: Probe { file_system, label, uuid, .. }, what, note } = decision;
+    let captured = match what {
+        What::Container => Captured::Container,
+        What::Missing => Captured::Missing,
+        What::Whole => Captured::Whole,
+        What::Used { .. } => Captured::UsedBlocks,
+    };
     PartitionInfo {
         number: partition.number,
         start: partition.start,
@@ -318,9 +304,9 @@ fn info(partition: &Partition, found: Probe, captured: Captured, note: String) -
         name: partition.name.clone(),
         guid: partition.guid.clone(),
         attributes: partition.attributes,
-        file_system: found.file_system,
-        label: found.label,
-        uuid: found.uuid,
+        file_system,
+        label,
+        uuid,
         captured,
         captured_len: 0,
         note,
@@ -346,5 +332,19 @@ mod tests {
         for (range, len) in [(0..50, 30), (5..25, 10), (10..20, 0), (29..41, 2), (45..100, 5), (100..200, 0)] {
             assert_eq!(len_inside(&extents, range.clone()), len, "{range:?}");
         }
+    }
+
+    #[test]
+    fn what_lies_behind_a_file_system_is_nobodys() {
+        const MIB: u64 = 1 << 20;
+        let partition = Partition { start: 10 * MIB, len: 20 * MIB, ..Partition::default() };
+        let unspoken = |spans| {
+            let mut claims = Claims::new(40 * MIB);
+            claim(&mut claims, &partition, &What::Used { ranges: vec![0..4096], spans });
+            claims.unspoken()
+        };
+        assert_eq!(unspoken(20 * MIB), [0..10 * MIB, 30 * MIB..40 * MIB]);
+        assert_eq!(unspoken(18 * MIB), [0..10 * MIB, 30 * MIB..40 * MIB]);
+        assert_eq!(unspoken(5 * MIB), [0..10 * MIB, 16 * MIB..29 * MIB, 30 * MIB..40 * MIB]);
     }
 }

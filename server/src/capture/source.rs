@@ -1,13 +1,14 @@
 //! The disk, partition or disk image that is captured; opened so that nobody can mount it meanwhile.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
+use super::window::next_data;
 use crate::in_use;
 
 /// What is read from.
@@ -78,10 +79,10 @@ impl Source {
         self.sysfs.as_deref().map_or("", kind_of_device)
     }
 
-    /// Takes bytes `place` of the disk from a file of their own, or counts them as missing. Places have to be disjoint.
+    /// Takes bytes `place` of the disk from a file of their own, or counts them as missing.
     ///
     /// # Errors
-    /// If the file cannot be opened or has another length.
+    /// If the file cannot be opened or has another length, or the place overlaps one that was set before.
     pub fn set_partition(&mut self, place: Range<u64>, path: Option<PathBuf>) -> anyhow::Result<()> {
         let open = |path: PathBuf| -> anyhow::Result<(PathBuf, File)> {
             let opening = || format!("opening {}", path.display());
@@ -96,6 +97,12 @@ impl Source {
         };
         let file = path.map(open).transpose()?;
         let at = self.apart.partition_point(|apart| apart.place.start < place.start);
+        let is_apart = |other: &Apart| other.place.end <= place.start || place.end <= other.place.start;
+        ensure!(
+            self.apart.iter().all(is_apart),
+            "the partitions of {} overlap, and were saved one by one: they cannot be put together",
+            self.path.display()
+        );
         self.apart.insert(at, Apart { place, file });
         Ok(())
     }
@@ -104,6 +111,12 @@ impl Source {
     pub fn partition_file(&self, place: &Range<u64>) -> Option<&Path> {
         let apart = self.apart.iter().find(|apart| apart.place == *place)?;
         apart.file.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Where its bytes are: the source itself, and what is kept apart.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let apart = self.apart.iter().filter_map(|apart| apart.file.as_ref());
+        std::iter::once(self.path.as_path()).chain(apart.map(|(path, _)| path.as_path()))
     }
 
     /// Whether nobody has the bytes of this partition.
@@ -137,6 +150,21 @@ impl Source {
             rest = later;
         }
         Ok(())
+    }
+
+    /// The first run of what may be data in `at..end`, `None` if there is only a hole. What is kept apart is data.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    pub fn next_data(&self, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+        let next = self.apart.partition_point(|apart| apart.place.end <= at);
+        let apart = self.apart.get(next).filter(|apart| apart.place.start < end);
+        let until = apart.map_or(end, |apart| apart.place.start);
+        if until <= at {
+            return Ok(apart.map(|apart| at..apart.place.end.min(end)));
+        }
+        let found = next_data(&self.file, at, until)?;
+        Ok(found.or_else(|| apart.map(|apart| apart.place.start..apart.place.end.min(end))))
     }
 
     /// The device node of the partition at this place, if the source is a disk whose partitions the kernel knows.
@@ -201,6 +229,24 @@ mod tests {
         for range in [6..8, 7..9, 8..10, 9..11] {
             assert!(read(range.clone()).is_err(), "{range:?}");
         }
+        assert!(source.set_partition(4..7, Some(part)).is_err(), "it overlaps the first");
+    }
+
+    #[test]
+    fn what_is_kept_apart_is_no_hole() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().expect("a directory");
+        let (disk, part) = (dir.path().join("disk"), dir.path().join("part"));
+        for (path, mib) in [(&disk, 10), (&part, 2)] {
+            File::create(path).and_then(|file| file.set_len(mib * MIB)).expect("a file of one hole");
+        }
+        let mut source = Source::open(&disk).expect("a file");
+        source.set_partition(4 * MIB..6 * MIB, Some(part)).expect("2 MiB");
+        let next = |at, end| source.next_data(at * MIB, end * MIB).expect("a file that knows its holes");
+        assert_eq!(next(0, 10), Some(4 * MIB..6 * MIB));
+        assert_eq!(next(5, 10), Some(5 * MIB..6 * MIB));
+        assert_eq!(next(0, 5), Some(4 * MIB..5 * MIB));
+        assert_eq!((next(0, 4), next(6, 10)), (None, None));
     }
 
     #[test]

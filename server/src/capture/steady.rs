@@ -4,8 +4,6 @@
 //! writes and discards. What was read early, and a sample of the rest, is read again at the end: that finds writes that
 //! went round what counts them, such as to a partition through the node of its disk, or from another machine.
 
-#![allow(dead_code, reason = "hooked in by capture next")]
-
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;

@@ -101,7 +101,7 @@ fn copy(source: &Source, place: &Range<u64>, scratch: &Path) -> anyhow::Result<N
     copy.as_file().set_len(place.end - place.start)?;
     let mut buf = vec![0; COPY_LEN];
     let mut at = place.start;
-    while let Some(data) = next_data(&source.file, at, place.end)? {
+    while let Some(data) = source.next_data(at, place.end)? {
         at = data.start;
         while at < data.end {
             let len = usize::try_from(data.end - at).unwrap_or(COPY_LEN).min(COPY_LEN);

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
 use blockdev::is_zero;
-use layout::{DiskOffset, Extent, Layout};
+use layout::Layout;
 use metainfo::{MAX_ZERO_RANGES, ZERO_BLOCK_LEN, Zeros};
 
 use super::progress::Progress;
 use super::source::Source;
-use super::window::next_data;
 
 /// How much is read at a time, in bytes: whole blocks.
 const READ_LEN: u64 = 1 << 20;
@@ -36,7 +35,7 @@ pub fn find(
         while at < whole.end {
             ensure!(!stop.load(Ordering::Relaxed), "interrupted");
             let reading = || format!("looking for data in {}", source.path.display());
-            let data = next_data(&source.file, at, whole.end).with_context(reading)?.unwrap_or(whole.end..whole.end);
+            let data = source.next_data(at, whole.end).with_context(reading)?.unwrap_or(whole.end..whole.end);
             // Bounds of a hole may be inside a block, which is then read.
             let hole_end = data.start / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
             zeros.push(at..hole_end);
@@ -63,13 +62,6 @@ pub fn find(
     }
     progress.finish();
     zeros.without(deferred).bounded(MAX_ZERO_RANGES)
-}
-
-/// What is left of the extents without these ranges.
-pub fn leave_out(extents: &[Extent], zeros: &[Range<u64>]) -> Vec<Extent> {
-    let ranges = extents.iter().map(|extent| extent.disk.0..extent.end());
-    let left = subtract(ranges, zeros);
-    left.into_iter().map(|range| Extent { disk: DiskOffset(range.start), len: range.end - range.start }).collect()
 }
 
 fn blocks(buf: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -154,15 +146,5 @@ mod tests {
         assert_eq!(runs(&blocks).bounded(5).expect("sane").ranges().len(), 5);
         assert_eq!(runs(&blocks).bounded(4).expect("sane").ranges(), [2 * BLOCK..5 * BLOCK, 6 * BLOCK..8 * BLOCK]);
         assert!(runs(&blocks).bounded(0).expect("sane").is_empty());
-    }
-
-    #[test]
-    fn extents_keep_what_is_left() {
-        let extents = [(0, 10 * BLOCK), (11 * BLOCK, BLOCK), (20 * BLOCK, 5)];
-        let extents = extents.map(|(disk, len)| Extent { disk: DiskOffset(disk), len });
-        let zeros = [2 * BLOCK..3 * BLOCK, 5 * BLOCK..10 * BLOCK, 11 * BLOCK..12 * BLOCK];
-        let left: Vec<_> = leave_out(&extents, &zeros).iter().map(|extent| (extent.disk.0, extent.len)).collect();
-        assert_eq!(left, [(0, 2 * BLOCK), (3 * BLOCK, 2 * BLOCK), (20 * BLOCK, 5)]);
-        assert_eq!(leave_out(&extents, &[]), extents);
     }
 }

@@ -25,11 +25,11 @@ use metainfo::SwapFacts;
 use self::partclone_head::Head;
 use self::saved::{Files, Kept, Saved};
 use self::stream::Stream;
-use super::child::{Running, said};
 use crate::capture::content::write_sparse;
 use crate::capture::progress::Progress;
 use crate::capture::source::Source;
 use crate::capture::{Order, check_room, make_image};
+use crate::child::{Running, said};
 use crate::library::{Draft, Image, Library};
 use crate::partclone::{find_program, last_words};
 

@@ -17,10 +17,10 @@ use anyhow::{Context, bail, ensure};
 use indicatif::BinaryBytes;
 use serde::Deserialize;
 
-use super::child::{Running, said};
 use super::vhdx;
 use crate::capture::check_room;
 use crate::capture::progress::Progress;
+use crate::child::{Running, said};
 use crate::library::Draft;
 use crate::partclone::{find_program, last_words};
 

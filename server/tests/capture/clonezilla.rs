@@ -143,14 +143,12 @@ fn a_clonezilla_disk_becomes_the_image_that_capture_makes() {
     let place = Place::new();
     let (image, files) = gpt_image(&place);
     let said = image.import(&["--name", "imported"]);
-    assert!(said.contains("putting sda together") && said.contains("ext4") && said.contains("made anew"), "{said}");
+    assert!(said.contains("putting sda together") && said.contains("ext4") && said.contains("label swappy"), "{said}");
     let shown = place.ezio_ok(&["image", "show", "imported"]);
     assert!(shown.contains("import of a Clonezilla image of ") && shown.contains("img (sda)"), "{shown}");
 
     place.ezio_ok(&["capture", &image.disk, "--name", "captured"]);
     assert_eq!(place.meta("imported").infohash, place.meta("captured").infohash, "nothing was lost on the way");
-    let swap = &place.meta("imported").facts.expect("facts").swap;
-    assert_eq!((swap[0].uuid.as_str(), swap[0].label.as_str()), (SWAP_UUID, "swappy"));
     assert_eq!(fs::read_dir(place.image("imported")).expect("read").count(), 3, "nothing but the image is left");
     assert_eq!(place.unfinished(), 0);
 
@@ -315,7 +313,7 @@ fn what_saveparts_saves_is_imported_and_nothing_else() {
     let output = place.ezio(&["image", "import", &image.dir, "--name", "part"]).output().expect("ezio runs");
     let said = crate::tools::text(&output);
     assert!(output.status.success(), "{said}");
-    for lost in ["sda1 is not in", "sda3 is not in", "sda4 is not in", "left out: not in the source"] {
+    for lost in ["sda1 is not in", "sda3 is not in", "sda4 is not in", "left out, not in the source"] {
         assert!(said.contains(lost), "{lost}: {said}");
     }
     let restored = place.restore("part", &image.disk);

@@ -109,7 +109,7 @@ fn an_mbr_disk_with_logical_partitions_comes_back() {
     place.paste(&place.text("boot"), &disk, 1024);
 
     let said = place.ezio_ok(&["capture", &disk, "--name", "mbr"]);
-    assert!(said.contains("holds the logical partitions") && said.contains("made anew"), "{said}");
+    assert!(said.contains("holds the logical partitions") && said.contains("4.00 KiB in use"), "{said}");
     let restored = place.restore("mbr", &disk);
     let dump = |disk: &str| run("sfdisk", &["-d", disk]).replace(disk, "disk");
     assert_eq!(dump(&restored), dump(&disk), "every link of the chain is there");
@@ -122,13 +122,11 @@ fn an_mbr_disk_with_logical_partitions_comes_back() {
         let back = fs::read(place.cut(&restored, at, 400, "part.back")).expect("read");
         assert_eq!(back, boot_code, "boot code at {at}");
     }
-    let facts = place.meta("mbr").facts.expect("facts");
-    let [swap] = &facts.swap[..] else { panic!("one swap area: {:?}", facts.swap) };
-    assert_eq!((swap.offset, swap.length, swap.page_size), (210_944 * 512, 10 * MIB, 4096));
-    assert_eq!((swap.label.as_str(), swap.uuid.as_str()), ("swappy", "01234567-89ab-cdef-0123-456789abcdef"));
-    let swap_is_left_out =
-        place.meta("mbr").files.iter().all(|file| u64::from_str_radix(&file.path[0], 16) != Ok(swap.offset));
-    assert!(swap_is_left_out, "swap is a recipe, not content");
+    let header = |disk: &str| fs::read(place.cut(disk, 210_944 * 512, 4096, "header")).expect("read");
+    assert_eq!(header(&restored), header(&disk), "the header of the swap area, label and all");
+    let swapped_out = 210_944 * 512 + 4096..(210_944 + 20_480) * 512;
+    let starts = place.meta("mbr").files.into_iter().map(|file| u64::from_str_radix(&file.path[0], 16).expect("hex"));
+    assert!(starts.into_iter().all(|start| !swapped_out.contains(&start)), "what is swapped out is left out");
 }
 
 #[test]

@@ -194,6 +194,33 @@ impl Place {
         }
     }
 
+    /// How many pages of 4 KiB hold data in the source and are something else on the disk that the image gives back, and how
+    /// many hold data. Free blocks of the source have to be zeros for this.
+    pub fn lost(&self, image: &str, source: &str) -> (usize, usize) {
+        let raw = self.text("exported");
+        let _ = fs::remove_file(&raw);
+        self.ezio_ok(&["image", "export", image, "--raw", &raw]);
+        let [source, raw] = [source, raw.as_str()].map(|path| fs::read(path).expect("read"));
+        assert_eq!(source.len(), raw.len());
+        let pages = source.chunks(4096).zip(raw.chunks(4096));
+        let data: Vec<_> = pages.filter(|(page, _)| page.iter().any(|&byte| byte != 0)).collect();
+        (data.iter().filter(|(page, back)| page != back).count(), data.len())
+    }
+
+    /// A file of so many bytes that look random.
+    pub fn junk(&self, name: &str, len: usize, seed: u64) -> String {
+        let mut bytes = vec![0; len];
+        Junk(seed).fill(&mut bytes);
+        fs::write(self.path(name), &bytes).expect("write");
+        self.text(name)
+    }
+
+    /// Divides a disk as a script for sfdisk says.
+    pub fn sfdisk(&self, disk: &str, script: &str) {
+        fs::write(self.path("sfdisk.script"), script).expect("write");
+        run("sh", &["-c", &format!("sfdisk -q --no-reread {disk} < {}", self.text("sfdisk.script"))]);
+    }
+
     /// Copies bytes out of a disk into a file of their own.
     pub fn cut(&self, disk: &str, start: u64, len: u64, name: &str) -> String {
         let mut bytes = vec![0; usize::try_from(len).expect("small")];

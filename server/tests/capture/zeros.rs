@@ -59,7 +59,7 @@ fn zeros_are_left_out_and_come_back() {
 
     let text = fs::read_to_string(place.image("lean").join("manifest.json")).expect("the manifest");
     assert!(text.contains(&format!("\"zeros_len\": {}", zeros.len())), "{text}");
-    assert!(!fs::read_to_string(place.image("plain").join("manifest.json")).expect("it").contains("zeros"));
+    assert!(!fs::read_to_string(place.image("plain").join("manifest.json")).expect("it").contains("zeros_len"));
     let shown = place.ezio_ok(&["image", "show", "lean"]);
     assert!(shown.contains("of zeros left out)"), "{shown}");
     assert!(place.ezio_ok(&["image", "verify", "lean"]).contains("lean is good"));

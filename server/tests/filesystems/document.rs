@@ -5,8 +5,9 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use crate::Seen;
+use crate::odd::ODD;
 use crate::volumes::{Fsck, Life, VOLUMES, Volume};
+use crate::{Seen, SeenOdd};
 
 const HEAD: &str = "\
 # File systems
@@ -14,22 +15,35 @@ const HEAD: &str = "\
 What an image holds of each file system, and that it comes back whole. `server/tests/filesystems` writes this page when
 every row of it holds: each volume is made by its own mkfs, filled by its own driver in a virtual machine (small, large,
 sparse and fragmented files, deleted ones, hard and symbolic links where it has them), unmounted, captured by `ezio capture`,
-and restored by `ezio restore` from a peer onto a disk full of random bytes. Then its own fsck has to find nothing, and every
-file, name, size, mode and link has to be what it was.
+and restored by `ezio restore` from a peer onto a disk full of random bytes. Then the deepest check that there is for
+it has to find nothing, and every file, name, size, mode and link has to be what it was.
 
-Sizes are in MiB. What df calls used leaves out most of a file system's own structures (journals, tables of inodes, copies),
+Then come disks that are not what their table or their first signature says. Sizes are in MiB. What df calls used leaves out most of a file system's own structures (journals, tables of inodes, copies),
 which an image needs too. Who found the used blocks: *partclone* is Debian's `partclone.<fs>`, *EZIO* our own readers
 (`crates/usedmap`).
 
-| file system | used blocks found by | volume | used (df) | captured | files compared | its own fsck |
+| file system | used blocks found by | volume | used (df) | captured | files compared | deepest check |
 |---|---|---:|---:|---:|---:|---|
 ";
 
-const TAIL: &str = "
+const ODD_HEAD: &str = "
+## Odd disks
+
+Each of these is made as the systems that use it make it, captured by `ezio capture` without any option, restored by
+`ezio restore` onto a file full of random bytes, and compared: every sector of 512 bytes with data has to be what it was.
+
+| disk | copied | size | captured | sectors compared | deepest check |
+|---|---|---:|---:|---:|---|
+";
+
+const NOTES: &str = "
 HFS+ is made by xorriso with its files in it, because Debian 12 has neither mkfs nor fsck for it; UFS by makefs, because Linux
 only reads it. Linux does not know Reiser4: its own fsck, and the bytes of the image compared with the volume, have to do. FAT12 and Minix 3 are copied
-whole, because partclone misreads them.
+whole, because partclone misreads them. Of swap only the header is captured, byte for byte. Btrfs is scrubbed as well, which
+reads every copy of everything: partclone finds only the first, and the others are added from its chunk tree.
+";
 
+const TAIL: &str = "
 ## Not tested
 
 | file system | what happens | why it is not above |
@@ -40,7 +54,7 @@ whole, because partclone misreads them.
 ";
 
 /// Writes the page if it says anything else than before.
-pub fn write(seen: &[Seen]) {
+pub fn write(seen: &[Seen], odd: &[SeenOdd]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/filesystems.md");
     let old = fs::read_to_string(&path).unwrap_or_default();
     let rows_before = rows_by_name(&old);
@@ -60,6 +74,18 @@ pub fn write(seen: &[Seen]) {
             fsck(volume)
         )
         .expect("a string takes it");
+    }
+    text += NOTES;
+    text += ODD_HEAD;
+    for (row, seen) in ODD.iter().zip(odd) {
+        let before = rows_before.get(row.name).map_or(&[][..], Vec::as_slice);
+        let captured = steady(before.get(3).copied(), seen.captured);
+        let sectors = before.get(4).and_then(|cell| cell.parse().ok()).unwrap_or(seen.sectors);
+        // Hashes of random keys, times and GUIDs make a sector more or less.
+        let sectors = if sectors.abs_diff(seen.sectors) <= 2 + seen.sectors / 8 { sectors } else { seen.sectors };
+        let len = seen.len >> 20;
+        writeln!(text, "| {} | {} | {len} | {captured} | {sectors} | {} |", row.name, seen.how, row.check)
+            .expect("a string takes it");
     }
     text += TAIL;
     if text != old {
@@ -82,6 +108,7 @@ fn steady(before: Option<&str>, bytes: u64) -> String {
 
 fn fsck(volume: &Volume) -> String {
     match (&volume.fsck, &volume.life) {
+        (Fsck::AndScrub(words, _), _) => format!("`{}`, scrub", words.join(" ")),
         (Fsck::Tool(words, _), _) => format!("`{}`", words.join(" ")),
         (Fsck::InScript(what), _) => (*what).to_owned(),
         (Fsck::None, Life::Script(..)) => "-".to_owned(),

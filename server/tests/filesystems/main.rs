@@ -4,6 +4,7 @@
 //! When all of that holds, docs/filesystems.md says so.
 
 mod document;
+mod odd;
 mod scripts;
 mod volumes;
 
@@ -14,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use metainfo::Metainfo;
+use odd::ODD;
 use testvm::{Vm, program, run};
 use volumes::{Fsck, Life, Make, VOLUMES, Volume};
 
@@ -66,6 +68,18 @@ pub struct Seen {
     files: usize,
 }
 
+/// What was seen of an odd disk.
+pub struct SeenOdd {
+    /// How it was captured, in words.
+    how: String,
+    /// Bytes of the disk.
+    len: u64,
+    /// Bytes in the image.
+    captured: u64,
+    /// Sectors of 512 bytes with data, all of which came back.
+    sectors: usize,
+}
+
 #[test]
 fn every_file_system_survives() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
@@ -95,7 +109,13 @@ fn every_file_system_survives() {
         }
     }
     println!("compared after {:?}", started.elapsed());
-    document::write(&seen);
+    let odd: Vec<SeenOdd> = ODD
+        .iter()
+        .enumerate()
+        .map(|(number, odd)| odd::survive(odd, &dir.path().join(format!("odd{number}"))))
+        .collect();
+    println!("odd disks after {:?}", started.elapsed());
+    document::write(&seen, &odd);
 }
 
 /// Makes all volumes.
@@ -230,8 +250,11 @@ impl Drop for Seeder {
 
 /// Lets the file system's own checker look.
 fn check(volume: &Volume, restored: &Path) {
-    if let Fsck::Tool(words, wanted) = &volume.fsck {
+    if let Fsck::Tool(words, wanted) | Fsck::AndScrub(words, wanted) = &volume.fsck {
         let said = run(Command::new(program(words[0])).args(&words[1..]).arg(restored));
         assert!(said.contains(wanted) && !said.contains("[Fail]"), "{words:?}: {said}");
+    }
+    if let Fsck::AndScrub(..) = &volume.fsck {
+        volumes::scrub(restored);
     }
 }

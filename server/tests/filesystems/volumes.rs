@@ -46,13 +46,15 @@ pub enum Life {
 pub enum Fsck {
     /// A program, given the volume as its last argument, and what it has to say.
     Tool(&'static [&'static str], &'static str),
+    /// As a program, and then Btrfs's scrub, which reads every copy of everything.
+    AndScrub(&'static [&'static str], &'static str),
     /// The second script did it, with this.
     InScript(&'static str),
     /// Debian has nothing.
     None,
 }
 
-use Fsck::{InScript, Tool};
+use Fsck::{AndScrub, InScript, Tool};
 use Life::{Filled, Read, Script};
 use Make::{Mkfs, With};
 
@@ -100,7 +102,7 @@ pub const VOLUMES: &[Volume] = &[
         mib: 256,
         make: Mkfs(&["mkfs.btrfs", "-q", "-f"]),
         life: Filled("btrfs", "rw", "hard symbolic"),
-        fsck: Tool(&["btrfs", "check", "--readonly"], "no error found"),
+        fsck: AndScrub(&["btrfs", "check", "--readonly"], "no error found"),
     },
     Volume {
         name: "F2FS",
@@ -302,6 +304,24 @@ pub fn scribble(path: &Path, len: u64) {
     }
 }
 
+/// So many bytes that look random; the same for the same seed.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// Mounts a Btrfs and lets it read every copy of everything.
+pub fn scrub(volume: &Path) {
+    let mount = volume.with_extension("mount");
+    fs::create_dir(&mount).expect("a directory");
+    // The mount ends with the shell's namespace, and the loop device with the mount.
+    let script = "mount -o loop,ro \"$1\" \"$2\" && btrfs scrub start -B -r \"$2\"";
+    let said = run(Command::new(program("unshare")).args(["-m", "sh", "-c", script, "sh"]).arg(volume).arg(&mount));
+    assert!(said.contains("no errors found"), "{said}");
+    fs::remove_dir(mount).expect("removed");
+}
+
 /// Files for the volumes that are made with theirs.
 pub fn make_tree(tree: &Path) {
     for number in 0..60u64 {
@@ -390,11 +410,11 @@ fn luks(volume: &Path, _: &Path) {
 /// Where the only partition of a disk starts, in bytes.
 const PARTITION_START: u64 = 1 << 20;
 
-/// A disk with one partition of this type that holds this.
-fn partition(disk: &Path, kind: &str, content: &Path) {
+/// A disk with one partition, in a table and of a type as sfdisk names them, that holds this.
+fn partition(disk: &Path, table: &str, kind: &str, content: &Path) {
     let mut sfdisk = Command::new(program("sfdisk"));
     let mut running = sfdisk.arg("-q").arg(disk).stdin(Stdio::piped()).spawn().expect("sfdisk");
-    let script = format!("label: dos\nstart=2048,type={kind}\n");
+    let script = format!("label: {table}\nstart=2048,size={},type={kind}\n", partition_len(disk) / 512);
     running.stdin.take().expect("piped").write_all(script.as_bytes()).expect("the script");
     assert!(running.wait().expect("it ends").success());
     let bytes = fs::read(content).expect("the content");
@@ -406,19 +426,20 @@ fn partition(disk: &Path, kind: &str, content: &Path) {
     fs::remove_file(content).expect("removed");
 }
 
+/// Up to the last MiB, where a GPT has its copy.
 fn partition_len(disk: &Path) -> u64 {
-    fs::metadata(disk).expect("the disk").len() - PARTITION_START
+    fs::metadata(disk).expect("the disk").len() - 2 * PARTITION_START
 }
 
 fn swap(disk: &Path, _: &Path) {
     let area = disk.with_extension("swap");
     File::create(&area).and_then(|file| file.set_len(partition_len(disk))).expect("an area");
     run(Command::new(program("mkswap")).args(["-q", "-L", "swappy"]).arg(&area));
-    partition(disk, "82", &area);
+    partition(disk, "dos", "82", &area);
 }
 
 fn junk(disk: &Path, _: &Path) {
     let bytes = disk.with_extension("junk");
     scribble(&bytes, partition_len(disk));
-    partition(disk, "da", &bytes);
+    partition(disk, "gpt", "linux", &bytes);
 }

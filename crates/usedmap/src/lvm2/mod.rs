@@ -10,7 +10,8 @@
 //! Only groups on one physical volume with linear and striped segments are read. Anything else that may give meaning to
 //! an extent (snapshots, thin pools, RAID, caches, moves in progress, a flag not known here) is
 //! [`UsedError::Unsupported`], with what it is: the caller copies all of the volume. What lies before the first extent
-//! and behind the last is always copied. Whether the file systems inside were unmounted cleanly is not known here.
+//! is always copied, and so are the metadata areas. Whether the file systems inside were unmounted cleanly is not known
+//! here.
 //! Source: LVM2, `lib/format_text/layout.h` and `lib/label/label.h`; lvm.conf(5) for the text.
 
 mod text;
@@ -125,8 +126,6 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let mut ranges = Ranges::new(volume.len());
     ranges.insert(0..map.first);
     label.areas.iter().for_each(|area| ranges.insert(area.clone()));
-    ranges.insert_tail(extents_end);
-    // What is behind the extents is less than one, but for a second metadata area, which is in `areas`.
     let is_used = |extent: u64| map.is_used[usize::try_from(extent).expect("an index of the map")];
     let mut at = 0;
     let count = map.is_used.len() as u64;
@@ -140,7 +139,9 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
         }
     }
     let block_size = u32::try_from(map.extent_len).unwrap_or(u32::MAX);
-    Ok(Used { ranges: ranges.finish(), block_size, is_clean: None, notes: volume.take_notes() })
+    // What is behind the extents is less than one, but for a second metadata area, which is in `areas`.
+    let notes = volume.take_notes();
+    Ok(Used { ranges: ranges.finish(), spans: extents_end, block_size, is_clean: None, notes })
 }
 
 /// The text that a metadata area holds.
@@ -353,14 +354,15 @@ mod tests {
     fn extents(text: &str, offset: usize) -> Result<Vec<u64>, String> {
         let used = read(volume(text, offset)).map_err(|error| error.to_string())?;
         let is_used = |byte: &u64| used.ranges.iter().any(|range| range.contains(byte));
+        assert_eq!(used.spans, 15 << 16);
         let used: Vec<u64> = (0..16u64).map(|part| part << 16).filter(is_used).map(|byte| byte >> 16).collect();
         Ok(used)
     }
 
     #[test]
     fn extents_of_volumes_are_used() {
-        // Part n is extent n - 1, but the first, which is in front of them, and the last, which is behind them.
-        let wanted = vec![0, 3, 4, 5, 7, 10, 13, 15];
+        // Part n is extent n - 1, but the first, which is in front of them, and the last, of which nothing is said.
+        let wanted = vec![0, 3, 4, 5, 7, 10, 13];
         assert_eq!(extents(TEXT, 512).as_ref(), Ok(&wanted));
         let wrapping = AREA_LEN - 100;
         assert_eq!(extents(TEXT, wrapping).as_ref(), Ok(&wanted), "the text goes on at the start of the ring");

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, anyhow, bail, ensure};
 
 use super::saved::Files;
-use crate::import::child::{Running, said};
+use crate::child::{Running, said};
 use crate::partclone::{find_program, last_words};
 use crate::regular;
 

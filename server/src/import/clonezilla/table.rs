@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, bail, ensure};
 
 use super::saved::Saved;
-use crate::import::child::{Running, said};
+use crate::child::{Running, said};
 use crate::partclone::{find_program, last_words};
 
 /// Longest file about a table, in bytes: a GPT with more than a thousand entries, or text about as many.

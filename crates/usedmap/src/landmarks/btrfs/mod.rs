@@ -1,0 +1,213 @@
+//! btrfs: what its own tree of extents has as used, and what it keeps twice.
+//!
+//! ```text
+//! superblock at 64 KiB, copies at 64 MiB and 256 GiB: checksum · file system id · own place 0x30 · magic 0x40
+//!   root tree 0x50 · chunk tree 0x58 · log tree 0x60 · bytes used 0x78 · its device 0xc9 · first chunks 0x32b
+//! chunk tree: chunks, which say what of the device a logical address is
+//! root tree: where the extent tree is · extent tree: a key for each stretch of data and each node of any tree
+//! ```
+//!
+//! partclone 0.3.23 walks each tree for its leaves. It leaves out nodes that are none, unless a leaf happens to be in
+//! front of them in the same 64 KiB, and of what is there twice, the second copy. So the extent tree is read here, all of
+//! it: what it has, in all copies, is a place. The sum of it has to be that of the superblock, and every node has to pass
+//! its checks, else nothing is believed. What is on several devices, and what has a log to be replayed, which is in no
+//! other tree, is used as a whole. Source: Linux, `include/uapi/linux/btrfs_tree.h`.
+
+mod chunk;
+mod tree;
+
+use std::io::{Read, Seek};
+use std::ops::Range;
+
+use super::{Landmarks, Mirror, places};
+use crate::UsedError;
+use crate::ranges::Ranges;
+use crate::volume::{Fields, Volume, crc32c};
+use chunk::{Chunk, Chunks};
+use tree::{Key, Pointer, walk};
+
+const SUPERBLOCK: u64 = 64 << 10;
+const SUPERBLOCK_LEN: u64 = 4096;
+const COPIES: [u64; 2] = [64 << 20, 256 << 30];
+/// No chunk is here: the room for a boot loader, and the superblock.
+const RESERVED: u64 = 1 << 20;
+const MAGIC: &[u8] = b"_BHRfS_M";
+/// Of a superblock and of a node.
+const FSID: Range<usize> = 0x20..0x30;
+/// Where the superblock has the file system id of the nodes, if it was changed since.
+const METADATA_FSID: Range<usize> = 0x23b..0x24b;
+const HAS_METADATA_FSID: u64 = 0x400;
+/// Features that change nothing in what is read here: all but zones, extent tree v2, stripe tree and remapping.
+const FEATURES_KNOWN: u64 = 0x1_0fff;
+const CSUM_IS_CRC32C: u16 = 0;
+const SYSTEM_CHUNKS: usize = 0x32b;
+const SYSTEM_CHUNKS_LEN_MAX: usize = 2048;
+/// Most chunks that are read: a volume of 256 TiB has no more.
+const CHUNKS_MAX: usize = 1 << 18;
+
+/// The key of every chunk, but for its place.
+const CHUNK: (u64, u8) = (256, 228);
+/// The key of the extent tree's root in the root tree.
+const EXTENT_TREE: Key = Key { object: 2, kind: 132, offset: 0 };
+/// Types of keys of the extent tree: a stretch, whose length is the key's offset; a node.
+const EXTENT: u8 = 168;
+const NODE: u8 = 169;
+
+/// A superblock, as far as it matters.
+struct Superblock {
+    bytes: Vec<u8>,
+    node_size: u64,
+    device: u64,
+    device_len: u64,
+    used: u64,
+}
+
+impl Superblock {
+    fn read(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Superblock, UsedError> {
+        let bytes = volume.read(SUPERBLOCK, SUPERBLOCK_LEN)?;
+        let fields = Fields::little(&bytes);
+        if &bytes[0x40..0x48] != MAGIC || fields.u64(0x30) != SUPERBLOCK {
+            return Err(volume.damaged("it has no superblock"));
+        }
+        let features = fields.u64(0xbc);
+        if features & !FEATURES_KNOWN != 0 {
+            return Err(volume.unsupported(format!("features {features:#x}")));
+        }
+        let node_size = u64::from(fields.u32(0x94));
+        let (device, device_len, used) = (fields.u64(0xc9), fields.u64(0xd1), fields.u64(0x78));
+        if !(4096..=65_536).contains(&node_size) || !node_size.is_power_of_two() || device_len <= SUPERBLOCK {
+            return Err(volume.damaged(format!("nodes of {node_size} bytes on a device of {device_len}")));
+        }
+        let superblock = Superblock { bytes, node_size, device, device_len, used };
+        if !superblock.is_sum_good(&superblock.bytes) {
+            return Err(volume.damaged("its superblock fails its checksum"));
+        }
+        Ok(superblock)
+    }
+
+    fn fields(&self) -> Fields<'_> {
+        Fields::little(&self.bytes)
+    }
+
+    /// Whether a superblock or node has the checksum that it should have, if it is of a kind that is known here.
+    fn is_sum_good(&self, block: &[u8]) -> bool {
+        self.fields().u16(0xc4) != CSUM_IS_CRC32C || !crc32c(!0, &block[FSID.start..]) == Fields::little(block).u32(0)
+    }
+
+    /// The file system id that nodes have.
+    fn fsid(&self) -> &[u8] {
+        let is_changed = self.fields().u64(0xbc) & HAS_METADATA_FSID != 0;
+        &self.bytes[if is_changed { METADATA_FSID } else { FSID }]
+    }
+
+    fn root_tree(&self) -> Pointer {
+        Pointer { logical: self.fields().u64(0x50), level: self.bytes[0xc6], generation: self.fields().u64(0x48) }
+    }
+
+    fn chunk_tree(&self) -> Pointer {
+        Pointer { logical: self.fields().u64(0x58), level: self.bytes[0xc7], generation: self.fields().u64(0xa4) }
+    }
+
+    fn has_log(&self) -> bool {
+        self.fields().u64(0x60) != 0
+    }
+
+    /// The chunks that the chunk tree is in.
+    fn system_chunks(&self) -> Result<Vec<Chunk>, String> {
+        let len = usize::try_from(self.fields().u32(0xa0)).unwrap_or(usize::MAX);
+        if len > SYSTEM_CHUNKS_LEN_MAX {
+            return Err(format!("{len} bytes of system chunks"));
+        }
+        let mut left = &self.bytes[SYSTEM_CHUNKS..SYSTEM_CHUNKS + len];
+        let mut chunks = Vec::new();
+        while !left.is_empty() {
+            let key = Key::parse(left.get(..Key::LEN).ok_or("a system chunk is cut off")?);
+            if (key.object, key.kind) != CHUNK {
+                return Err(format!("a system chunk has a key of type {}", key.kind));
+            }
+            let (chunk, len) = Chunk::parse(key.offset, &left[Key::LEN..], self)?;
+            chunks.push(chunk);
+            left = &left[Key::LEN + len..];
+        }
+        Ok(chunks)
+    }
+}
+
+pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Landmarks, UsedError> {
+    let superblock = Superblock::read(volume)?;
+    let (devices, len) = (superblock.fields().u64(0x88), superblock.device_len);
+    let mut found = Landmarks { len: Some(len), devices: Some(devices), ..Landmarks::default() };
+    if devices != 1 || superblock.has_log() {
+        found.places = places(volume, volume.len(), None);
+        return Ok(found);
+    }
+    let chunks = chunks(volume, &superblock)?;
+    let (used, count) = extents(volume, &superblock, &chunks)?;
+    if count != superblock.used {
+        return Err(
+            volume.damaged(format!("its extents are {count} bytes, and its superblock says {}", superblock.used))
+        );
+    }
+    let superblocks = COPIES.map(|copy| copy..copy + SUPERBLOCK_LEN).into_iter().filter(|copy| copy.end <= len);
+    found.places = places(volume, RESERVED.min(len), superblocks.chain(used));
+    found.used_min = Some(count);
+    let mirrored = chunks.all().iter().filter(|chunk| chunk.stripes.len() > 1);
+    found.mirrors = mirrored.map(|chunk| Mirror { copies: chunk.stripes.clone(), len: chunk.len() }).collect();
+    Ok(found)
+}
+
+/// All chunks, from the tree of them.
+fn chunks(volume: &mut Volume<'_, impl Read + Seek>, superblock: &Superblock) -> Result<Chunks, UsedError> {
+    let system = superblock.system_chunks().and_then(Chunks::new).map_err(|what| volume.damaged(what))?;
+    let mut all = Vec::new();
+    walk(volume, superblock, &system, superblock.chunk_tree(), |key, item| {
+        if (key.object, key.kind) == CHUNK {
+            let (chunk, len) = Chunk::parse(key.offset, item, superblock)?;
+            if len != item.len() || all.len() == CHUNKS_MAX {
+                return Err(format!("chunk {} has {} bytes", all.len(), item.len()));
+            }
+            all.push(chunk);
+        }
+        Ok(true)
+    })?;
+    let chunks = Chunks::new(all).map_err(|what| volume.damaged(what))?;
+    chunks.check_places(volume.len()).map_err(|what| volume.damaged(what))?;
+    Ok(chunks)
+}
+
+/// What the extent tree has as used, in bytes of the volume, and how many logical bytes that is.
+fn extents(
+    volume: &mut Volume<'_, impl Read + Seek>,
+    superblock: &Superblock,
+    chunks: &Chunks,
+) -> Result<(Vec<Range<u64>>, u64), UsedError> {
+    let mut root = None;
+    walk(volume, superblock, chunks, superblock.root_tree(), |key, item| {
+        if key == EXTENT_TREE {
+            root = Pointer::of_root(item);
+        }
+        // It is the first of all trees.
+        Ok(key < EXTENT_TREE)
+    })?;
+    let root = root.ok_or_else(|| volume.damaged("it has no extent tree"))?;
+    let mut used = Ranges::new(volume.len());
+    let mut end = 0;
+    let mut count = 0u64;
+    walk(volume, superblock, chunks, root, |key, _| {
+        let len = match key.kind {
+            EXTENT => key.offset,
+            NODE => superblock.node_size,
+            _ => return Ok(true),
+        };
+        let (stripes, at) = chunks
+            .find(key.object, len)
+            .filter(|_| key.object >= end && len > 0)
+            .ok_or_else(|| format!("an extent of {len} bytes is at logical byte {}", key.object))?;
+        stripes.iter().for_each(|stripe| used.insert(stripe + at..stripe + at + len));
+        // Inside of a chunk, so this is no overflow.
+        end = key.object + len;
+        count = count.saturating_add(len);
+        Ok(true)
+    })?;
+    Ok((used.finish(), count))
+}

@@ -1,0 +1,180 @@
+//! What a file system says of itself, for checking and completing a map of its used blocks that another program made.
+//!
+//! A program that maps used blocks may err: partclone 0.3.23 leaves out parts of btrfs's trees and their second copies,
+//! no map has what lies in front of or behind the blocks of a file system, and one that broke off looks like one of an
+//! empty volume. The landmarks are few numbers from superblocks, so reading them takes no time; only of btrfs, whole
+//! trees are read.
+
+mod apfs;
+mod btrfs;
+mod exfat;
+mod ext;
+mod f2fs;
+mod hfsplus;
+mod minix;
+mod ntfs;
+mod reiser4;
+mod vfat;
+mod xfs;
+
+use std::io::{Read, Seek};
+use std::ops::Range;
+
+use crate::UsedError;
+use crate::ranges::{RANGES_MAX, Ranges};
+use crate::volume::Volume;
+
+/// Those that have landmarks, as `blkid` calls them.
+const KINDS: [&str; 13] =
+    ["apfs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "minix", "ntfs", "reiser4", "vfat", "xfs"];
+
+/// What a file system says of itself that a map of its used blocks has to agree with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Landmarks {
+    /// Length in bytes that the file system says it has, from the start of the volume. It may be more than the volume
+    /// has: then the end of the file system is missing.
+    pub len: Option<u64>,
+    /// Places that are in use and that a map may lack: room for boot code, superblocks and their copies, backup
+    /// descriptors, headers; of btrfs, all that is in use, and all of the volume if that is not known because it is on
+    /// several devices or has a log to be replayed. Byte ranges: ascending, disjoint, coalesced, clipped to the volume. A
+    /// few may be behind `len`.
+    pub places: Vec<Range<u64>>,
+    /// At least so many bytes are in use by its own count (mirrors not counted), if it has one that can be relied on: a
+    /// completed map has as many.
+    pub used_min: Option<u64>,
+    /// Stretches kept in several copies: what is used in one is used in all. No two of them overlap.
+    pub mirrors: Vec<Mirror>,
+    /// How many devices it is on, if its kind may be on several (btrfs, F2FS).
+    pub devices: Option<u64>,
+    /// Whether it was unmounted cleanly, of FAT16 and FAT32 only: the bit for it in the second entry of the table.
+    pub is_clean: Option<bool>,
+}
+
+/// A stretch that is kept in several copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where each copy starts, in bytes from the start of the volume.
+    pub copies: Vec<u64>,
+    /// Length of each, in bytes.
+    pub len: u64,
+}
+
+impl Landmarks {
+    /// Adds places and mirrors to a map, in bytes, and returns the completed one: ascending, disjoint, coalesced. Of a
+    /// map with more than 2^19 ranges and more than it had before, the smallest holes are joined.
+    pub fn complete(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+        let ranges_max = RANGES_MAX.max(ranges.len());
+        let mut all = Ranges::with_limit(u64::MAX, ranges_max);
+        ranges.into_iter().chain(self.places.iter().cloned()).for_each(|range| all.insert(range));
+        let all = all.finish();
+        let mut mirrored = Ranges::with_limit(u64::MAX, ranges_max);
+        for mirror in &self.mirrors {
+            for &copy in &mirror.copies {
+                let end = copy.saturating_add(mirror.len);
+                let first = all.partition_point(|range| range.end <= copy);
+                for range in all[first..].iter().take_while(|range| range.start < end) {
+                    let (start, end) = (range.start.max(copy) - copy, range.end.min(end) - copy);
+                    for other in &mirror.copies {
+                        mirrored.insert(other.saturating_add(start)..other.saturating_add(end));
+                    }
+                }
+            }
+        }
+        all.into_iter().for_each(|range| mirrored.insert(range));
+        mirrored.finish()
+    }
+}
+
+/// The landmarks of a file system that is as `blkid` calls it, on a volume of `len` bytes. A name that is not known here
+/// has none.
+///
+/// # Errors
+/// If the volume cannot be read, makes no sense, or has a feature that is not known here. The caller then copies all of
+/// it.
+pub fn landmarks(file_system: &str, source: &mut (impl Read + Seek), len: u64) -> Result<Landmarks, UsedError> {
+    let Some(kind) = KINDS.into_iter().find(|kind| *kind == file_system) else { return Ok(Landmarks::default()) };
+    let mut volume = Volume::new(source, len, kind);
+    match kind {
+        "apfs" => apfs::landmarks(&mut volume),
+        "btrfs" => btrfs::landmarks(&mut volume),
+        "exfat" => exfat::landmarks(&mut volume),
+        "ext2" | "ext3" | "ext4" => ext::landmarks(&mut volume),
+        "f2fs" => f2fs::landmarks(&mut volume),
+        "hfsplus" => hfsplus::landmarks(&mut volume),
+        "minix" => minix::landmarks(&mut volume),
+        "ntfs" => ntfs::landmarks(&mut volume),
+        "reiser4" => reiser4::landmarks(&mut volume),
+        "vfat" => vfat::landmarks(&mut volume),
+        "xfs" => xfs::landmarks(&mut volume),
+        _ => Ok(Landmarks::default()),
+    }
+}
+
+/// Places, sorted and clipped to the volume: everything in front of byte `end`, and what else there is.
+fn places<S: Read + Seek>(
+    volume: &Volume<'_, S>,
+    end: u64,
+    more: impl IntoIterator<Item = Range<u64>>,
+) -> Vec<Range<u64>> {
+    let mut all = Ranges::new(volume.len());
+    all.insert(0..end);
+    more.into_iter().for_each(|place| all.insert(place));
+    all.finish()
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn two_mirrors() -> Landmarks {
+        let mirrors = [vec![100, 300], vec![400, 600, 500]].map(|copies| Mirror { copies, len: 50 });
+        Landmarks { places: vec![0..10, 320..330], mirrors: mirrors.into(), ..Landmarks::default() }
+    }
+
+    #[test]
+    fn what_is_used_in_one_copy_is_used_in_all() {
+        let complete = |ranges: &[Range<u64>]| two_mirrors().complete(ranges.to_vec());
+        assert_eq!(complete(&[]), [0..10, 120..130, 320..330], "a place in a mirror");
+        assert_eq!(complete(&[90..105]), [0..10, 90..105, 120..130, 300..305, 320..330], "in front of it is no mirror");
+        assert_eq!(complete(&[340..360]), [0..10, 120..130, 140..150, 320..330, 340..360]);
+        assert_eq!(complete(&[500..502]), [0..10, 120..130, 320..330, 400..402, 500..502, 600..602]);
+        assert_eq!(complete(&[0..1000]), [0..1000]);
+        let ends = Mirror { copies: vec![u64::MAX, 0], len: u64::MAX };
+        let landmarks = Landmarks { mirrors: vec![ends], ..Landmarks::default() };
+        assert_eq!(landmarks.complete(vec![5..6]), [5..6], "numbers that no volume has");
+    }
+
+    #[test]
+    fn unknown_names_have_none() {
+        for name in ["", "zfs", "swap", "jfs", "nilfs2", "reiserfs", "ufs", "LVM2_member"] {
+            let found = landmarks(name, &mut Cursor::new([0xff; 100]), 100).expect("nothing is read");
+            assert_eq!(found, Landmarks::default());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn completing_twice_adds_nothing(parts in proptest::collection::vec((0u64..700, 1u64..30), 0..20)) {
+            let mut ranges = Ranges::new(700);
+            parts.iter().for_each(|&(start, len)| ranges.insert(start..start + len));
+            let (ranges, landmarks) = (ranges.finish(), two_mirrors());
+            let once = landmarks.complete(ranges.clone());
+            let is_in = |all: &[Range<u64>], byte| all.iter().any(|range| range.contains(&byte));
+            for byte in 0..700u64 {
+                let of = landmarks.mirrors.iter().find_map(|mirror| {
+                    let copy = mirror.copies.iter().find(|copy| (**copy..**copy + 50).contains(&byte))?;
+                    Some(mirror.copies.iter().map(|other| other + byte - copy).collect::<Vec<_>>())
+                });
+                let mut same = of.unwrap_or_else(|| vec![byte]).into_iter();
+                let wanted = same.any(|byte| is_in(&ranges, byte) || is_in(&landmarks.places, byte));
+                prop_assert_eq!(is_in(&once, byte), wanted, "byte {}", byte);
+            }
+            prop_assert_eq!(landmarks.complete(once.clone()), once);
+        }
+    }
+}
