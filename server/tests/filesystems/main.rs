@@ -76,8 +76,8 @@ pub struct SeenOdd {
     len: u64,
     /// Bytes in the image.
     captured: u64,
-    /// Sectors of 512 bytes with data, all of which came back.
-    sectors: usize,
+    /// Sectors of 512 bytes with data, all of which came back; `None` where free blocks hold data as well.
+    sectors: Option<usize>,
 }
 
 #[test]

@@ -71,32 +71,32 @@ pub const ODD: &[Odd] = &[
     Odd {
         name: "Btrfs, metadata in two copies (its default)",
         make: |dir| btrfs(dir, &[]),
-        check: "`btrfs scrub`",
-        judge: |disk, _| scrub(disk),
+        check: "`btrfs check`, `btrfs scrub`",
+        judge: btrfs_judge,
     },
     Odd {
         name: "Btrfs, single metadata",
         make: |dir| btrfs(dir, &["-m", "single"]),
-        check: "`btrfs scrub`",
-        judge: |disk, _| scrub(disk),
+        check: "`btrfs check`, `btrfs scrub`",
+        judge: btrfs_judge,
     },
     Odd {
         name: "Btrfs, all in two copies",
         make: |dir| btrfs(dir, &["-m", "dup", "-d", "dup"]),
-        check: "`btrfs scrub`",
-        judge: |disk, _| scrub(disk),
+        check: "`btrfs check`, `btrfs scrub`",
+        judge: btrfs_judge,
     },
     Odd {
         name: "Btrfs, mixed groups",
         make: |dir| btrfs(dir, &["--mixed"]),
-        check: "`btrfs scrub`",
-        judge: |disk, _| scrub(disk),
+        check: "`btrfs check`, `btrfs scrub`",
+        judge: btrfs_judge,
     },
     Odd {
         name: "Btrfs, nodes of 4 KiB, SHA-256",
         make: |dir| btrfs(dir, &["-n", "4096", "--csum", "sha256"]),
-        check: "`btrfs scrub`",
-        judge: |disk, _| scrub(disk),
+        check: "`btrfs check`, `btrfs scrub`",
+        judge: btrfs_judge,
     },
     Odd {
         name: "XFS with a realtime section",
@@ -139,7 +139,10 @@ pub fn survive(odd: &Odd, dir: &Path) -> SeenOdd {
     restore.args(["restore", "image"]).arg(&restored).arg("--library").arg(&library).arg("--yes");
     run(&mut restore);
     let (lost, sectors) = lost(&disk, &restored);
-    assert!(sectors > 0 && lost == 0, "{}: {lost} of {sectors} sectors with data did not come back", odd.name);
+    // mkfs.btrfs leaves nodes behind in blocks that it gave up: there its scrub has to do.
+    let is_compared = !odd.check.contains("btrfs");
+    let is_all = lost == 0 || !is_compared;
+    assert!(sectors > 0 && is_all, "{}: {lost} of {sectors} sectors with data did not come back", odd.name);
     (odd.judge)(&restored, &facts);
     let partitions = manifest["partitions"].as_array().expect("partitions");
     let is_whole = |partition: &&serde_json::Value| partition["captured"] == "whole";
@@ -149,7 +152,12 @@ pub fn survive(odd: &Odd, dir: &Path) -> SeenOdd {
         _ if whole == partitions.len() => "whole".to_owned(),
         _ => format!("{whole} of {} partitions whole", partitions.len()),
     };
-    let seen = SeenOdd { how, len, captured: manifest["content_len"].as_u64().expect("a number"), sectors };
+    let seen = SeenOdd {
+        how,
+        len,
+        captured: manifest["content_len"].as_u64().expect("a number"),
+        sectors: is_compared.then_some(sectors),
+    };
     println!("{}: {} of {len} bytes, {}", odd.name, seen.captured, seen.how);
     fs::remove_dir_all(dir).expect("removed");
     seen
@@ -407,6 +415,11 @@ fn btrfs(dir: &Path, options: &[&str]) -> (PathBuf, String) {
     let tree = tree(dir, 300, 20_000);
     tool(&[&["mkfs.btrfs", "-q", "-f", "-r", text(&tree)], options, &[text(&disk)]].concat());
     (disk, String::new())
+}
+
+fn btrfs_judge(disk: &Path, _: &str) {
+    tool(&["btrfs", "check", "--readonly", "--check-data-csum", text(disk)]);
+    scrub(disk);
 }
 
 fn realtime(dir: &Path) -> (PathBuf, String) {
