@@ -38,6 +38,11 @@ impl Image {
         Ok(Image { meta, layout })
     }
 
+    /// How many places on the disk the image has.
+    pub fn places(&self) -> usize {
+        self.layout.extents().len()
+    }
+
     /// Compares `target` with the disk the image was captured from, and what is between extents with nothing.
     ///
     /// # Errors

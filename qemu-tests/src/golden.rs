@@ -103,13 +103,27 @@ pub fn disk(paths: &Paths, size: Size) -> Result<Disk> {
 /// # Errors
 /// If it cannot be written.
 pub fn random_disk(path: &Path, mib: u64) -> Result<Disk> {
-    let disk = Disk::blank(path, (mib + 2) * MIB)?;
+    let disk = random_bytes_disk(path, mib + 2)?;
     let file = disk.file()?;
-    for n in 0..mib {
-        let bytes = random_bytes(n + 1, MIB as usize);
-        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, (n + 1) * MIB).context("writing random bytes")?;
+    for at in [0, (mib + 1) * MIB] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; MIB as usize], at)
+            .context("making room for a table")?;
     }
     partition(&disk, &[(MIB, mib * MIB, "8300")])?;
+    Ok(disk)
+}
+
+/// A disk of random bytes from its first to its last.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn random_bytes_disk(path: &Path, mib: u64) -> Result<Disk> {
+    let disk = Disk::blank(path, mib * MIB)?;
+    let file = disk.file()?;
+    for n in 0..mib {
+        let bytes = random_bytes(n, MIB as usize);
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, n * MIB).context("writing random bytes")?;
+    }
     Ok(disk)
 }
 

@@ -1,14 +1,17 @@
 //! Images larger than memory.
 
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::compare::Image;
 use crate::disk::{Bus, Disk};
-use crate::golden::{Size, random_disk};
+use crate::golden::{Size, random_bytes_disk, random_disk};
 use crate::machine::{DEADLINE, Firmware, Machine, MachineSpec, is_the_end};
-use crate::process::POLL;
+use crate::process::{POLL, run};
 use crate::rack::Rack;
 use crate::server::{Dhcp, ServerConfig};
 
@@ -18,6 +21,8 @@ const LARGE_MIB: u64 = 1200;
 const SMALL_MIB: u64 = 520;
 /// What the promise is about.
 const PROMISED_MIB: u32 = 1024;
+/// Of the disk whose image has very many places.
+const SCATTERED_MIB: u64 = 500;
 /// Tried at once, from small to large. The kernel alone needs 96.
 const TRIED_MIB: [u32; 3] = [128, 192, 256];
 /// What a machine says that will not finish, besides what `/init` says then.
@@ -51,6 +56,40 @@ pub fn smallest_memory(rack: &mut Rack) -> Result<()> {
     println!("{SMALL_MIB} MiB cloned by a machine with {smallest} MiB, the smallest of {TRIED_MIB:?} that could");
     ensure!(smallest <= 256, "it worked in 256 MiB before");
     Ok(())
+}
+
+/// A file system in very many pieces: its image has as many places as one may have, and the smallest machine takes it.
+pub fn many_places(rack: &mut Rack) -> Result<()> {
+    let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
+    let golden = scattered_fat(&rack.disk_path("scattered"), SCATTERED_MIB)?;
+    let image = server.capture(&golden, "scattered")?;
+    let places = image.places();
+    ensure!((80_000..=100_000).contains(&places), "{places} places are not as many as there may be");
+    server.arm("scattered", &["--after", "poweroff", "--linger", "1", "--target", "/dev/vda"])?;
+    let memory = TRIED_MIB[0];
+    let (mut machine, target) = power_on(rack, memory, SCATTERED_MIB, 1)?;
+    machine.wait_for("EZIO: done, poweroff")?;
+    machine.wait_off()?;
+    image.compare(&golden, &target)?;
+    println!("{places} places restored by a machine with {memory} MiB in {} s", machine.age().as_secs());
+    Ok(())
+}
+
+/// A FAT32 without a partition table, of clusters of one sector: of eleven, the first, third and fifth are in use.
+fn scattered_fat(path: &Path, mib: u64) -> Result<Disk> {
+    let disk = random_bytes_disk(path, mib)?;
+    run(Command::new("mkfs.vfat").args(["-F", "32", "-s", "1", "-f", "1"]).arg(path))?;
+    let file = disk.file()?;
+    let mut boot = [0; 512];
+    file.read_exact_at(&mut boot, 0).context("reading the boot sector")?;
+    let table_at = u64::from(u16::from_le_bytes([boot[14], boot[15]])) * 512;
+    let sectors = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
+    // The first two entries are the table's own, and the root directory is the third.
+    let entry = |n: u32| if matches!(n % 11, 0 | 2 | 4) { 0x0fff_fff8u32 } else { 0 };
+    let last = u32::try_from(mib * 2048)? - 2 * sectors;
+    let entries: Vec<u8> = (3..last).flat_map(|n| entry(n).to_le_bytes()).collect();
+    file.write_all_at(&entries, table_at + 12).context("writing the table")?;
+    Ok(disk)
 }
 
 /// A machine that may or may not have enough memory.

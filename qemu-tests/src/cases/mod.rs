@@ -34,6 +34,7 @@ const fn case(name: &'static str, what: &'static str, run: fn(&mut Rack) -> Resu
 pub const CASES: &[Case] = &[
     case("golden_disk_starts", "the golden disk itself, in BIOS and UEFI", chain::golden_disk_starts),
     case("smallest_memory", "1 GiB clones an image larger than that; the smallest that works", memory::smallest_memory),
+    case("many_places", "the smallest machine takes an image of as many places as there may be", memory::many_places),
     case(
         "debian_installation",
         "a Debian with ESP, ext4, swap and btrfs, to its login prompt",
