@@ -65,7 +65,10 @@ pub fn run(command: &mut Command, stop: &AtomicBool, what: &str) -> anyhow::Resu
     let mut next = SILENT_FIRST;
     let status = child.wait(stop, || {
         if started.elapsed() >= next {
-            complain!("{what}, {} s so far", started.elapsed().as_secs());
+            match started.elapsed().as_secs() {
+                0 | 1 => complain!("{what}"),
+                seconds => complain!("{what}, {seconds} s so far"),
+            }
             next = started.elapsed() + SILENT_THEN;
         }
     })?;

@@ -321,6 +321,7 @@ fn len_inside(extents: &[Extent], range: Range<u64>) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
     use layout::DiskOffset;

@@ -53,7 +53,10 @@ pub fn read(source: &Source, choices: Choices) -> anyhow::Result<Table> {
 
 /// What it comes down to.
 fn root(error: &anyhow::Error) -> &dyn std::error::Error {
-    error.downcast_ref::<TableError>().map_or_else(|| error.root_cause(), |error| error)
+    match error.downcast_ref::<TableError>() {
+        Some(error) => error,
+        None => error.root_cause(),
+    }
 }
 
 fn read_with(source: &Source, sector_size: u32) -> Result<Table, TableError> {
