@@ -22,7 +22,7 @@ const SMALL_MIB: u64 = 520;
 /// What the promise is about.
 const PROMISED_MIB: u32 = 1024;
 /// Of the disk whose image has very many places.
-const SCATTERED_MIB: u64 = 500;
+const SCATTERED_MIB: u64 = 330;
 /// Tried at once, from small to large. The kernel alone needs 96.
 const TRIED_MIB: [u32; 3] = [128, 192, 256];
 /// What a machine says that will not finish, besides what `/init` says then.
@@ -75,7 +75,7 @@ pub fn many_places(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// A FAT32 without a partition table, of clusters of one sector: of eleven, the first, third and fifth are in use.
+/// A FAT32 without a partition table, of clusters of one sector, of which every seventh is in use.
 fn scattered_fat(path: &Path, mib: u64) -> Result<Disk> {
     let disk = random_bytes_disk(path, mib)?;
     run(Command::new("mkfs.vfat").args(["-F", "32", "-s", "1", "-f", "1"]).arg(path))?;
@@ -85,7 +85,7 @@ fn scattered_fat(path: &Path, mib: u64) -> Result<Disk> {
     let table_at = u64::from(u16::from_le_bytes([boot[14], boot[15]])) * 512;
     let sectors = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
     // The first two entries are the table's own, and the root directory is the third.
-    let entry = |n: u32| if matches!(n % 11, 0 | 2 | 4) { 0x0fff_fff8u32 } else { 0 };
+    let entry = |n: u32| if n % 7 == 0 { 0x0fff_fff8u32 } else { 0 };
     let last = u32::try_from(mib * 2048)? - 2 * sectors;
     let entries: Vec<u8> = (3..last).flat_map(|n| entry(n).to_le_bytes()).collect();
     file.write_all_at(&entries, table_at + 12).context("writing the table")?;
