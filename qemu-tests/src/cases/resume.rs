@@ -172,6 +172,8 @@ pub fn changed_image(rack: &mut Rack) -> Result<()> {
         let place = image.layout.on_disk(middle..middle + 8)?.next().context("inside the image")?;
         file.write_all_at(b"CHANGED!", place.disk.0).context("changing the golden disk")?;
     }
+    // What is open for writing is not captured.
+    drop(file);
     let second = server.capture(&golden, "second")?;
     server.arm("second", &["--after", "poweroff", "--linger", "1"])?;
     let (delta, seconds) = deploy(rack, "second")?;
