@@ -28,12 +28,17 @@ const GROUPS_MAX: u64 = 1 << 24;
 /// `s_state`: unmounted cleanly, without errors.
 const CLEAN: u16 = 1;
 
+const COMPAT_RESIZE_INODE: u32 = 0x10;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 const INCOMPAT_RECOVER: u32 = 4;
 const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_64BIT: u32 = 0x80;
 const RO_SPARSE_SUPER: u32 = 1;
+const RO_GDT_CSUM: u32 = 0x10;
 const RO_BIGALLOC: u32 = 0x200;
+const RO_METADATA_CSUM: u32 = 0x400;
+/// Of a group: its block bitmap was never written, because nothing but what is at fixed places is in use.
+const BLOCK_UNINIT: u16 = 2;
 
 /// How the groups are laid out; lengths in blocks.
 struct Layout {
@@ -48,6 +53,12 @@ struct Layout {
     /// Of the table and the room behind it.
     table: u64,
     backups: Backups,
+    /// Of all of it.
+    block_count: u64,
+    /// Bytes of a descriptor.
+    descriptor_len: u64,
+    /// Of the inodes of a group.
+    inode_table: u64,
 }
 
 /// Which groups have a superblock.
@@ -73,6 +84,38 @@ impl Backups {
 }
 
 impl Layout {
+    /// The block that a group starts with.
+    fn first_of(&self, group: u64) -> u64 {
+        self.first_block.saturating_add(group.saturating_mul(self.per_group))
+    }
+
+    /// The block with the descriptor of a group and others after it, of which `group` has to be the first.
+    fn descriptors_of(&self, group: u64) -> u64 {
+        match self.meta_group_first {
+            Some(first) if group >= first => self.first_of(group) + u64::from(self.backups.has(group)),
+            _ => SUPERBLOCK / self.block_size + 1 + group / self.per_block,
+        }
+    }
+
+    /// Whether a group that claims to have nothing but what is at fixed places has more in use by its own count. Then
+    /// nothing says which blocks.
+    fn is_in_doubt(&self, group: u64, descriptor: &Fields<'_>) -> bool {
+        let has_high = self.descriptor_len >= 64;
+        let number = |low: usize, high: usize| {
+            u64::from(descriptor.u32(low)) | if has_high { u64::from(descriptor.u32(high)) << 32 } else { 0 }
+        };
+        let start = self.first_of(group);
+        let end = start.saturating_add(self.per_group).min(self.block_count);
+        let inside = |first: u64, count: u64| first.saturating_add(count).min(end).saturating_sub(first.max(start));
+        let free = u64::from(descriptor.u16(12)) | if has_high { u64::from(descriptor.u16(44)) << 16 } else { 0 };
+        let fixed = self.start_of(group);
+        let fixed = inside(fixed.start / self.block_size, (fixed.end - fixed.start) / self.block_size)
+            + inside(number(0, 32), 1)
+            + inside(number(4, 36), 1)
+            + inside(number(8, 40), self.inode_table);
+        descriptor.u16(18) & BLOCK_UNINIT != 0 && end - start > free.saturating_add(fixed)
+    }
+
     /// What a group starts with, in bytes.
     fn start_of(&self, group: u64) -> Range<u64> {
         let has_superblock = self.backups.has(group);
@@ -84,7 +127,7 @@ impl Layout {
             _ if has_superblock => self.table,
             _ => 0,
         };
-        let mut first = self.first_block.saturating_add(group.saturating_mul(self.per_group));
+        let mut first = self.first_of(group);
         if group == 0 && self.block_size == SUPERBLOCK {
             // With clusters, the blocks are counted from the boot block on.
             first = 1;
@@ -94,6 +137,32 @@ impl Layout {
         let start = if group == 0 { 0 } else { first };
         start.saturating_mul(self.block_size)..end.saturating_mul(self.block_size)
     }
+}
+
+/// Byte ranges of groups of which nothing says what is in use.
+///
+/// e2fsck counts such a group as damaged, but kernels mount it, and its files are there.
+fn groups_in_doubt(
+    volume: &mut Volume<'_, impl Read + Seek>,
+    layout: &Layout,
+    groups: u64,
+) -> Result<Vec<Range<u64>>, UsedError> {
+    let mut found = Vec::new();
+    for first in (0..groups).step_by(usize::try_from(layout.per_block).unwrap_or(usize::MAX)) {
+        let offset = layout.descriptors_of(first).saturating_mul(layout.block_size);
+        let Some(block) = volume.read_if_inside(offset, layout.block_size)? else {
+            break;
+        };
+        let descriptors = block.chunks_exact(usize::try_from(layout.descriptor_len).unwrap_or(usize::MAX));
+        for (group, descriptor) in (first..groups.min(first + layout.per_block)).zip(descriptors) {
+            if layout.is_in_doubt(group, &Fields::little(descriptor)) {
+                let start = layout.first_of(group);
+                let end = start.saturating_add(layout.per_group);
+                found.push(start.saturating_mul(layout.block_size)..end.saturating_mul(layout.block_size));
+            }
+        }
+    }
+    Ok(found)
 }
 
 pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Landmarks, UsedError> {
@@ -127,6 +196,11 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
     let per_block = block_size / descriptor_len;
     let table = group_count.div_ceil(per_block);
     let meta_first = (incompat & INCOMPAT_META_BG != 0).then(|| u64::from(fields.u32(260)));
+    if compat & COMPAT_RESIZE_INODE != 0 && meta_first.is_some() {
+        // The blocks that the one keeps are where the other has data.
+        return Err(volume.damaged("it has both resize_inode and meta_bg, which exclude each other"));
+    }
+    let inode_len = if fields.u32(76) == 0 { 128 } else { u64::from(fields.u16(88)) };
     let backups = if compat & COMPAT_SPARSE_SUPER2 != 0 {
         Backups::Two([588, 592].map(|at| fields.u32(at).into()))
     } else if read_only & RO_SPARSE_SUPER != 0 {
@@ -143,13 +217,18 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
         meta_group_first: meta_first.map(|block| block * per_block),
         table: meta_first.map_or(table, |first| first.min(table)) + u64::from(fields.u16(206)),
         backups,
+        block_count: blocks,
+        descriptor_len,
+        inode_table: (u64::from(fields.u32(40)) * inode_len).div_ceil(block_size),
     };
     if layout.group_count > GROUPS_MAX {
         return Err(volume.unsupported(format!("{group_count} groups")));
     }
     // What a longer file system than the volume says of what is not there has no place.
     let in_volume = layout.group_count.min(volume.len() / (per_group * block_size) + 1);
-    let places = places(volume, 0, (0..in_volume).map(|group| layout.start_of(group)));
+    let has_flags = read_only & (RO_GDT_CSUM | RO_METADATA_CSUM) != 0 && read_only & RO_BIGALLOC == 0;
+    let in_doubt = if has_flags { groups_in_doubt(volume, &layout, in_volume)? } else { Vec::new() };
+    let places = places(volume, 0, (0..in_volume).map(|group| layout.start_of(group)).chain(in_doubt));
     let is_counted = read_only & RO_BIGALLOC == 0 && incompat & INCOMPAT_RECOVER == 0 && fields.u16(58) == CLEAN;
     let used_min = is_counted.then(|| (blocks - free) * block_size);
     Ok(Landmarks { len: Some(len), places, used_min, ..Landmarks::default() })
@@ -179,6 +258,9 @@ mod tests {
             meta_group_first: Some(32),
             table: 2,
             backups: Backups::Sparse,
+            block_count: 1 + 100 * 8192,
+            descriptor_len: 64,
+            inode_table: 16,
         };
         let blocks = |group| {
             let bytes = layout.start_of(group);
@@ -187,5 +269,42 @@ mod tests {
             bytes.end / 1024 - first
         };
         assert_eq!([0, 1, 2, 25, 32, 33, 34, 47, 48, 49, 81].map(blocks), [4, 3, 0, 3, 1, 1, 0, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn a_group_that_denies_blocks_in_use_is_in_doubt() {
+        let layout = Layout {
+            block_size: 1024,
+            first_block: 1,
+            per_group: 8192,
+            group_count: 4,
+            per_block: 32,
+            meta_group_first: None,
+            table: 2,
+            backups: Backups::Sparse,
+            block_count: 1 + 3 * 8192 + 1000,
+            descriptor_len: 32,
+            inode_table: 256,
+        };
+        let descriptor = |group: u64, is_own: bool, free: u64, flags: u16| {
+            let metadata = if is_own { layout.first_of(group) + 3 } else { 2 };
+            let mut bytes = [0u8; 32];
+            for (at, block) in [(0, metadata), (4, metadata + 1), (8, metadata + 2)] {
+                bytes[at..at + 4].copy_from_slice(&u32::try_from(block).unwrap().to_le_bytes());
+            }
+            bytes[12..14].copy_from_slice(&u16::try_from(free).unwrap().to_le_bytes());
+            bytes[18..20].copy_from_slice(&flags.to_le_bytes());
+            layout.is_in_doubt(group, &Fields::little(&bytes))
+        };
+        // Superblock and table, and of its own: bitmaps, inodes.
+        assert!(!descriptor(1, true, 8192 - 3 - 258, BLOCK_UNINIT));
+        assert!(descriptor(1, true, 8192 - 3 - 259, BLOCK_UNINIT));
+        assert!(!descriptor(1, true, 17, 1), "not flagged");
+        // Its own metadata is in another group, as with flex_bg.
+        assert!(!descriptor(2, false, 8192, BLOCK_UNINIT));
+        assert!(descriptor(2, false, 8191, BLOCK_UNINIT));
+        // The last is shorter.
+        assert!(!descriptor(3, false, 1000 - 3, BLOCK_UNINIT));
+        assert!(descriptor(3, false, 1000 - 4, BLOCK_UNINIT));
     }
 }
