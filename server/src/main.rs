@@ -2,43 +2,11 @@
 
 // First, for its macros.
 #[macro_use]
-mod say;
+extern crate terminal;
 
-mod arm_cmd;
-mod armed;
-mod binding;
-mod capture;
-mod child;
-mod config;
-mod container;
-mod dhcp;
-mod export;
-mod fleet;
-mod http;
-mod image_cmd;
-mod image_list;
-mod import;
-mod in_use;
-mod library;
-mod listener;
-mod live;
-mod manifest;
-mod needed;
-mod partclone;
-mod pull;
-mod regular;
-mod restore_cmd;
+mod commands;
 mod room;
-mod seed_cmd;
-mod seeder;
-mod serve;
-mod source;
-mod state;
-mod status_cmd;
-mod tftp;
-mod throttle;
-mod torrent_file;
-mod tracker;
+mod services;
 
 use std::process::ExitCode;
 
@@ -59,14 +27,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Capture(capture::Capture),
-    Image(image_cmd::ImageCommand),
-    Serve(serve::ServeCommand),
-    Arm(arm_cmd::ArmCommand),
-    Disarm(arm_cmd::DisarmCommand),
-    Status(status_cmd::StatusCommand),
-    Seed(seed_cmd::SeedCommand),
-    Restore(restore_cmd::RestoreCommand),
+    Capture(commands::capture::CaptureCommand),
+    Image(commands::image::ImageCommand),
+    Serve(commands::serve::ServeCommand),
+    Arm(commands::arm::ArmCommand),
+    Disarm(commands::arm::DisarmCommand),
+    Status(commands::status::StatusCommand),
+    Seed(commands::seed::SeedCommand),
+    Restore(commands::restore::RestoreCommand),
 }
 
 /// Lets freed pieces go back to the kernel. By itself glibc keeps them after the first one has been freed, and with
@@ -98,7 +66,7 @@ fn is_for_root(error: &anyhow::Error) -> bool {
 /// As `env_logger` does by itself, but without control characters: log lines quote what comes from the network.
 fn write_log(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
     let text = record.args().to_string();
-    let text = say::plain(&text);
+    let text = terminal::plain(&text);
     let line = format_args!("{text}");
     let record = Record::builder().metadata(record.metadata().clone()).args(line).build();
     ConfigurableFormat::default().format(out, &record)
@@ -124,7 +92,7 @@ fn main() -> ExitCode {
         Command::Restore(command) => command.run(),
     };
     match result {
-        Ok(()) if say::has_failed() => ExitCode::FAILURE,
+        Ok(()) if terminal::has_failed() => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, the cause chain printed once: what, where, what to do.

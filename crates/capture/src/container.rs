@@ -1,0 +1,57 @@
+//! Files that hold a disk, or copies of one, and are none: archives, compressed files, what backup programs write.
+//!
+//! Whoever names one of them means what is in it. Copied as it is, it would be an image that no machine starts from, so it is
+//! named here, with what to do instead. Told by what is in the file, never by its name, and only by marks that no disk
+//! carries by chance.
+
+mod archive;
+mod backup;
+mod disk_format;
+mod look;
+mod packed;
+mod sealed;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+pub use self::disk_format::disk_format;
+pub use self::look::Container;
+use self::look::Look;
+
+/// Looks at a file of `len` bytes; `path` is for the commands that are proposed. `None` for what may be a disk.
+///
+/// Reads at most the first 64 KiB, the last 1 KiB, and of a tar file the heads of its first members. ISO images are disks
+/// here, because sticks start from them, and so are file systems that cannot be written, such as squashfs.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn recognise(path: &Path, file: &File, len: u64) -> io::Result<Option<Container>> {
+    let look = Look::new(path, file, len)?;
+    if let Some(tar) = archive::tar(&look)? {
+        return Ok(Some(tar));
+    }
+    Ok(archive::find(&look)
+        .or_else(|| backup::find(&look))
+        .or_else(|| sealed::find(&look))
+        .or_else(|| packed::find(&look)))
+}
+
+/// Fails if the file at `path` is a container.
+///
+/// # Errors
+/// What it is and what to do, or why it cannot be read.
+pub fn refuse(path: &Path) -> anyhow::Result<()> {
+    let reading = || format!("reading {}", path.display());
+    let file = File::open(path).with_context(reading)?;
+    let len = file.metadata().with_context(reading)?.len();
+    match recognise(path, &file, len).with_context(reading)? {
+        Some(container) => bail!(container.refusal(path)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! An EZIO `.torrent` and the files it describes become an image with the same infohash.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, ensure};
+use layout::Layout;
+use metainfo::{Metainfo, PieceIndex};
+use swarm::Storage;
+
+use super::copying::Copying;
+use super::new_image::NewImage;
+use crate::made_up::made_up;
+use library::Image;
+use library::content::{BtFiles, FlatContent};
+use library::regular::read_any;
+use library::space::check_room;
+use library::torrent_file;
+
+/// Imports what `torrent` describes from `files`: a directory of BT files, or one file that is the content; `verify`
+/// hashes what it copies and compares.
+///
+/// # Errors
+/// If it is not the torrent of an image, or the files do not hold every byte of it, or not the bytes it hashes.
+pub fn import(
+    new: NewImage<'_>,
+    torrent: &Path,
+    files: &Path,
+    verify: bool,
+    stop: &AtomicBool,
+) -> anyhow::Result<Image> {
+    let reading = || format!("reading {}", torrent.display());
+    let bytes = read_any(torrent, metainfo::TORRENT_LEN_MAX)?;
+    let meta = Metainfo::parse(&bytes).with_context(reading)?;
+    let layout = Layout::new(&meta).with_context(reading)?;
+    let (geometry, content_len) = (meta.geometry, layout.content_len());
+    let is_dir = files.metadata().with_context(|| format!("opening {}", files.display()))?.is_dir();
+    let source: Box<dyn Storage> = if is_dir {
+        Box::new(BtFiles::open(files, geometry, layout.clone())?)
+    } else {
+        Box::new(FlatContent::open(files, geometry)?)
+    };
+    ensure!(content_len > 0, "{} describes no content", torrent.display());
+
+    let draft = new.draft()?;
+    check_room(new.library.dir(), content_len)?;
+    let hash_of = |piece: PieceIndex| *meta.piece_hash(piece);
+    let copying = Copying { geometry, hash_of: verify.then_some(&hash_of), from: files, stop };
+    copying.run(&draft.content_path(), |at, buf| {
+        let piece = geometry.piece(u32::try_from(at / u64::from(geometry.piece_len()))?);
+        let piece = piece.context("reading past the last piece")?;
+        source.read(piece, 0, buf).with_context(|| format!("reading piece {piece} from {}", files.display()))
+    })?;
+
+    let manifest = made_up("import of a torrent", &meta, &layout, &draft.content_path(), &files.display().to_string());
+    // Where it was announced there says nothing here.
+    draft.publish(&torrent_file::with_announce(&bytes, None)?, &manifest)
+}

@@ -1,0 +1,38 @@
+//! Capture: a disk becomes an image of the blocks in use.
+//!
+//! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
+//! library, so whatever interrupts it leaves nothing that is listed.
+
+// For its macros.
+#[macro_use]
+extern crate terminal;
+
+mod child;
+mod choices;
+mod container;
+mod decide;
+mod health;
+mod holders;
+mod look;
+mod made_up;
+mod make;
+mod partclone;
+mod plan;
+mod probe;
+mod rescue;
+mod source;
+mod steady;
+mod table;
+mod torrent;
+mod window;
+mod zeros;
+
+pub mod content;
+pub mod import;
+pub mod in_use;
+pub mod pipeline;
+
+pub use self::choices::{Choices, parse_piece_len, parse_sector_size};
+pub use self::made_up::made_up;
+pub use self::make::{CaptureOptions, make_image};
+pub use self::source::Source;

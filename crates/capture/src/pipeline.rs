@@ -1,0 +1,204 @@
+//! Content through memory once: read in order, hashed and written on all cores.
+//!
+//! Every thread takes the next piece, reads it while it holds the source, so that pieces are read one after the other,
+//! and hashes and writes it while the others do the same with theirs. There are two threads more than cores, for those
+//! that wait for a disk. Nothing is buffered beyond a piece a thread, and no result depends on how many there are.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, bail};
+use blockdev::AlignedBuf;
+use metainfo::{Geometry, PieceHash, PieceIndex};
+use sha1::{Digest, Sha1};
+
+use crate::content::Content;
+use terminal::Progress;
+
+/// Memory for buffers in bytes, however long a piece is; at least [`THREADS_MIN`] of them.
+const MEMORY: usize = 256 << 20;
+/// Fewer threads than this, and reading would wait for writing.
+const THREADS_MIN: usize = 2;
+
+/// What goes through the pipeline, and where to.
+pub struct Job<'a> {
+    /// How long the content and its pieces are.
+    pub geometry: Geometry,
+    /// Pieces in work at a time.
+    pub threads: usize,
+    /// Where the content is written; `None` only hashes.
+    pub out: Option<&'a Content>,
+    /// Set from outside to give up.
+    pub stop: &'a AtomicBool,
+    /// Told about every piece read.
+    pub progress: &'a mut Progress,
+}
+
+/// What one thread at a time has.
+struct Reader<'a, I, F> {
+    pieces: I,
+    fill: F,
+    progress: &'a mut Progress,
+}
+
+impl Job<'_> {
+    /// Reads all content, in order, with `fill`, which gets a half-open range of it and a buffer of that length; returns
+    /// the SHA-1 of every piece, in order.
+    ///
+    /// # Errors
+    /// The first error of reading or writing, or that it was told to stop.
+    pub fn hash(
+        self,
+        fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send,
+    ) -> anyhow::Result<Vec<PieceHash>> {
+        let piece_count = usize::try_from(self.geometry.piece_count()).context("counting pieces")?;
+        let hashes = Mutex::new(vec![[0; 20]; piece_count]);
+        self.each(fill, |piece, bytes| {
+            let hash: PieceHash = Sha1::digest(bytes).into();
+            hashes.lock().unwrap_or_else(PoisonError::into_inner)[piece.as_usize()] = hash;
+        })?;
+        Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As [`Job::hash`], without hashing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy(self, fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
+        self.each(fill, |_, _| {})
+    }
+
+    fn each(
+        self,
+        fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send,
+        each: impl Fn(PieceIndex, &[u8]) + Sync,
+    ) -> anyhow::Result<()> {
+        let Job { geometry, threads, out, stop, progress } = self;
+        let piece_len = usize::try_from(geometry.piece_len()).context("sizing buffers")?;
+        let threads = threads.min(MEMORY / piece_len).max(THREADS_MIN);
+        let reader = Mutex::new(Reader { pieces: geometry.pieces(), fill, progress });
+        let failed = AtomicBool::new(false);
+
+        let work = || -> anyhow::Result<()> {
+            let mut buf = AlignedBuf::new(piece_len);
+            loop {
+                let (piece, len) = {
+                    let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+                    if failed.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    let Some(piece) = reader.pieces.next() else { return Ok(()) };
+                    if stop.load(Ordering::Relaxed) {
+                        bail!("interrupted");
+                    }
+                    let range = geometry.piece_range(piece);
+                    let len = usize::try_from(range.end - range.start).context("sizing a piece")?;
+                    (reader.fill)(range.clone(), &mut buf.as_mut_slice()[..len])?;
+                    reader.progress.advance(range.end - range.start);
+                    (piece, len)
+                };
+                let bytes = &buf.as_slice()[..len];
+                each(piece, bytes);
+                if let Some(out) = out {
+                    let written = out.write(bytes, geometry.piece_range(piece).start);
+                    written.context("writing the content: is the disk full?")?;
+                }
+            }
+        };
+        let first_error = Mutex::new(Ok(()));
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let result = work();
+                    if result.is_err() && !failed.swap(true, Ordering::Relaxed) {
+                        *first_error.lock().unwrap_or_else(PoisonError::into_inner) = result;
+                    }
+                });
+            }
+        });
+        first_error.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many pieces this machine has work for at a time.
+pub fn default_threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from) + 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn content(len: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i * 7 % 251).expect("below 251")).collect();
+        if len > 400_000 {
+            bytes[70_000..300_000].fill(0);
+        }
+        bytes
+    }
+
+    fn run(bytes: &[u8], threads: usize, out: Option<&Content>) -> anyhow::Result<Vec<PieceHash>> {
+        let geometry = Geometry::new(bytes.len() as u64, 32_768).expect("sane");
+        let stop = AtomicBool::new(false);
+        let mut progress = Progress::new("testing", bytes.len() as u64);
+        Job { geometry, threads, out, stop: &stop, progress: &mut progress }.hash(|range, buf| {
+            let range = usize::try_from(range.start)?..usize::try_from(range.end)?;
+            buf.copy_from_slice(&bytes[range]);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn results_do_not_depend_on_threads() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for len in [1, 32_767, 32_768, 32_769, 1_000_000] {
+            let bytes = content(len);
+            let pieces: Vec<PieceHash> = bytes.chunks(32_768).map(|piece| Sha1::digest(piece).into()).collect();
+            for threads in [1, 2, 7] {
+                let path = dir.path().join(format!("{len}-{threads}"));
+                let out = Content::create(&path, len as u64).expect("a new file");
+                assert_eq!(run(&bytes, threads, Some(&out)).expect("works"), pieces, "{len} bytes, {threads} threads");
+                assert!(fs::read(&path).expect("readable") == bytes, "{len} bytes, {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_are_read_in_order() {
+        let geometry = Geometry::new(20_000 * 16_384, 16_384).expect("sane");
+        let stop = AtomicBool::new(false);
+        for threads in [1, 3] {
+            let mut progress = Progress::new("testing", 1);
+            let mut next = 0;
+            let job = Job { geometry, threads, out: None, stop: &stop, progress: &mut progress };
+            let result = job.copy(|range, buf| {
+                assert_eq!((range.start, range.end), (next, next + buf.len() as u64));
+                next = range.end;
+                Ok(())
+            });
+            assert!(result.is_ok() && next == geometry.content_len());
+        }
+    }
+
+    #[test]
+    fn errors_end_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let full = Content::read_only(&dir.path().join("full"));
+        let error = run(&content(3_000_000), 2, Some(&full)).expect_err("cannot write");
+        assert!(format!("{error:#}").contains("writing the content"), "{error:#}");
+
+        let geometry = Geometry::new(3_000_000, 32_768).expect("sane");
+        let job = |stop, fail_at: u64| {
+            let stop = AtomicBool::new(stop);
+            let mut progress = Progress::new("testing", 1);
+            let job = Job { geometry, threads: 2, out: None, stop: &stop, progress: &mut progress };
+            job.hash(|range, _| if range.start >= fail_at { bail!("bad sector") } else { Ok(()) })
+        };
+        assert_eq!(job(false, 1_000_000).expect_err("fails").to_string(), "bad sector");
+        assert_eq!(job(true, u64::MAX).expect_err("stops").to_string(), "interrupted");
+        assert!(job(false, u64::MAX).is_ok());
+    }
+}

@@ -1,0 +1,337 @@
+//! Which bytes of a disk an image of it contains, and why.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use indicatif::BinaryBytes;
+use layout::account::{Account, Claims, Class};
+use layout::parttable::{Partition, Table, TableKind};
+use layout::{Extent, Layout};
+use metainfo::Zeros;
+
+use crate::choices::Choices;
+use crate::decide::{Decider, Decision, What};
+use crate::probe::{Probe, probe};
+use crate::source::Source;
+use crate::{look, table};
+use library::manifest::{Captured, PartitionInfo};
+
+/// Places of an image at most. With more, torrent and memory of every machine grow; the smallest holes are copied along then.
+const PLACES_MAX: usize = 100_000;
+/// What lies behind a file system in its partition is kept whole up to twice this length, in bytes, and of more this much of
+/// both its ends: there are copies of superblocks, and what is zeros here is not to be something else on a clone.
+const EDGE_LEN: u64 = 1 << 20;
+/// A tree of hashes is at least this part of what it is over: 256 hashes, of 16 bytes each, in a block of 4096.
+const TREE_SHARE: u64 = 256;
+/// Data outside of partitions from so many bytes on is worth a hint how to leave it out.
+const OUTSIDE_HINT: u64 = 64 << 20;
+
+/// What will be copied.
+#[derive(Debug)]
+pub struct Plan {
+    /// Which partition table there is.
+    pub table: TableKind,
+    /// Sector size in bytes.
+    pub sector_size: u32,
+    /// Disk GUID or signature.
+    pub disk_id: String,
+    /// Every partition and how its bytes were chosen.
+    pub partitions: Vec<PartitionInfo>,
+    /// The extents.
+    pub layout: Layout,
+    /// What becomes of every byte.
+    pub account: Account,
+    /// What people should hear before it starts.
+    pub warnings: Vec<String>,
+    /// What people may want to know.
+    pub notes: Vec<String>,
+    /// Tool → version.
+    pub tools: BTreeMap<String, String>,
+    /// Tables and superblocks: looked at again when everything is copied.
+    pub landmarks: Vec<Range<u64>>,
+}
+
+impl Plan {
+    /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile.
+    ///
+    /// # Errors
+    /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or that we were
+    /// told to stop.
+    pub fn make(source: &Source, scratch: &Path, choices: Choices, stop: &AtomicBool) -> anyhow::Result<Plan> {
+        let mut table = table::read(source, choices)?;
+        let mut partitions = std::mem::take(&mut table.partitions);
+        if table.kind == TableKind::None {
+            partitions = vec![Partition { len: source.len, ..Partition::default() }];
+        }
+        let mut plan = Plan {
+            table: table.kind,
+            sector_size: table.sector_size,
+            disk_id: std::mem::take(&mut table.disk_id),
+            partitions: Vec::new(),
+            layout: Layout::of_extents(Vec::new()).context("starting with nothing")?,
+            account: Claims::new(0).close(1, 1),
+            warnings: std::mem::take(&mut table.warnings),
+            notes: Vec::new(),
+            tools: BTreeMap::new(),
+            landmarks: Vec::new(),
+        };
+        let mut claims = Claims::new(source.len);
+        if choices.whole {
+            claims.claim(0..source.len, Class::Captured);
+        }
+        let array = plan.array_member(source, choices, &mut claims)?;
+        let mut decider = Decider {
+            source,
+            scratch,
+            choices,
+            table: table.kind,
+            array: array.as_deref(),
+            stop,
+            tools: &mut plan.tools,
+        };
+        let mut decisions = Vec::new();
+        for partition in &partitions {
+            decisions.push(decider.decide(partition).with_context(|| match table.kind {
+                TableKind::None => format!("looking at {}", source.path.display()),
+                _ => format!("looking at partition {} of {}", partition.number, source.path.display()),
+            })?);
+        }
+        decider.keep_verified(&partitions, &mut decisions)?;
+        for (partition, mut decision) in partitions.iter().zip(decisions) {
+            behind(source, partition, &mut decision, choices, stop, &mut claims)?;
+            claim(&mut claims, partition, &decision.what);
+            plan.landmarks.push(superblock(partition));
+            plan.partitions.push(info(partition, decision));
+        }
+        plan.landmarks.extend(ends(source.len));
+        plan.outside(source, &table, &partitions, choices, stop, &mut claims)?;
+        plan.account = claims.close(u64::from(plan.sector_size), PLACES_MAX);
+        if plan.account.copied_along() > 0 {
+            plan.notes.push(format!(
+                "the blocks in use lie in more than {PLACES_MAX} places: {} of small holes between them are copied along",
+                BinaryBytes(plan.account.copied_along())
+            ));
+        }
+        plan.set_extents()?;
+        Ok(plan)
+    }
+
+    /// The ends of the source that a restore writes last.
+    pub fn deferred(&self, source_len: u64) -> Vec<Range<u64>> {
+        layout::deferred(self.table, source_len, source_len)
+    }
+
+    /// Leaves these ranges out of the content: there is a recipe for them.
+    ///
+    /// # Errors
+    /// If nothing sane is left.
+    pub fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
+        self.account.make_recipe(zeros.ranges());
+        self.set_extents()
+    }
+
+    fn set_extents(&mut self) -> anyhow::Result<()> {
+        let extents = self.account.extents();
+        for partition in self.partitions.iter_mut().filter(|info| info.captured != Captured::Container) {
+            partition.captured_len = len_inside(&extents, partition.start..partition.start + partition.length);
+        }
+        self.layout = Layout::of_extents(extents).context("laying out the image")?;
+        Ok(())
+    }
+
+    /// What array the whole disk belongs to, if it does: its partitions may go over several disks then, so that no map of
+    /// theirs can be believed, and every byte is taken.
+    fn array_member(
+        &mut self,
+        source: &Source,
+        choices: Choices,
+        claims: &mut Claims,
+    ) -> anyhow::Result<Option<String>> {
+        if self.table == TableKind::None || choices.whole {
+            return Ok(None);
+        }
+        let found = probe(&source.path, &(0..source.len))?;
+        if found.usage != "raid" {
+            return Ok(None);
+        }
+        claims.claim(0..source.len, Class::Captured);
+        self.warnings.push(format!(
+            "the whole disk is marked as {0}, a member of an array of disks: every byte is copied, because its partitions may \
+             go over several disks; if the array is no more, `wipefs -t {0}` takes the mark away",
+            found.file_system
+        ));
+        Ok(Some(found.file_system))
+    }
+
+    /// Looks at what nobody has spoken for: outside of partitions, and behind the file systems in them.
+    fn outside(
+        &mut self,
+        source: &Source,
+        table: &Table,
+        partitions: &[Partition],
+        choices: Choices,
+        stop: &AtomicBool,
+        claims: &mut Claims,
+    ) -> anyhow::Result<()> {
+        table.own.iter().for_each(|range| claims.claim(range.clone(), Class::Captured));
+        let mut inside = Claims::new(source.len);
+        let real = partitions.iter().filter(|partition| !partition.is_extended);
+        real.for_each(|partition| inside.claim(partition.range(), Class::Captured));
+        let outside = inside.unspoken();
+        if choices.partitions_only {
+            outside.iter().for_each(|range| claims.claim(range.clone(), Class::Skipped));
+        }
+        for range in look::zeros(source, &claims.unspoken(), choices.rescue, stop)? {
+            claims.claim(range, Class::Zeros);
+        }
+        let data = claims.unspoken();
+        let Some(first) = data.first() else { return Ok(()) };
+        let len: u64 = data.iter().map(|range| range.end - range.start).sum();
+        let is_outside =
+            |range: &&Range<u64>| outside.iter().any(|gap| gap.start <= range.start && range.end <= gap.end);
+        let outside_len: u64 = data.iter().filter(is_outside).map(|range| range.end - range.start).sum();
+        let mut note = format!(
+            "{} of data outside of file systems are captured as well, the first at byte {}",
+            BinaryBytes(len),
+            first.start
+        );
+        if outside_len >= OUTSIDE_HINT {
+            note += &format!(
+                "; {} of them lie outside of partitions: if they are left over from deleted ones, --partitions-only leaves them out",
+                BinaryBytes(outside_len)
+            );
+        }
+        self.notes.push(note);
+        Ok(())
+    }
+}
+
+/// Looks at what lies behind a file system in its partition. If there is so much data that it may be a tree of hashes over all
+/// of the file system (dm-verity, with or without a superblock), free blocks matter as well, and everything is captured.
+fn behind(
+    source: &Source,
+    partition: &Partition,
+    decision: &mut Decision,
+    choices: Choices,
+    stop: &AtomicBool,
+    claims: &mut Claims,
+) -> anyhow::Result<()> {
+    let What::Used { spans, .. } = decision.what else { return Ok(()) };
+    let place = partition.range();
+    let tail = place.start.saturating_add(spans).min(place.end)..place.end;
+    // Nobody protects what is swapped out.
+    if tail.is_empty() || decision.found.file_system == "swap" {
+        return Ok(());
+    }
+    let zeros = look::zeros(source, std::slice::from_ref(&tail), choices.rescue, stop)?;
+    let data = tail.end - tail.start - zeros.iter().map(|range| range.end - range.start).sum::<u64>();
+    if data > 0 && data >= spans / TREE_SHARE {
+        decision.note = format!("{} of data lie behind the {}", BinaryBytes(data), decision.found.file_system);
+        decision.what = What::Whole;
+    } else {
+        zeros.into_iter().for_each(|range| claims.claim(range, Class::Zeros));
+    }
+    Ok(())
+}
+
+/// Says what was decided about a partition.
+fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
+    let place = partition.range();
+    match what {
+        What::Container => {}
+        What::Missing => claims.claim(place, Class::Missing),
+        What::Whole => claims.claim(place, Class::Captured),
+        What::Used { ranges, spans } => {
+            let end = place.start.saturating_add(*spans).min(place.end);
+            claims.claim(place.start..end, Class::Free);
+            for range in ranges {
+                claims.claim(
+                    place.start + range.start..place.start.saturating_add(range.end).min(place.end),
+                    Class::Captured,
+                );
+            }
+            if place.end - end <= 2 * EDGE_LEN {
+                claims.claim(end..place.end, Class::Captured);
+            } else {
+                claims.claim(end..end + EDGE_LEN, Class::Captured);
+                claims.claim(place.end - EDGE_LEN..place.end, Class::Captured);
+            }
+        }
+    }
+}
+
+/// Where a partition says what it is: the farthest superblock, btrfs's, is 64 KiB from its start.
+fn superblock(partition: &Partition) -> Range<u64> {
+    partition.start..partition.start + partition.len.min(128 << 10)
+}
+
+/// Where tables are.
+fn ends(len: u64) -> [Range<u64>; 2] {
+    [0..len.min(EDGE_LEN), len.saturating_sub(EDGE_LEN)..len]
+}
+
+fn info(partition: &Partition, decision: Decision) -> PartitionInfo {
+    let Decision { found: Probe { file_system, label, uuid, .. }, what, note } = decision;
+    let captured = match what {
+        What::Container => Captured::Container,
+        What::Missing => Captured::Missing,
+        What::Whole => Captured::Whole,
+        What::Used { .. } => Captured::UsedBlocks,
+    };
+    PartitionInfo {
+        number: partition.number,
+        start: partition.start,
+        length: partition.len,
+        type_id: partition.type_id.clone(),
+        type_name: partition.type_name.to_owned(),
+        name: partition.name.clone(),
+        guid: partition.guid.clone(),
+        attributes: partition.attributes,
+        file_system,
+        label,
+        uuid,
+        captured,
+        captured_len: 0,
+        note,
+    }
+}
+
+/// How many bytes of `range` the extents hold.
+fn len_inside(extents: &[Extent], range: Range<u64>) -> u64 {
+    let first = extents.partition_point(|extent| extent.end() <= range.start);
+    let inside = extents[first..].iter().take_while(|extent| extent.disk.0 < range.end);
+    inside.map(|extent| extent.end().min(range.end) - extent.disk.0.max(range.start)).sum()
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+mod tests {
+    use super::*;
+    use layout::DiskOffset;
+
+    #[test]
+    fn lengths_count_only_what_is_inside() {
+        let extents: Vec<Extent> =
+            [(0, 10), (20, 10), (40, 10)].map(|(disk, len)| Extent { disk: DiskOffset(disk), len }).into();
+        for (range, len) in [(0..50, 30), (5..25, 10), (10..20, 0), (29..41, 2), (45..100, 5), (100..200, 0)] {
+            assert_eq!(len_inside(&extents, range.clone()), len, "{range:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_behind_a_file_system_is_nobodys() {
+        const MIB: u64 = 1 << 20;
+        let partition = Partition { start: 10 * MIB, len: 20 * MIB, ..Partition::default() };
+        let unspoken = |spans| {
+            let mut claims = Claims::new(40 * MIB);
+            claim(&mut claims, &partition, &What::Used { ranges: vec![0..4096], spans });
+            claims.unspoken()
+        };
+        assert_eq!(unspoken(20 * MIB), [0..10 * MIB, 30 * MIB..40 * MIB]);
+        assert_eq!(unspoken(18 * MIB), [0..10 * MIB, 30 * MIB..40 * MIB]);
+        assert_eq!(unspoken(5 * MIB), [0..10 * MIB, 16 * MIB..29 * MIB, 30 * MIB..40 * MIB]);
+    }
+}

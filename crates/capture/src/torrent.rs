@@ -1,0 +1,46 @@
+//! The torrent of an image.
+
+use anyhow::{Context, ensure};
+use indicatif::BinaryBytes;
+use layout::Layout;
+use metainfo::{FileEntry, ImageFacts, NewTorrent, PieceHash, TORRENT_LEN_MAX};
+
+/// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
+/// people call the image.
+const TORRENT_NAME: &str = "root";
+/// What an extent takes in a torrent at most, in bytes: its length, and its offset in 32 digits.
+const EXTENT_LEN: u64 = 80;
+
+/// The torrent of an image: one file an extent, private, no announce URL (clients ask the server they booted from).
+///
+/// # Errors
+/// If what came out could not be read back.
+pub fn torrent(layout: &Layout, piece_len: u32, hashes: Vec<PieceHash>, facts: ImageFacts) -> anyhow::Result<Vec<u8>> {
+    let file =
+        |extent: &layout::Extent| FileEntry { length: extent.len, path: vec![format!("{:032x}", extent.disk.0)] };
+    let torrent = NewTorrent {
+        name: TORRENT_NAME.to_owned(),
+        announce: None,
+        piece_len,
+        files: layout.extents().iter().map(file).collect(),
+        hashes,
+        facts: Some(facts),
+        private: true,
+    };
+    torrent.to_bytes().context("making the torrent")
+}
+
+/// Whether machines could take a torrent of so many extents and pieces; of more extents as well, if it does not fit.
+///
+/// # Errors
+/// What to do about it.
+pub fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
+    let len = (extents as u64).saturating_mul(EXTENT_LEN).saturating_add(u64::from(pieces) * 20);
+    ensure!(
+        len <= TORRENT_LEN_MAX,
+        "the blocks in use lie in {extents} places or more, too many for a torrent of {}, the longest that machines take: \
+         defragment it, or copy it whole (`ezio capture --whole` for a disk, --at-own-risk for an import)",
+        BinaryBytes(TORRENT_LEN_MAX)
+    );
+    Ok(())
+}

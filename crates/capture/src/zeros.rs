@@ -1,0 +1,150 @@
+//! Blocks of zeros in used data: they need no content, only a recipe in the torrent.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, ensure};
+use blockdev::is_zero;
+use layout::Layout;
+use metainfo::{MAX_ZERO_RANGES, ZERO_BLOCK_LEN, Zeros};
+
+use crate::source::Source;
+use terminal::Progress;
+
+/// How much is read at a time, in bytes: whole blocks.
+const READ_LEN: u64 = 1 << 20;
+
+/// Finds the blocks of zeros in the plan's extents, aligned on the disk and away from what is deferred (`deferred`): the
+/// same for the same disk, however it is read. What cannot be read counts as data if `is_rescue`.
+///
+/// # Errors
+/// If the source cannot be read, or that it was told to stop.
+pub fn find(
+    source: &Source,
+    layout: &Layout,
+    deferred: &[Range<u64>],
+    is_rescue: bool,
+    stop: &AtomicBool,
+) -> anyhow::Result<Zeros> {
+    let mut progress = Progress::new("looking for zeros", layout.content_len());
+    let mut buf = vec![0; usize::try_from(READ_LEN)?];
+    let mut zeros = Runs::default();
+    for extent in layout.extents() {
+        let whole = extent.disk.0.next_multiple_of(ZERO_BLOCK_LEN)..extent.end() / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
+        let mut at = whole.start;
+        while at < whole.end {
+            ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+            let reading = || format!("looking for data in {}", source.path.display());
+            let data = source.next_data(at, whole.end).with_context(reading)?.unwrap_or(whole.end..whole.end);
+            // Bounds of a hole may be inside a block, which is then read.
+            let hole_end = data.start / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
+            zeros.push(at..hole_end);
+            at = hole_end;
+            let data_end = data.end.next_multiple_of(ZERO_BLOCK_LEN);
+            while at < data_end {
+                ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+                let buf = &mut buf[..usize::try_from((data_end - at).min(READ_LEN))?];
+                match source.read_at(buf, at) {
+                    Ok(()) => {
+                        for (start, block) in (at..).step_by(usize::try_from(ZERO_BLOCK_LEN)?).zip(blocks(buf)) {
+                            if is_zero(block) {
+                                zeros.push(start..start + ZERO_BLOCK_LEN);
+                            }
+                        }
+                    }
+                    Err(_) if is_rescue => {}
+                    Err(error) => return Err(error.context(crate::rescue::RESCUE_HINT)),
+                }
+                at += u64::try_from(buf.len())?;
+            }
+        }
+        progress.advance(extent.len);
+    }
+    progress.finish();
+    zeros.without(deferred).bounded(MAX_ZERO_RANGES)
+}
+
+fn blocks(buf: &[u8]) -> impl Iterator<Item = &[u8]> {
+    buf.chunks(usize::try_from(ZERO_BLOCK_LEN).expect("64 KiB"))
+}
+
+/// Ranges minus others, both ascending and disjoint.
+fn subtract(ranges: impl Iterator<Item = Range<u64>>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut left = Vec::new();
+    for range in ranges {
+        let first = others.partition_point(|other| other.end <= range.start);
+        let mut at = range.start;
+        for other in others[first..].iter().take_while(|other| other.start < range.end) {
+            left.push(at..other.start.max(at));
+            at = other.end.min(range.end);
+        }
+        left.push(at..range.end);
+    }
+    left.retain(|range| !range.is_empty());
+    left
+}
+
+/// Runs of blocks: ascending, joined where they touch.
+#[derive(Default)]
+struct Runs {
+    ranges: Vec<Range<u64>>,
+}
+
+impl Runs {
+    fn push(&mut self, range: Range<u64>) {
+        match self.ranges.last_mut() {
+            _ if range.is_empty() => {}
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.ranges.push(range),
+        }
+    }
+
+    /// Without any block that one of `others` touches.
+    fn without(self, others: &[Range<u64>]) -> Runs {
+        let whole = |other: &Range<u64>| {
+            other.start / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN..other.end.next_multiple_of(ZERO_BLOCK_LEN)
+        };
+        let others: Vec<Range<u64>> = others.iter().map(whole).collect();
+        Runs { ranges: subtract(self.ranges.into_iter(), &others) }
+    }
+
+    /// At most so many: if there are more, the short ones are copied like other data.
+    fn bounded(mut self, most: usize) -> anyhow::Result<Zeros> {
+        let mut least = ZERO_BLOCK_LEN;
+        while self.ranges.len() > most {
+            least *= 2;
+            self.ranges.retain(|range| range.end - range.start >= least);
+        }
+        Zeros::new(self.ranges).context("writing down where the zeros are")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = ZERO_BLOCK_LEN;
+
+    fn runs(blocks: &[Range<u64>]) -> Runs {
+        let mut runs = Runs::default();
+        blocks.iter().for_each(|range| runs.push(range.start * BLOCK..range.end * BLOCK));
+        runs
+    }
+
+    #[test]
+    fn runs_join_and_stay_away_from_what_is_deferred() {
+        let blocks = [16..17, 17..20, 20..20, 21..22, 30..40];
+        assert_eq!(runs(&blocks).ranges, [16 * BLOCK..20 * BLOCK, 21 * BLOCK..22 * BLOCK, 30 * BLOCK..40 * BLOCK]);
+        let deferred = [0..16 * BLOCK + 1, 33 * BLOCK + 5..37 * BLOCK];
+        let left = [17 * BLOCK..20 * BLOCK, 21 * BLOCK..22 * BLOCK, 30 * BLOCK..33 * BLOCK, 37 * BLOCK..40 * BLOCK];
+        assert_eq!(runs(&blocks).without(&deferred).ranges, left);
+    }
+
+    #[test]
+    fn too_many_runs_lose_the_short_ones() {
+        let blocks = [0..1, 2..5, 6..8, 9..10, 11..12];
+        assert_eq!(runs(&blocks).bounded(5).expect("sane").ranges().len(), 5);
+        assert_eq!(runs(&blocks).bounded(4).expect("sane").ranges(), [2 * BLOCK..5 * BLOCK, 6 * BLOCK..8 * BLOCK]);
+        assert!(runs(&blocks).bounded(0).expect("sane").is_empty());
+    }
+}

@@ -1,0 +1,51 @@
+//! Images and partitions in a line each, for people.
+
+use indicatif::BinaryBytes;
+
+use crate::image::Image;
+use crate::manifest::{Captured, PartitionInfo};
+
+/// An image in one line: sizes, extents, pieces, infohash.
+pub fn summary(image: &Image) -> String {
+    let geometry = image.meta.geometry;
+    let zeros = match image.manifest.zeros_len {
+        0 => String::new(),
+        len => format!(" ({} of zeros left out)", BinaryBytes(len)),
+    };
+    format!(
+        "{}: {} in use{zeros} of {}, {} extents, {} pieces of {}, infohash {}",
+        image.name,
+        BinaryBytes(image.layout.content_len()),
+        BinaryBytes(image.manifest.disk_size),
+        image.layout.extents().len(),
+        geometry.piece_count(),
+        BinaryBytes(u64::from(geometry.piece_len())),
+        image.meta.infohash
+    )
+}
+
+/// A partition in one line: where, what, and what became of it.
+pub fn partition_line(partition: &PartitionInfo) -> String {
+    let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
+    let how = match partition.captured {
+        Captured::UsedBlocks => format!("{} in use", BinaryBytes(partition.captured_len)),
+        Captured::Whole => "copied whole".to_owned(),
+        Captured::Recipe => "made anew, not copied".to_owned(),
+        Captured::Missing => "left out".to_owned(),
+        Captured::Container => "holds the logical partitions".to_owned(),
+    };
+    let mut line = format!(
+        "  {:>3}  at {:>11}  {:>11}  {:<22} {:<10} {how}",
+        partition.number,
+        BinaryBytes(partition.start).to_string(),
+        BinaryBytes(partition.length).to_string(),
+        or(&partition.type_name, &or(&partition.type_id, "-")),
+        or(&partition.file_system, "-"),
+    );
+    for (name, value) in [("label", &partition.label), ("uuid", &partition.uuid), ("", &partition.note)] {
+        if !value.is_empty() {
+            line += &format!(", {name}{}{value}", if name.is_empty() { "" } else { " " });
+        }
+    }
+    line
+}

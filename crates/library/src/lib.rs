@@ -1,0 +1,27 @@
+//! The images this server holds: `LIBRARY/images/NAME/{image.torrent,manifest.json,content}`.
+//!
+//! An image appears and disappears by one rename, so whatever is listed is whole. Unfinished work lives under
+//! `LIBRARY/tmp/`, held by a lock that dies with its process: what a killed capture left there is cleared by the next,
+//! what a killed pull left there goes on ([`unfinished`]).
+//!
+//! Nothing here knows a server: what machines may need is asked through a [`Guard`].
+
+pub mod content;
+pub mod describe;
+pub mod live;
+pub mod manifest;
+pub mod regular;
+pub mod space;
+pub mod torrent_file;
+pub mod unfinished;
+
+mod draft;
+mod files;
+mod image;
+mod library;
+mod listed;
+
+pub use self::draft::Draft;
+pub use self::image::{Image, check_name};
+pub use self::library::{DEFAULT_DIR, Guard, ImageEntry, Library, image_meant_by};
+pub use self::listed::Listed;

@@ -1,0 +1,323 @@
+//! The directory of images: what is listed, and how an image appears and disappears.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::draft::Draft;
+use crate::files::{can_exchange, open_lock, remove_all, sync_dir, try_lock};
+use crate::image::{Image, check_name, load};
+
+/// Where a library is unless told otherwise.
+pub const DEFAULT_DIR: &str = "/var/lib/ezio";
+/// A directory of images.
+#[derive(Clone, Debug)]
+pub struct Library {
+    pub(crate) dir: PathBuf,
+}
+
+/// One line of the library's list.
+#[derive(Debug)]
+pub struct ImageEntry {
+    /// Its name: the directory's.
+    pub name: String,
+    /// The image, or why it cannot be used.
+    pub image: anyhow::Result<Image>,
+}
+
+/// Asks why machines may need the image of that name now; `None` if they do not. Only a server knows, so it is asked
+/// before an image is removed or replaced: without it, machines that fetch it would lose their seeder, or a room would end up
+/// with two versions.
+pub type Guard = fn(library: &Library, image: &str) -> anyhow::Result<Option<&'static str>>;
+
+impl Library {
+    /// Opens an existing library.
+    ///
+    /// # Errors
+    /// If there is no such directory.
+    pub fn open(dir: impl Into<PathBuf>) -> anyhow::Result<Library> {
+        let dir = dir.into();
+        let is_dir = fs::metadata(&dir).with_context(|| no_library(&dir))?.is_dir();
+        ensure!(is_dir, "the library {} is not a directory: give the directory that holds images/", dir.display());
+        Ok(Library { dir })
+    }
+
+    /// Opens a library, making its directories if they are not there.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn create(dir: impl Into<PathBuf>) -> anyhow::Result<Library> {
+        let library = Library { dir: dir.into() };
+        for dir in [library.images_dir(), library.work_dir(), library.locks_dir(), library.state_dir()] {
+            fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        }
+        Ok(library)
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the server keeps what it remembers; made if missing by [`Library::create`].
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Every image by name; damaged ones say why, and never hide the others.
+    ///
+    /// # Errors
+    /// If the directory itself cannot be read.
+    pub fn images(&self) -> anyhow::Result<Vec<ImageEntry>> {
+        Ok(self.names()?.into_iter().map(|name| ImageEntry { image: self.image(&name), name }).collect())
+    }
+
+    /// The names of all images, damaged ones as well.
+    ///
+    /// # Errors
+    /// If the directory itself cannot be read.
+    pub fn names(&self) -> anyhow::Result<Vec<String>> {
+        let dir = self.images_dir();
+        let reading = || format!("reading the library {}", dir.display());
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(reading)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry.with_context(reading)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// One image, checked.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it is damaged: what is wrong with it, and what to do.
+    pub fn image(&self, name: &str) -> anyhow::Result<Image> {
+        check_name(name)?;
+        let dir = self.images_dir().join(name);
+        if !dir.is_dir() {
+            bail!(
+                "there is no image {name:?} in {}: `ezio image list --library {}` shows what there is",
+                self.dir.display(),
+                self.dir.display()
+            );
+        }
+        load(name, dir).with_context(|| format!("image {name:?} cannot be used"))
+    }
+
+    /// Starts a new image. `replace` allows an image of that name to be there already; it stays until the end.
+    ///
+    /// # Errors
+    /// If the name is bad or taken, that image is needed by machines, or another process is making an image of that name.
+    pub fn draft(&self, name: &str, replace: bool, guard: Guard) -> anyhow::Result<Draft> {
+        check_name(name)?;
+        let _busy = self.lock()?;
+        self.clear_dead_drafts()?;
+        self.check_free(name, replace, guard)?;
+        let lock = self.lock_name(name)?;
+        let dir = self.work_dir().join(name);
+        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let locks = vec![lock];
+        let draft = Draft { library: self.clone(), name: name.to_owned(), dir, replace, guard, is_kept: false, locks };
+        if replace && fs::symlink_metadata(self.images_dir().join(name)).is_ok() {
+            ensure!(
+                can_exchange(&draft.scratch()?)?,
+                "the file system of {} cannot put one image in the place of another in one step (NFS cannot): choose \
+                 another name, or run `ezio image remove {name}` first",
+                self.dir.display()
+            );
+        }
+        Ok(draft)
+    }
+
+    /// Takes an image out of the library, damaged or not. What a server seeds of it ends.
+    ///
+    /// # Errors
+    /// If there is none of that name, machines need it, or it cannot be deleted.
+    pub fn remove(&self, name: &str, guard: Guard) -> anyhow::Result<()> {
+        check_name(name)?;
+        let library = Library::create(&self.dir)?;
+        let _busy = library.lock()?;
+        library.clear_dead_drafts()?;
+        let dir = self.images_dir().join(name);
+        if fs::symlink_metadata(&dir).is_err() {
+            bail!("there is no image {name:?} in {}", self.dir.display());
+        }
+        refuse_if_needed(&library, name, guard, "")?;
+        let lock_path = self.locks_dir().join(name);
+        let Some(_lock) = try_lock(&lock_path)? else {
+            bail!("an image named {name:?} is being made right now: wait for that to end");
+        };
+        // Out of the list first, by one rename: what is listed is always whole.
+        let trash = self.work_dir().join(name);
+        fs::rename(&dir, &trash).with_context(|| format!("removing {}", dir.display()))?;
+        sync_dir(&self.images_dir())?;
+        remove_all(&trash)?;
+        let _ = fs::remove_file(lock_path);
+        Ok(())
+    }
+
+    /// Where the image of that name is, or would be; damaged ones as well.
+    pub fn image_dir(&self, name: &str) -> PathBuf {
+        self.images_dir().join(name)
+    }
+
+    pub(crate) fn images_dir(&self) -> PathBuf {
+        self.dir.join("images")
+    }
+
+    pub(crate) fn work_dir(&self) -> PathBuf {
+        self.dir.join("tmp/work")
+    }
+
+    pub(crate) fn locks_dir(&self) -> PathBuf {
+        self.dir.join("tmp/locks")
+    }
+
+    /// Held for moments only: while a draft starts, ends, or dead ones are cleared.
+    pub(crate) fn lock(&self) -> anyhow::Result<File> {
+        let path = self.dir.join("tmp/lock");
+        let file = open_lock(&path)?;
+        file.lock().with_context(|| format!("locking {}", path.display()))?;
+        Ok(file)
+    }
+
+    /// Nobody else makes an image of that name meanwhile. The caller holds [`Library::lock`].
+    pub(crate) fn lock_name(&self, name: &str) -> anyhow::Result<(PathBuf, File)> {
+        let path = self.locks_dir().join(name);
+        let Some(lock) = try_lock(&path)? else {
+            bail!("another process is making an image named {name:?} right now: wait for it or choose another name");
+        };
+        Ok((path, lock))
+    }
+
+    /// Whether an image of that name can be listed.
+    pub(crate) fn check_free(&self, name: &str, replace: bool, guard: Guard) -> anyhow::Result<()> {
+        if fs::symlink_metadata(self.images_dir().join(name)).is_err() {
+            return Ok(());
+        }
+        ensure!(
+            replace,
+            "there already is an image named {name:?} in {}: choose another name, or say --replace",
+            self.dir.display()
+        );
+        refuse_if_needed(self, name, guard, ", or choose another name and arm that")
+    }
+
+    /// Deletes what killed processes left under `tmp/work`. The caller holds [`Library::lock`].
+    pub(crate) fn clear_dead_drafts(&self) -> anyhow::Result<()> {
+        let dir = self.work_dir();
+        let reading = || format!("reading {}", dir.display());
+        for entry in fs::read_dir(&dir).with_context(reading)? {
+            let entry = entry.with_context(reading)?;
+            let lock_path = self.locks_dir().join(entry.file_name());
+            if let Some(_lock) = try_lock(&lock_path)? {
+                log::info!("clearing away {}, left by an interrupted capture", entry.path().display());
+                remove_all(&entry.path())?;
+                let _ = fs::remove_file(lock_path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The image that a person means by a name in `library`, or by the path of its `image.torrent`. `None` if it is the
+/// path of a torrent elsewhere.
+///
+/// # Errors
+/// If it is neither a file nor such a name, or the image is damaged.
+pub fn image_meant_by(what: &Path, library: &Path) -> anyhow::Result<Option<Image>> {
+    if what.is_file() {
+        let torrent = std::path::absolute(what).with_context(|| format!("finding {}", what.display()))?;
+        let is_in_image = |dir: &&Path| torrent.ends_with("image.torrent") && dir.join("manifest.json").exists();
+        let Some(dir) = torrent.parent().filter(is_in_image) else { return Ok(None) };
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let image = load(&name, dir.to_owned()).with_context(|| format!("image {name:?} cannot be used"))?;
+        return Ok(Some(image));
+    }
+    let name = what.to_str().filter(|name| check_name(name).is_ok());
+    let name = name.with_context(|| format!("there is no torrent {}", what.display()))?;
+    let image = Library::open(library).and_then(|library| library.image(name));
+    image.map(Some).with_context(|| format!("there is no torrent {name} here, nor an image of that name"))
+}
+
+/// Fails if machines may be fetching the image of that name; `or_else` is what else could be done than `ezio disarm`.
+fn refuse_if_needed(library: &Library, name: &str, guard: Guard, or_else: &str) -> anyhow::Result<()> {
+    match guard(library, name)? {
+        None => Ok(()),
+        Some(why) => {
+            bail!("image {name:?} {why}: machines may be fetching it, so run `ezio disarm` first{or_else}")
+        }
+    }
+}
+
+fn no_library(dir: &Path) -> String {
+    format!("there is no library at {}: give its directory with --library; `ezio capture` makes one", dir.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use metainfo::{FileEntry, Metainfo, NewTorrent};
+
+    use super::*;
+    use crate::manifest::{Manifest, SCHEMA};
+
+    fn image() -> (Vec<u8>, Manifest) {
+        let torrent = NewTorrent {
+            name: "root".into(),
+            announce: None,
+            piece_len: 16384,
+            files: vec![FileEntry { length: 512, path: vec!["0".into()] }],
+            hashes: vec![[7; 20]],
+            facts: None,
+            private: true,
+        };
+        let bytes = torrent.to_bytes().expect("sane");
+        let infohash = Metainfo::parse(&bytes).expect("own torrent").infohash.to_string();
+        (bytes, Manifest { schema: SCHEMA, content_len: 512, infohash, ..Manifest::default() })
+    }
+
+    fn publish(draft: Draft, byte: u8) -> anyhow::Result<Image> {
+        fs::write(draft.content_path(), [byte; 512])?;
+        let (torrent, manifest) = image();
+        draft.publish(&torrent, &manifest)
+    }
+
+    /// Machines need what is named in a file of the test's.
+    fn guard(library: &Library, name: &str) -> anyhow::Result<Option<&'static str>> {
+        let needed = fs::read_to_string(library.state_dir().join("needed")).unwrap_or_default();
+        Ok((needed == name).then_some("is armed"))
+    }
+
+    #[test]
+    fn what_machines_need_is_neither_replaced_nor_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let library = Library::create(dir.path()).expect("made");
+        let first = publish(library.draft("debian", false, guard).expect("free"), 1).expect("listed");
+        let before = library.draft("debian", true, guard).expect("nothing is needed");
+        fs::write(library.state_dir().join("needed"), "debian").expect("written");
+        let refused = |error: anyhow::Error| {
+            let said = format!("{error:#}");
+            assert!(said.contains("\"debian\" is armed") && said.contains("run `ezio disarm` first"), "{said}");
+        };
+        refused(publish(before, 2).expect_err("needed since it began"));
+        refused(library.draft("debian", true, guard).expect_err("needed"));
+        let infohash = first.meta.infohash;
+        refused(library.resumable_draft(infohash, "debian", true, "http://b/", guard).expect_err("needed"));
+        refused(library.remove("debian", guard).expect_err("needed"));
+        assert_eq!(fs::read(first.content_path()).expect("there"), [1; 512], "the old one is listed and whole");
+        assert!(library.draft("debian", false, guard).expect_err("taken").to_string().contains("already is an image"));
+        publish(library.draft("other", true, guard).expect("free"), 3).expect("another name is another image");
+
+        fs::remove_file(library.state_dir().join("needed")).expect("removed");
+        publish(library.draft("debian", true, guard).expect("nothing is needed"), 2).expect("listed");
+        assert_eq!(fs::read(first.content_path()).expect("there"), [2; 512]);
+        library.remove("debian", guard).expect("nothing is needed");
+        assert_eq!(fs::read_dir(library.work_dir()).expect("read").count(), 0);
+    }
+}

@@ -1,0 +1,54 @@
+//! Lines on standard output and standard error that never end the work: `println!` panics where nobody reads any more.
+//!
+//! What others wrote is in them: reports, torrents, manifests, what a tracker said. None of it moves the cursor, changes
+//! colours or names a window.
+
+use std::borrow::Cow;
+use std::fmt::Arguments;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether standard output has failed before.
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// What [`crate::say!`] does.
+pub fn out(line: Arguments<'_>) {
+    let Err(error) = write_line(io::stdout().lock(), line) else { return };
+    if error.kind() != io::ErrorKind::BrokenPipe && !HAS_FAILED.swap(true, Ordering::Relaxed) {
+        crate::complain!("ezio: writing to standard output: {error}");
+    }
+}
+
+/// Whether anything that was said did not arrive. A closed pipe is no such thing.
+pub fn has_failed() -> bool {
+    HAS_FAILED.load(Ordering::Relaxed)
+}
+
+/// What [`crate::complain!`] does.
+pub fn err(line: Arguments<'_>) {
+    let _ = write_line(io::stderr().lock(), line);
+}
+
+/// In one piece if it is short, or lines of several processes would mix.
+fn write_line(mut to: impl Write, line: Arguments<'_>) -> io::Result<()> {
+    to.write_all(plain(&format!("{line}\n")).as_bytes())?;
+    to.flush()
+}
+
+/// A text with spaces for control characters; only ends of lines stay.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let is_bad = |c: char| c.is_control() && c != '\n';
+    if text.contains(is_bad) { text.replace(is_bad, " ").into() } else { text.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_text_reaches_the_terminal() {
+        let mut out = Vec::new();
+        write_line(&mut out, format_args!("{}", "a\x1b[2Jb\r\u{9b}31m\t\nü\x07")).expect("written");
+        assert_eq!(String::from_utf8(out).expect("text"), "a [2Jb  31m \nü \n");
+    }
+}

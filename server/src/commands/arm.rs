@@ -1,0 +1,296 @@
+//! `ezio arm` and `ezio disarm`: which machines are to get which image.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use netboot::MacAddr;
+use restore::Grow;
+
+use crate::commands::ask::{agent, fetch};
+use crate::room::config::{After, Settings, parse_target};
+use crate::room::orders::{Armed, Order, new_deployment};
+use crate::room::running::ServerNote;
+use crate::room::scope::Scope;
+use crate::room::state;
+use library::Library;
+
+/// How long the server may take to notice; it looks twice a second.
+const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+/// Pause before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+const NEVER_HINT: &str =
+    "`never = true` under [machines.\"MAC\"] or [groups.NAME] in the config, and restart `ezio serve`";
+
+/// Whom the command is for; everybody if nothing is named.
+#[derive(Clone, Debug, Args)]
+struct Whom {
+    /// Only this machine; may be given several times.
+    #[arg(long = "mac", value_name = "MAC")]
+    machines: Vec<MacAddr>,
+    /// Only this group of the config; may be given several times.
+    #[arg(long = "group", value_name = "NAME")]
+    groups: Vec<String>,
+    /// The server's config file, for its library and groups.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The library directory [default: /var/lib/ezio].
+    #[arg(long, value_name = "DIR")]
+    library: Option<PathBuf>,
+}
+
+/// Sends machines to the imaging system at their next network boot: WRITES THE IMAGE TO THEIR DISKS.
+#[derive(Debug, Args)]
+pub struct ArmCommand {
+    /// The image.
+    image: String,
+    #[command(flatten)]
+    whom: Whom,
+    /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G; else the config decides.
+    #[arg(long, value_name = "RULE")]
+    target: Option<String>,
+    /// What a machine does when it is done; else the config decides.
+    #[arg(long, value_enum)]
+    after: Option<After>,
+    /// Seconds a machine goes on seeding after it is done; else the config decides.
+    #[arg(long, value_name = "SECONDS")]
+    linger: Option<u32>,
+    /// On larger disks: the partition that is to use the space, `last` or a number. An ext4 in it grows too.
+    #[arg(long, value_name = "WHICH", default_value_t = Grow::No)]
+    grow: Grow,
+    /// Give every disk a GUID (or MBR signature) of its own. Systems that boot by the old one will not.
+    #[arg(long)]
+    new_ids: bool,
+    /// Write nothing: machines choose their disk, check everything, measure, and say what they would do.
+    #[arg(long)]
+    dry_run: bool,
+    /// Fetch and write everything, even what a disk holds already.
+    #[arg(long)]
+    no_keep: bool,
+    /// Do not tell flash disks which space the image does not use.
+    #[arg(long)]
+    no_discard: bool,
+    /// Do not read the content back: faster where the disk is slower than the network, and unproven.
+    #[arg(long)]
+    no_verify: bool,
+}
+
+/// Lets machines boot from their own disks again. Machines that are being written go on to the end.
+#[derive(Debug, Args)]
+pub struct DisarmCommand {
+    #[command(flatten)]
+    whom: Whom,
+}
+
+impl ArmCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// An unknown image or group, or a library that cannot be written.
+    pub fn run(self) -> anyhow::Result<()> {
+        if let Some(target) = &self.target {
+            parse_target(target).with_context(|| format!("nothing was armed: --target {target:?}"))?;
+        }
+        let library = self.whom.library()?;
+        if let Err(error) = library.image(&self.image) {
+            let names: Vec<String> = library.images()?.into_iter().map(|entry| entry.name).collect();
+            let there_are = if names.is_empty() { "there is no image yet".into() } else { names.join(", ") };
+            bail!("nothing was armed: {error:#}; images in {}: {there_are}", library.dir().display());
+        }
+        let settings = self.whom.settings(library.dir())?;
+        let scopes = self.whom.scopes(settings.as_ref())?;
+        let (deployment, at) = (new_deployment()?, state::unix_now());
+        let order = |scope: &Scope| Order {
+            scope: scope.clone(),
+            image: Some(self.image.clone()),
+            deployment: deployment.clone(),
+            target: self.target.clone(),
+            after: self.after,
+            linger: self.linger,
+            conf: self.conf(),
+            at,
+        };
+        let mut wanted = Armed::default();
+        scopes.iter().for_each(|scope| wanted.arm(order(scope)));
+        let settings = settings.unwrap_or_default();
+        refuse_never(&scopes, &settings)?;
+        check(&wanted, &settings, &library)?;
+        std::fs::create_dir_all(library.state_dir())?;
+        let mut again = Vec::new();
+        let armed = Armed::update(&library.state_dir(), |armed| {
+            let before: Vec<Scope> = armed.held_back().cloned().collect();
+            scopes.iter().for_each(|scope| armed.arm(order(scope)));
+            again = before.into_iter().filter(|scope| !armed.held_back().any(|held| held == scope)).collect();
+        })?;
+        let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
+        say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
+        again.retain(|scope| !is_never(scope, &settings));
+        if !again.is_empty() {
+            say!("no longer held back: {}; `never = true` in the config would go on holding them back", words(&again));
+        }
+        let never: Vec<Scope> = settings.machines_named().into_iter().map(Scope::Machine).collect();
+        let never: Vec<Scope> = never.into_iter().filter(|scope| is_never(scope, &settings)).collect();
+        if scopes.contains(&Scope::All) && !never.is_empty() {
+            say!("left out (`never = true` in the config): {}", words(&never));
+        }
+        wait_for_server(library.dir(), &armed);
+        Ok(())
+    }
+}
+
+/// Whether the config never wants it imaged.
+fn is_never(scope: &Scope, settings: &Settings) -> bool {
+    match scope {
+        Scope::All => false,
+        Scope::Group(name) => settings.groups.get(name).is_some_and(|group| settings.is_never_all(&group.machines)),
+        Scope::Machine(mac) => settings.is_never(*mac),
+    }
+}
+
+/// Refuses an order for those by name that it would not reach.
+fn refuse_never(scopes: &[Scope], settings: &Settings) -> anyhow::Result<()> {
+    for scope in scopes {
+        ensure!(
+            !is_never(scope, settings),
+            "nothing was armed: {scope} has `never = true` in the config; take that out, and restart `ezio serve`, if it is \
+             to be imaged after all"
+        );
+    }
+    Ok(())
+}
+
+impl ArmCommand {
+    /// What is said in `ezio.conf` and is not the default.
+    fn conf(&self) -> BTreeMap<String, String> {
+        let switches = [
+            (self.dry_run, "DRY_RUN", "yes"),
+            (self.new_ids, "NEW_IDS", "yes"),
+            (self.no_keep, "KEEP", "no"),
+            (self.no_discard, "DISCARD", "no"),
+            (self.no_verify, "VERIFY", "no"),
+        ];
+        let given = switches.into_iter().filter(|(is_given, _, _)| *is_given);
+        let mut conf: BTreeMap<_, _> = given.map(|(_, key, value)| (key.to_owned(), value.to_owned())).collect();
+        if self.grow != Grow::No {
+            conf.insert("GROW".to_owned(), self.grow.to_string());
+        }
+        conf
+    }
+}
+
+impl DisarmCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// An unknown group, or a library that cannot be written.
+    pub fn run(self) -> anyhow::Result<()> {
+        let library = self.whom.library()?;
+        let settings = self.whom.settings(library.dir())?;
+        let scopes = self.whom.scopes(settings.as_ref())?;
+        std::fs::create_dir_all(library.state_dir())?;
+        let mut before = Vec::new();
+        let armed = Armed::update(&library.state_dir(), |armed| {
+            before = armed.held_back().cloned().collect();
+            scopes.iter().for_each(|scope| armed.disarm(scope));
+        })?;
+        say!("disarmed {}", words(&scopes));
+        let is_held = |scope: &Scope| armed.held_back().any(|held| held == scope);
+        before.retain(|scope| !is_held(scope));
+        if !before.is_empty() {
+            say!("no longer held back, since nothing is armed any more: {}", words(&before));
+        }
+        if !scopes.contains(&Scope::All) {
+            let now = match scopes.iter().all(is_held) {
+                true => "this lasts until the next `ezio arm` for every machine",
+                false => "nothing is armed now, so this has no effect on the next `ezio arm`",
+            };
+            say!("{now}; to leave a machine out of every order, write {NEVER_HINT}");
+        }
+        wait_for_server(library.dir(), &armed);
+        Ok(())
+    }
+}
+
+/// Refuses what machines would, before they are switched on. An image of the config that is damaged shows in the status.
+fn check(wanted: &Armed, settings: &Settings, library: &Library) -> anyhow::Result<()> {
+    for (who, job) in wanted.jobs(settings) {
+        if let Ok(image) = library.image(&job.image) {
+            job.check(&image).with_context(|| format!("nothing was armed for {who}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the server does as it was told, so that whoever switches on a machine next can rely on it.
+fn wait_for_server(library: &Path, armed: &Armed) {
+    let Ok(server) = ServerNote::find(library) else {
+        say!("no `ezio serve` is running on this library yet");
+        return;
+    };
+    let agent = agent();
+    let deadline = Instant::now() + NOTICED_WITHIN;
+    loop {
+        match fetch(&agent, &server.url) {
+            Ok(status) if status.armed == armed.orders() => return,
+            Ok(_) if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
+            Ok(status) => {
+                // Two commands at once: the other one's orders came later, and include ours.
+                let is_newer = Armed::load(&library.join("state")).is_ok_and(|now| now.orders() == status.armed);
+                if !is_newer {
+                    say!("the server (process {}) has not taken it over yet: its log says why", server.pid);
+                }
+                return;
+            }
+            Err(error) => {
+                say!("the server (process {}) does not say whether it has noticed: {error:#}", server.pid);
+                return;
+            }
+        }
+    }
+}
+
+impl Whom {
+    fn library(&self) -> anyhow::Result<Library> {
+        let flags = Settings { library: self.library.clone(), ..Settings::default() };
+        Library::open(Settings::load(self.config.as_deref(), flags)?.library_dir())
+    }
+
+    /// The config: the file's, else what the running server was told; none if there is neither.
+    fn settings(&self, library: &Path) -> anyhow::Result<Option<Settings>> {
+        match &self.config {
+            Some(file) => Settings::load(Some(file), Settings::default()).map(Some),
+            None => match ServerNote::find(library) {
+                Ok(running) => running.settings().map(Some),
+                Err(_) => Ok(None),
+            },
+        }
+    }
+
+    fn scopes(&self, settings: Option<&Settings>) -> anyhow::Result<Vec<Scope>> {
+        let mut scopes: Vec<Scope> = self.machines.iter().map(|mac| Scope::Machine(*mac)).collect();
+        if !self.groups.is_empty() {
+            let Some(settings) = settings else {
+                bail!("which groups are there? no `ezio serve` is running on this library: give --config FILE");
+            };
+            for group in &self.groups {
+                if !settings.groups.contains_key(group) {
+                    let known: Vec<&str> = settings.groups.keys().map(String::as_str).collect();
+                    let known = if known.is_empty() { "none at all".into() } else { known.join(", ") };
+                    bail!("there is no group {group:?} in the config; there are: {known}");
+                }
+                scopes.push(Scope::Group(group.clone()));
+            }
+        }
+        if scopes.is_empty() {
+            scopes.push(Scope::All);
+        }
+        Ok(scopes)
+    }
+}
+
+fn words(scopes: &[Scope]) -> String {
+    scopes.iter().map(Scope::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,157 @@
+//! `ezio image`: what the library holds.
+
+mod export;
+mod import;
+mod list;
+mod pull;
+
+use crate::room::needed::needed;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use metainfo::PieceIndex;
+
+use self::export::Export;
+use self::import::Import;
+use self::list::list;
+use self::pull::Pull;
+use capture::pipeline::{Job, default_threads};
+use library::content::open_image;
+use library::describe::{partition_line, summary};
+use library::{DEFAULT_DIR, Image, Library};
+use terminal::Progress;
+use terminal::stop_on_signals;
+
+/// How many bad pieces `verify` describes before it only counts them.
+const BAD_PIECES_SHOWN: usize = 20;
+/// How many places on the disk it names for each.
+const PLACES_SHOWN: usize = 3;
+
+/// Lists, shows, checks, imports, exports, pulls and removes images.
+#[derive(Debug, Args)]
+pub struct ImageCommand {
+    /// The directory that holds the images.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR, global = true)]
+    library: PathBuf,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Every image with its sizes; damaged ones say why.
+    List {
+        /// Print one JSON object; sizes in bytes.
+        #[arg(long)]
+        json: bool,
+    },
+    /// An image's partitions, and what became of each.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Hashes an image's content again and names every piece that is not what it was.
+    Verify {
+        /// Its name.
+        name: String,
+    },
+    /// Takes an image out of the library.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    Import(Import),
+    Export(Export),
+    /// Copies an image from another site's server, which has to publish it.
+    Pull(Pull),
+}
+
+impl ImageCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What went wrong, in words for the person at the terminal.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.action {
+            Action::List { json } => list(&Library::open(self.library)?, json),
+            Action::Show { name } => {
+                show(&Library::open(self.library)?.image(&name)?);
+                Ok(())
+            }
+            Action::Verify { name } => verify(&Library::open(self.library)?.image(&name)?),
+            Action::Remove { name } => {
+                Library::open(self.library)?.remove(&name, needed)?;
+                say!("removed {name}");
+                Ok(())
+            }
+            Action::Pull(pull) => pull.run(&self.library),
+            Action::Import(import) => import.run(&self.library),
+            Action::Export(export) => export.run(&self.library),
+        }
+    }
+}
+
+fn show(image: &Image) {
+    let manifest = &image.manifest;
+    let origin = &manifest.origin;
+    say!("{}", summary(image));
+    let id = if manifest.disk_id.is_empty() { String::new() } else { format!(" {}", manifest.disk_id) };
+    say!("table {}{id}, {}-byte sectors, {} bytes", manifest.table, manifest.sector_size, manifest.disk_size);
+    say!("made {} on {} by {} of {}", origin.at_text(), origin.host, origin.how, origin.source);
+    let tools: Vec<String> = origin.tools.iter().map(|(tool, version)| format!("{tool} {version}")).collect();
+    say!("tools: {}", tools.join(", "));
+    if let Some(account) = &manifest.account {
+        say!("{account}");
+    }
+    say!("in {}", image.dir.display());
+    if let Some(live) = &manifest.live {
+        say!("live: no content here, it is read from {live}");
+    }
+    say!("partitions:");
+    for partition in &manifest.partitions {
+        say!("{}", partition_line(partition));
+    }
+}
+
+fn verify(image: &Image) -> anyhow::Result<()> {
+    let storage = open_image(image)?;
+    let geometry = image.meta.geometry;
+    let mut progress = Progress::new("verifying", geometry.content_len());
+    let stop = stop_on_signals()?;
+    let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
+    let hashes = job.hash(|range, buf| {
+        let piece = PieceIndex(u32::try_from(range.start / u64::from(geometry.piece_len()))?);
+        storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))
+    })?;
+    let rate = progress.finish();
+    let is_bad = |piece: &PieceIndex| hashes[piece.as_usize()] != *image.meta.piece_hash(*piece);
+    let bad: Vec<PieceIndex> = geometry.pieces().filter(is_bad).collect();
+    for &piece in bad.iter().take(BAD_PIECES_SHOWN) {
+        let range = geometry.piece_range(piece);
+        let places: Vec<_> = image.layout.on_disk(range.clone())?.collect();
+        let shown: Vec<String> = places
+            .iter()
+            .take(PLACES_SHOWN)
+            .map(|place| format!("{} bytes at {:#x}", place.len, place.disk.0))
+            .collect();
+        let more = if places.len() > PLACES_SHOWN { ", …" } else { "" };
+        say!(
+            "piece {piece} is bad: content bytes {}..{}, on the disk {}{more}",
+            range.start,
+            range.end,
+            shown.join(", ")
+        );
+    }
+    if !bad.is_empty() {
+        let what = if image.manifest.live.is_some() { "has a source that has changed" } else { "is damaged" };
+        bail!(
+            "image {:?} {what}, {} of {} pieces are bad: capture it again",
+            image.name,
+            bad.len(),
+            geometry.piece_count()
+        );
+    }
+    say!("{} is good: {} pieces, {:.0} MB/s", image.name, geometry.piece_count(), rate / 1e6);
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! One subcommand each.
+
+pub mod arm;
+pub mod capture;
+pub mod image;
+pub mod restore;
+pub mod seed;
+pub mod serve;
+pub mod status;
+
+mod ask;

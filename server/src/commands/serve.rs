@@ -1,0 +1,230 @@
+//! `ezio serve`: every service of the room in one process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::room::Room;
+use crate::room::config::{DhcpMode, Pinned, Settings};
+use crate::room::orders::{Armed, check_target};
+use crate::room::running::{self, ServerNote};
+use crate::services::binding::{self, Binding};
+use crate::services::boot_files::BOOT_FILES;
+use crate::services::tracker::TrackerService;
+use crate::services::{dhcp, history, http, seeder, tftp};
+use library::Library;
+
+/// How long the services get to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Serves a room: DHCP, TFTP, HTTP, tracker and seeder. Machines are only written while an image is armed.
+#[derive(Debug, Args)]
+pub struct ServeCommand {
+    /// TOML file; each of its keys is also a flag.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl ServeCommand {
+    /// Serves until SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting, in words for the person at the terminal.
+    pub fn run(self) -> anyhow::Result<()> {
+        let settings = Settings::load(self.config.as_deref(), self.settings)?;
+        raise_file_limit();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting up")?;
+        let result = runtime.block_on(serve(settings, self.config));
+        runtime.shutdown_timeout(GOODBYE);
+        result
+    }
+}
+
+async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()> {
+    let library = Library::create(settings.library_dir())?;
+    let state_dir = library.state_dir();
+    let _lock = running::lock(&state_dir)?;
+    let is_on = |key: Option<bool>| key != Some(false);
+    let (is_tftp_on, is_http_on) = (is_on(settings.tftp), is_on(settings.http));
+    ensure!(
+        is_tftp_on || is_http_on || settings.dhcp == Some(DhcpMode::Off),
+        "with TFTP and HTTP off there is nothing to boot: switch one of them on, or set dhcp = \"off\""
+    );
+    if is_tftp_on || is_http_on {
+        check_boot_dir(&settings.boot_dir())?;
+    }
+    check_images(&settings, &library, config.as_deref())?;
+    let bindings = binding::find(&settings)?;
+    let armed = Armed::load(&state_dir).unwrap_or_else(|error| {
+        log::error!("{error:#}; nothing is armed");
+        Armed::default()
+    });
+    let room = Arc::new(Room::new(settings, library, bindings, armed));
+
+    // Everything is opened before anything is answered: half a server is worse than none.
+    let mut tftp_services = Vec::new();
+    let mut listeners = Vec::new();
+    let dhcp_services = dhcp::bind(&room.settings, &room.bindings, &state_dir)?;
+    for binding in &room.bindings {
+        if is_tftp_on {
+            tftp_services.push(tftp::bind(&room, binding)?);
+        }
+        if is_http_on {
+            listeners.push(http::bind(&room, binding).await?);
+        }
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+
+    let (stop, watcher) = watch::channel(false);
+    let tracker = Arc::new(TrackerService::default());
+    let mut tasks = JoinSet::new();
+    for service in dhcp_services {
+        tasks.spawn(dhcp::run(room.clone(), service, watcher.clone()));
+    }
+    for listener in listeners {
+        tasks.spawn(http::run(room.clone(), tracker.clone(), listener, watcher.clone()));
+    }
+    tasks.spawn(seeder::run(room.clone(), tracker.clone(), watcher.clone()));
+    tasks.spawn(history::run(room.clone(), watcher));
+    let mut tftp_threads = Vec::new();
+    for service in tftp_services {
+        let (stop, watcher) = oneshot::channel();
+        tftp_threads.push((stop, tftp::run(service, watcher).context("starting TFTP")?));
+    }
+    let address = room.bindings.first().map(|binding| binding.address.to_string()).unwrap_or_default();
+    let url = format!("http://{address}:{}", room.http_port());
+    ServerNote::here(url, room.settings.clone()).leave(&state_dir)?;
+    say!("{}", summary(&room).trim_end());
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    log::info!("stopping");
+    let _ = stop.send(true);
+    for (stop, thread) in tftp_threads {
+        drop(stop);
+        let _ = thread.join();
+    }
+    let goodbye = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
+        log::warn!("a service took too long to stop");
+    }
+    room.save_fleet();
+    ServerNote::take_away(&state_dir);
+    Ok(())
+}
+
+fn check_boot_dir(dir: &Path) -> anyhow::Result<()> {
+    let missing: Vec<&str> = BOOT_FILES.into_iter().filter(|name| !dir.join(name).is_file()).collect();
+    ensure!(
+        missing.is_empty(),
+        "the boot directory {} lacks {}: `make image FLAVOUR=generic` builds one; then name it with `boot_dir` or --boot-dir",
+        dir.display(),
+        missing.join(", ")
+    );
+    let manifest = std::fs::read(dir.join("manifest.json")).ok();
+    let manifest = manifest.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    if manifest.is_some_and(|manifest| manifest["flavour"] == "cloud") {
+        log::info!(
+            "{} has drivers for virtual machines only; `make image FLAVOUR=generic` builds a boot image for all",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// An image that the config names has to be there, with a rule that says well enough where it goes. One that is there and
+/// damaged is shown in the status instead: the other images should be served meanwhile.
+fn check_images(settings: &Settings, library: &Library, config: Option<&Path>) -> anyhow::Result<()> {
+    let entries = library.images()?;
+    for entry in &entries {
+        if let Err(error) = &entry.image {
+            log::error!("image {} cannot be used: {error:#}", entry.name);
+        }
+    }
+    for Pinned { place, image, .. } in settings.pinned() {
+        if !entries.iter().any(|entry| entry.name == image) {
+            let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+            let there_are = if names.is_empty() { "there is none yet".into() } else { names.join(", ") };
+            let config = config.map(|file| file.display().to_string()).unwrap_or_default();
+            bail!(
+                "{place} in {config} names the image {image:?}, which is not in {}: correct it, or capture that image \
+                 first; images there: {there_are}",
+                library.dir().display()
+            );
+        }
+    }
+    for pinned in settings.pinned() {
+        let image = entries.iter().find(|entry| entry.name == pinned.image).and_then(|entry| entry.image.as_ref().ok());
+        if let Some(image) = image {
+            check_target(image, pinned.target)
+                .with_context(|| format!("{} in the config (its key there is `target`)", pinned.place))?;
+        }
+    }
+    Ok(())
+}
+
+fn summary(room: &Room) -> String {
+    let settings = &room.settings;
+    let mut out = String::new();
+    let mut say = |what: &str, text: String| out += &format!("{what:<9}{text}\n");
+    say("ezio", format!("{} serves {}", env!("CARGO_PKG_VERSION"), room.library.dir().display()));
+    let at = |b: &Binding| format!("{} ({}/{})", b.interface, b.address, b.prefix_len);
+    say("network", room.bindings.iter().map(at).collect::<Vec<_>>().join(", "));
+    let tftp_port = settings.tftp_port.unwrap_or(69);
+    let address = room.bindings.first().map(|binding| binding.address.to_string()).unwrap_or_default();
+    say(
+        "dhcp",
+        match settings.dhcp.unwrap_or_default() {
+            DhcpMode::Proxy => "beside the site's DHCP server; silent while nothing is armed".into(),
+            DhcpMode::Server => {
+                let range = settings.dhcp_range.as_ref().map(|range| format!("{}-{}", range.0.start(), range.0.end()));
+                format!("gives out {}", range.unwrap_or_default())
+            }
+            DhcpMode::Off => format!(
+                "off: in the site's DHCP server set next-server {address} and the boot file undionly.kpxe (architecture 0), \
+             snponly.efi (7, 9) or, for iPXE (option 77 or 175), {}",
+                room.boot_server(address.parse().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED))
+                    .url("boot.ipxe")
+                    .unwrap_or_else(|| "boot.ipxe".into())
+            ),
+        },
+    );
+    let on = |key: Option<bool>, text: String| if key == Some(false) { "off".into() } else { text };
+    say("tftp", on(settings.tftp, format!("port {tftp_port}, boot files from {}", room.boot_dir.display())));
+    say("http", on(settings.http, format!("http://{address}:{}/ shows the room", room.http_port())));
+    let entries = room.library.images().unwrap_or_default();
+    let names: Vec<String> = entries
+        .iter()
+        .map(|entry| if entry.image.is_ok() { entry.name.clone() } else { format!("{} (damaged)", entry.name) })
+        .collect();
+    say("images", if names.is_empty() { "none yet: `ezio capture` makes one".into() } else { names.join(", ") });
+    if settings.is_publishing() {
+        say("publish", format!("http://{address}:{}/images/ lists what other sites may copy", room.http_port()));
+    }
+    let orders = room.armed().lines(settings);
+    if orders.is_empty() {
+        say("armed", "nothing: `ezio arm IMAGE` sends machines to it".into());
+    }
+    orders.into_iter().for_each(|order| say("armed", order));
+    out
+}
+
+/// Every transfer and connection takes a file descriptor, and the usual limit of 1024 is for interactive programs.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(65536).max(soft), hard)
+    {
+        log::debug!("raising the limit on open files failed: {error}");
+    }
+}

@@ -1,0 +1,16 @@
+//! What the server knows: its config, the orders, the machines, and what is shown of them.
+
+pub mod config;
+pub mod fleet;
+pub mod needed;
+pub mod orders;
+pub mod running;
+pub mod scope;
+pub mod seeds;
+pub mod state;
+pub mod status;
+pub mod table;
+
+mod shared;
+
+pub use self::shared::{Boot, Room, count};

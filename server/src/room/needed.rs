@@ -1,0 +1,53 @@
+//! Which images machines may be fetching: [`library::Guard`] of this server.
+
+use library::Library;
+
+use crate::room::orders::Armed;
+use crate::room::running::ServerNote;
+
+/// Why machines may be fetching the image of that name: it is armed, or the running server's config gives it to a machine.
+///
+/// # Errors
+/// If what is armed cannot be read.
+pub fn needed(library: &Library, name: &str) -> anyhow::Result<Option<&'static str>> {
+    let armed = Armed::load(&library.state_dir())?;
+    if armed.orders().iter().any(|order| order.image.as_deref() == Some(name)) {
+        return Ok(Some("is armed"));
+    }
+    // Only a running server knows what its config names.
+    let settings = ServerNote::find(library.dir()).and_then(ServerNote::settings);
+    let is_given = settings.is_ok_and(|settings| armed.images(&settings).iter().any(|image| image == name));
+    Ok(is_given
+        .then_some("is what the config of the running server gives to a group or machine, and the room is armed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::room::orders::Order;
+    use crate::room::scope::Scope;
+
+    #[test]
+    fn what_is_armed_is_needed_until_it_is_disarmed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let library = Library::create(dir.path()).expect("made");
+        let order = Order {
+            scope: Scope::All,
+            image: Some("debian".into()),
+            deployment: String::new(),
+            target: None,
+            after: None,
+            linger: None,
+            conf: BTreeMap::new(),
+            at: 0,
+        };
+        assert_eq!(needed(&library, "debian").expect("read"), None);
+        Armed::update(&library.state_dir(), |armed| armed.arm(order)).expect("written");
+        assert_eq!(needed(&library, "debian").expect("read"), Some("is armed"));
+        assert_eq!(needed(&library, "other").expect("read"), None);
+        Armed::update(&library.state_dir(), |armed| armed.disarm(&Scope::All)).expect("written");
+        assert_eq!(needed(&library, "debian").expect("read"), None);
+    }
+}

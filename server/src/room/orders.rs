@@ -1,0 +1,506 @@
+//! What is armed: which machines are to get which image. Kept in `LIBRARY/state/armed.json`, which `ezio arm` and
+//! `ezio disarm` write and the running server watches.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use netboot::MacAddr;
+use restore::Grow;
+use serde::{Deserialize, Serialize};
+
+use crate::room::config::{After, Pinned, Settings, group_place, machine_place, parse_target};
+use crate::room::scope::Scope;
+use crate::room::state;
+use library::Image;
+use library::manifest::{Captured, Manifest, time_text};
+
+/// Seconds a machine goes on seeding unless told otherwise.
+const DEFAULT_LINGER_S: u32 = 15;
+
+/// Partitions that grow end at a multiple of this, in bytes; see `layout::parttable::adapt`.
+const GROWN_ALIGN: u64 = 1 << 20;
+
+/// One `ezio arm` or `ezio disarm`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Whom it is for.
+    pub scope: Scope,
+    /// The image; `None` holds these machines back from an order with a wider scope.
+    pub image: Option<String>,
+    /// The deployment's id, new at each `ezio arm`: a machine that is done is done for this one.
+    pub deployment: String,
+    /// Overrides the config.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// Overrides the config.
+    #[serde(default)]
+    pub after: Option<After>,
+    /// Overrides the config.
+    #[serde(default)]
+    pub linger: Option<u32>,
+    /// More lines for `ezio.conf`: `DRY_RUN`, `KEEP` and the like.
+    #[serde(default)]
+    pub conf: BTreeMap<String, String>,
+    /// When, in seconds since 1970.
+    #[serde(default)]
+    pub at: u64,
+}
+
+/// Every order, at most one for each scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Armed {
+    orders: Vec<Order>,
+}
+
+/// What one machine is to do, everything decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The image's name.
+    pub image: String,
+    /// The deployment's id.
+    pub deployment: String,
+    /// Which disk.
+    pub target: String,
+    /// What comes after.
+    pub after: After,
+    /// How long it goes on seeding, in seconds.
+    pub linger: u32,
+    /// More lines for `ezio.conf`.
+    pub conf: BTreeMap<String, String>,
+    /// More for the kernel command line.
+    pub kernel_args: String,
+}
+
+impl Armed {
+    /// Where it is kept.
+    pub fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("armed.json")
+    }
+
+    /// Reads it; nothing is armed if there is no file.
+    ///
+    /// # Errors
+    /// If the file is damaged or cannot be read.
+    pub fn load(state_dir: &Path) -> anyhow::Result<Armed> {
+        let path = Armed::path(state_dir);
+        let read: anyhow::Result<Option<Armed>> = state::read(&path);
+        let armed = read.map_err(|error| match error.root_cause().is::<serde_json::Error>() {
+            true => error.context("reading what is armed: run `ezio disarm`, then `ezio arm` again"),
+            false => error.context("reading what is armed"),
+        })?;
+        Ok(armed.unwrap_or_default())
+    }
+
+    /// Changes it under a lock, so that two commands at once do not lose each other's work.
+    ///
+    /// # Errors
+    /// If the library's state directory cannot be written.
+    pub fn update(state_dir: &Path, change: impl FnOnce(&mut Armed)) -> anyhow::Result<Armed> {
+        let lock_path = state_dir.join("armed.lock");
+        let lock = File::create(&lock_path).with_context(|| format!("opening {}", lock_path.display()))?;
+        lock.lock().with_context(|| format!("locking {}", lock_path.display()))?;
+        // A damaged file is replaced: whoever arms now says what is wanted.
+        let mut armed = Armed::load(state_dir).unwrap_or_default();
+        change(&mut armed);
+        state::write(&Armed::path(state_dir), &armed)?;
+        Ok(armed)
+    }
+
+    /// All orders.
+    pub fn orders(&self) -> &[Order] {
+        &self.orders
+    }
+
+    /// Adds an order; an older one for the same scope is gone. Arming everybody also ends what was armed or held back
+    /// for groups and machines: the room is one again.
+    pub fn arm(&mut self, order: Order) {
+        if order.scope == Scope::All {
+            self.orders.clear();
+        }
+        self.orders.retain(|old| old.scope != order.scope);
+        self.orders.push(order);
+    }
+
+    /// Takes the orders for a scope back, and holds its machines back from wider ones.
+    pub fn disarm(&mut self, scope: &Scope) {
+        if *scope == Scope::All {
+            self.orders.clear();
+            return;
+        }
+        self.orders.retain(|old| old.scope != *scope);
+        if !self.orders.is_empty() {
+            let (image, deployment, at) = (None, String::new(), state::unix_now());
+            let (target, after, linger) = (None, None, None);
+            let conf = BTreeMap::new();
+            self.orders.push(Order { scope: scope.clone(), image, deployment, target, after, linger, conf, at });
+        }
+        if !self.is_anything_armed() {
+            self.orders.clear();
+        }
+    }
+
+    /// Whether any machine at all may be sent to the imaging system.
+    pub fn is_anything_armed(&self) -> bool {
+        self.orders.iter().any(|order| order.image.is_some())
+    }
+
+    /// Every image that a machine could be given now, config included.
+    pub fn images(&self, settings: &Settings) -> Vec<String> {
+        let mut images: Vec<String> = self.orders.iter().filter_map(|order| order.image.clone()).collect();
+        images.extend(self.pinned(settings).map(|pinned| pinned.image.to_owned()));
+        images.sort_unstable();
+        images.dedup();
+        images
+    }
+
+    /// What the config gives to a group or machine instead of what everybody is armed with, where no order or hold of its
+    /// own decides.
+    fn pinned<'a>(&'a self, settings: &'a Settings) -> impl Iterator<Item = Pinned<'a>> {
+        let has = |scope: Scope| self.orders.iter().any(|order| order.scope == scope);
+        let decides = move |scope: &Scope| match scope {
+            Scope::Machine(mac) => {
+                let group = settings.group_of(*mac).map(|(name, _)| Scope::Group(name.to_owned()));
+                has(scope.clone()) || group.is_some_and(has)
+            }
+            _ => has(scope.clone()),
+        };
+        let pinned = if has(Scope::All) { settings.pinned() } else { Vec::new() };
+        pinned.into_iter().filter(move |pinned| !decides(&pinned.scope))
+    }
+
+    /// What is armed, for whom and with what exceptions, in words: a line an order, then a line an exception.
+    pub fn lines(&self, settings: &Settings) -> Vec<String> {
+        let orders = self.orders.iter().filter_map(|order| order.line(settings));
+        let held = self
+            .held_back()
+            .map(|scope| format!("held back until the next order for every machine: {}", settings.called_scope(scope)));
+        let mut lines: Vec<String> = orders.chain(held).collect();
+        if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
+            for Pinned { place, image, target, .. } in self.pinned(settings) {
+                lines.push(format!("{place} in the config gets {image} instead, target {target}"));
+            }
+            let groups = settings.groups.iter().map(|(name, group)| (group_place(name), &group.image, &group.target));
+            let machines = settings.machines.iter().map(|(mac, own)| (machine_place(*mac), &own.image, &own.target));
+            for (place, image, target) in groups.chain(machines) {
+                if let (None, Some(target), None) = (image, target, &all.target) {
+                    lines.push(format!("{place} in the config: target {target}"));
+                }
+            }
+        }
+        let never: Vec<String> = settings
+            .machines_named()
+            .into_iter()
+            .filter(|mac| settings.is_never(*mac))
+            .map(|mac| settings.called(mac))
+            .collect();
+        if !lines.is_empty() && !never.is_empty() {
+            lines.push(format!("never imaged, as the config says: {}", never.join(", ")));
+        }
+        lines
+    }
+
+    /// Whom an order with a wider scope leaves out, as `ezio disarm` was told.
+    pub fn held_back(&self) -> impl Iterator<Item = &Scope> {
+        self.orders.iter().filter(|order| order.image.is_none()).map(|order| &order.scope)
+    }
+
+    /// What this machine is to do: the order for it alone, else for its group, else for everybody. `None` means its
+    /// own disk, and always for a machine that the config never wants imaged.
+    pub fn job_for(&self, mac: MacAddr, settings: &Settings) -> Option<Job> {
+        if settings.is_never(mac) {
+            return None;
+        }
+        let group = settings.group_of(mac).map(|(name, _)| name);
+        let find = |scope: &Scope| self.orders.iter().find(|order| order.scope == *scope);
+        let order = find(&Scope::Machine(mac))
+            .or_else(|| find(&Scope::Group(group?.to_owned())))
+            .or_else(|| find(&Scope::All))?;
+        job(order, Some(mac), settings)
+    }
+
+    /// What everybody is to do whom an order or the config names, and what all others are; with whom it is for.
+    pub fn jobs(&self, settings: &Settings) -> Vec<(String, Job)> {
+        let mut machines = settings.machines_named();
+        machines.extend(self.orders.iter().filter_map(|order| match order.scope {
+            Scope::Machine(mac) => Some(mac),
+            _ => None,
+        }));
+        let named = machines.into_iter().filter_map(|mac| Some((mac.to_string(), self.job_for(mac, settings)?)));
+        let others = self.job_for_unknown(settings).map(|job| ("every machine".to_owned(), job));
+        others.into_iter().chain(named).collect()
+    }
+
+    /// What a machine we know nothing of is to do.
+    pub fn job_for_unknown(&self, settings: &Settings) -> Option<Job> {
+        job(self.orders.iter().find(|order| order.scope == Scope::All)?, None, settings)
+    }
+}
+
+impl Order {
+    /// In words, with what it does to disks; nothing if it only holds back.
+    fn line(&self, settings: &Settings) -> Option<String> {
+        let image = self.image.as_ref()?;
+        let own = match &self.scope {
+            Scope::All => None,
+            Scope::Group(name) => settings.groups.get(name).and_then(|group| group.target.clone()),
+            Scope::Machine(mac) => settings.overrides_of(*mac).target,
+        };
+        let target = order_target(self, own.as_deref(), settings);
+        let what = if self.conf.get("DRY_RUN").is_some_and(|is| is == "yes") { "dry run" } else { "WRITES DISKS" };
+        let since = time_text(self.at);
+        Some(format!("{image} for {} since {since}, target {target}, {what}", settings.called_scope(&self.scope)))
+    }
+}
+
+/// The rule that holds for whom the config says `own`.
+fn order_target<'a>(order: &'a Order, own: Option<&'a str>, settings: &'a Settings) -> &'a str {
+    order.target.as_deref().or(own).or(settings.target.as_deref()).unwrap_or("auto")
+}
+
+impl Job {
+    /// Whether a machine could do it with this image, as far as that can be told before it is on.
+    ///
+    /// # Errors
+    /// What would be refused there, or should be.
+    pub fn check(&self, image: &Image) -> anyhow::Result<()> {
+        check_target(image, &self.target)?;
+        let grow = self.conf.get("GROW").map_or("no", String::as_str);
+        check_grow(&image.manifest, grow.parse()?)
+            .with_context(|| format!("--grow {grow} with the image {}", image.name))
+    }
+}
+
+/// Whether a partition could grow on a larger disk, as far as the manifest tells; `layout` decides on the disk.
+fn check_grow(manifest: &Manifest, grow: Grow) -> anyhow::Result<()> {
+    let partitions = || manifest.partitions.iter();
+    let chosen = match grow {
+        Grow::No => return Ok(()),
+        // A torrent from elsewhere does not say which ones there are.
+        _ if manifest.table != "none" && manifest.partitions.is_empty() => return Ok(()),
+        _ if manifest.table == "none" => bail!("it has no partition table, so no partition to grow"),
+        Grow::Last => partitions().max_by_key(|partition| partition.start).context("it has no partition to grow")?,
+        Grow::Number(number) => partitions().find(|partition| partition.number == number).with_context(|| {
+            let numbers: Vec<String> = partitions().map(|partition| partition.number.to_string()).collect();
+            format!("it has no partition {number}; there are: {}", numbers.join(", "))
+        })?,
+    };
+    let (number, end) = (chosen.number, chosen.start.saturating_add(chosen.length));
+    ensure!(
+        chosen.captured != Captured::Container && (manifest.table != "mbr" || number <= 4),
+        "partition {number} is a logical partition or holds some, and these are not grown: choose a primary partition"
+    );
+    // What is free is used up to a full MiB.
+    let next = partitions().filter(|other| other.start > chosen.start).min_by_key(|other| other.start);
+    if let Some(next) = next {
+        ensure!(
+            next.start - next.start % GROWN_ALIGN > end,
+            "partition {} follows partition {number} directly, which cannot grow: choose the last one",
+            next.number
+        );
+    }
+    Ok(())
+}
+
+/// Whether a rule says well enough where an image goes.
+///
+/// # Errors
+/// A rule that cannot be read, and one that names no disk for an image that may be of a single partition: on a whole disk
+/// it would take the place of everything there.
+pub fn check_target(image: &Image, rule: &str) -> anyhow::Result<()> {
+    let target = parse_target(rule).with_context(|| format!("the target rule {rule:?}"))?;
+    ensure!(
+        image.layout.is_whole_disk() || target.is_name(),
+        "the image {} would go where the rule {target} finds a disk, but this is one partition (or a file system without a \
+         partition table): name where it goes with --target /dev/sda2",
+        image.name
+    );
+    Ok(())
+}
+
+fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> {
+    let own = mac.map(|mac| settings.overrides_of(mac)).unwrap_or_default();
+    let (mut image, mut target) = (order.image.clone()?, order.target.clone());
+    if let (Scope::All, Some(pinned)) = (&order.scope, own.image) {
+        // The order's rule was meant for the order's image: where one takes the disk, the other may be of a partition.
+        (image, target) = (pinned, None);
+    }
+    let target = target.or(own.target).or(settings.target.clone());
+    Some(Job {
+        image,
+        deployment: order.deployment.clone(),
+        target: target.unwrap_or_else(|| "auto".into()),
+        after: order.after.or(own.after).or(settings.after).unwrap_or_default(),
+        linger: order.linger.or(own.linger).or(settings.linger).unwrap_or(DEFAULT_LINGER_S),
+        conf: order.conf.clone(),
+        kernel_args: own.kernel_args.or(settings.kernel_args.clone()).unwrap_or_default(),
+    })
+}
+
+/// A new deployment's id: 16 hex digits nobody has had before.
+///
+/// # Errors
+/// If the kernel's random numbers cannot be read.
+pub fn new_deployment() -> anyhow::Result<String> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use library::manifest::PartitionInfo;
+
+    const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+    const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
+
+    fn settings() -> Settings {
+        toml::from_str(&format!(
+            "linger = 7\n[groups.lab]\nmachines = [\"{A}\"]\nafter = \"halt\"\n[machines.\"{B}\"]\nimage = \"own\"\n"
+        ))
+        .expect("good")
+    }
+
+    fn order(scope: Scope, image: &str) -> Order {
+        let (target, after, linger) = (None, None, None);
+        let conf = BTreeMap::new();
+        Order { scope, image: Some(image.into()), deployment: image.into(), target, after, linger, conf, at: 0 }
+    }
+
+    #[test]
+    fn the_narrowest_order_wins() {
+        let settings = settings();
+        let mut armed = Armed::default();
+        assert_eq!(armed.job_for(A, &settings), None);
+        armed.arm(order(Scope::All, "room"));
+        let job = armed.job_for(A, &settings).expect("armed");
+        assert_eq!((job.image.as_str(), job.after, job.linger), ("room", After::Halt, 7));
+        assert_eq!(armed.job_for(B, &settings).expect("armed").image, "own");
+        armed.arm(order(Scope::Group("lab".into()), "lab"));
+        assert_eq!(armed.job_for(A, &settings).expect("armed").image, "lab");
+        armed.arm(order(Scope::Machine(B), "single"));
+        assert_eq!(armed.job_for(B, &settings).expect("armed").image, "single");
+        assert_eq!(armed.images(&settings), ["lab", "room", "single"]);
+        armed.arm(Order { target: Some("/dev/sda".into()), ..order(Scope::All, "again") });
+        assert_eq!(armed.images(&settings), ["again", "own"]);
+        assert_eq!(armed.job_for(B, &settings).expect("armed").target, "auto", "the rule is for the order's own image");
+        assert_eq!(armed.job_for(A, &settings).expect("armed").target, "/dev/sda");
+        assert_eq!(armed.job_for(A, &settings).expect("armed").image, "again");
+    }
+
+    #[test]
+    fn a_machine_can_be_held_back() {
+        let settings = settings();
+        let mut armed = Armed::default();
+        armed.arm(order(Scope::All, "room"));
+        armed.disarm(&Scope::Machine(A));
+        assert_eq!(armed.job_for(A, &settings), None);
+        assert!(armed.is_anything_armed());
+        armed.disarm(&Scope::All);
+        assert!(!armed.is_anything_armed());
+        armed.arm(order(Scope::Machine(A), "x"));
+        armed.disarm(&Scope::Machine(A));
+        assert_eq!(armed, Armed::default());
+    }
+
+    #[test]
+    fn never_is_stronger_than_any_order() {
+        let settings: Settings = toml::from_str(&format!(
+            "[groups.staff]\nmachines = [\"{A}\", \"{B}\"]\nnever = true\n[machines.\"{B}\"]\nnever = false\n"
+        ))
+        .expect("good");
+        let mut armed = Armed::default();
+        armed.arm(order(Scope::All, "room"));
+        armed.arm(order(Scope::Group("staff".into()), "room"));
+        armed.arm(order(Scope::Machine(A), "room"));
+        assert_eq!(armed.job_for(A, &settings), None);
+        assert!(armed.job_for(B, &settings).is_some(), "said for itself");
+        assert!(armed.job_for(MacAddr([2; 6]), &settings).is_some(), "in no group");
+        assert!(armed.jobs(&settings).iter().all(|(who, _)| *who != A.to_string()));
+    }
+
+    #[test]
+    fn an_order_is_told_with_its_exceptions() {
+        let settings: Settings = toml::from_str(&format!(
+            "target = \"bus=nvme\"\n[groups.lab]\nmachines = [\"{A}\"]\nimage = \"own\"\ntarget = \"serial=X\"\n\
+             [groups.old]\ntarget = \"bus=ata\"\n[machines.\"{B}\"]\nnever = true\nname = \"pc1\"\n"
+        ))
+        .expect("good");
+        let mut armed = Armed::default();
+        assert!(armed.lines(&settings).is_empty());
+        armed.arm(order(Scope::All, "room"));
+        let other = MacAddr([0x52, 0x54, 0, 0, 0, 3]);
+        let conf = [("DRY_RUN".to_owned(), "yes".to_owned())].into();
+        armed.arm(Order { conf, target: Some("auto".into()), ..order(Scope::Machine(A), "room") });
+        armed.disarm(&Scope::Machine(other));
+        assert_eq!(
+            armed.lines(&settings),
+            [
+                "room for every machine since 1970-01-01 00:00 UTC, target bus=nvme, WRITES DISKS".to_owned(),
+                format!("room for {A} since 1970-01-01 00:00 UTC, target auto, dry run"),
+                format!("held back until the next order for every machine: {other}"),
+                "[groups.lab] in the config gets own instead, target serial=X".to_owned(),
+                "[groups.old] in the config: target bus=ata".to_owned(),
+                format!("never imaged, as the config says: pc1 ({B})"),
+            ]
+        );
+    }
+
+    #[test]
+    fn only_what_can_grow_is_armed_to() {
+        let partition = |number, start_mib: u64, mib: u64| PartitionInfo {
+            number,
+            start: start_mib << 20,
+            length: mib << 20,
+            ..PartitionInfo::default()
+        };
+        let with = |table: &str, partitions: Vec<PartitionInfo>| Manifest {
+            table: table.into(),
+            partitions,
+            ..Manifest::default()
+        };
+        let gpt = with("gpt", vec![partition(1, 1, 10), partition(2, 11, 10), partition(5, 30, 10)]);
+        let container = PartitionInfo { captured: Captured::Container, ..partition(2, 11, 30) };
+        let mbr = with("mbr", vec![partition(1, 1, 10), container, partition(5, 12, 10)]);
+        let bare = with("none", vec![partition(0, 0, 10)]);
+        let said = |manifest, grow: &str| match check_grow(manifest, grow.parse().expect(grow)) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        for (manifest, grow, words) in [
+            (&gpt, "no", ""),
+            (&gpt, "last", ""),
+            (&gpt, "5", ""),
+            (&gpt, "2", ""),
+            (&gpt, "1", "partition 2 follows partition 1 directly"),
+            (&gpt, "3", "it has no partition 3; there are: 1, 2, 5"),
+            (&mbr, "1", "partition 2 follows partition 1 directly"),
+            (&mbr, "2", "partition 2 is a logical partition or holds some"),
+            (&mbr, "5", "partition 5 is a logical partition or holds some"),
+            (&mbr, "last", "partition 5 is a logical partition or holds some"),
+            (&bare, "last", "it has no partition table"),
+            (&bare, "no", ""),
+            (&with("gpt", vec![]), "last", ""),
+        ] {
+            let said = said(manifest, grow);
+            assert!(said.starts_with(words) && said.is_empty() == words.is_empty(), "{grow}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn it_survives_the_disk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(Armed::load(dir.path()).expect("none"), Armed::default());
+        let armed = Armed::update(dir.path(), |armed| armed.arm(order(Scope::Machine(A), "x"))).expect("written");
+        assert_eq!(Armed::load(dir.path()).expect("read"), armed);
+        std::fs::write(Armed::path(dir.path()), b"{").expect("damaged");
+        assert!(format!("{:#}", Armed::load(dir.path()).expect_err("damaged")).contains("ezio arm"));
+        std::fs::remove_file(Armed::path(dir.path())).expect("removed");
+        std::fs::create_dir(Armed::path(dir.path())).expect("no file");
+        let error = format!("{:#}", Armed::load(dir.path()).expect_err("not to be read"));
+        assert!(error.starts_with("reading what is armed: reading /") && !error.contains("ezio arm"), "{error}");
+    }
+}

@@ -1,0 +1,191 @@
+//! What the services share: the config, what is armed, the machines, the images in use, and the texts made of them
+//! (boot scripts and `ezio.conf`).
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use netboot::MacAddr;
+use netboot::pxe::BootServer;
+use report::Report;
+
+use crate::room::config::Settings;
+use crate::room::fleet::{Fleet, History};
+use crate::room::orders::{Armed, Job};
+use crate::room::seeds::SeedStatus;
+use crate::services::binding::Binding;
+use library::{Image, Library};
+
+/// Packets that were no use, by service; shown in the status, because a flood should not be a secret.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// DHCP packets that could not be read.
+    pub dhcp_malformed: AtomicU64,
+    /// DHCP messages that were answered.
+    pub dhcp_answered: AtomicU64,
+    /// TFTP requests served.
+    pub tftp_served: AtomicU64,
+    /// TFTP requests refused.
+    pub tftp_refused: AtomicU64,
+    /// HTTP requests that could not be understood.
+    pub http_bad: AtomicU64,
+    /// Reports that could not be understood.
+    pub reports_bad: AtomicU64,
+    /// Announces that could not be understood.
+    pub announces_bad: AtomicU64,
+}
+
+/// Counts one more.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The state of the whole server.
+#[derive(Debug)]
+pub struct Room {
+    /// The config.
+    pub settings: Settings,
+    /// The images.
+    pub library: Library,
+    /// Kernel, initramfs and loaders.
+    pub boot_dir: PathBuf,
+    /// Where we are reachable.
+    pub bindings: Vec<Binding>,
+    /// Since when we run.
+    pub started: Instant,
+    /// What was no use.
+    pub counters: Counters,
+    armed: RwLock<Arc<Armed>>,
+    fleet: Mutex<Fleet>,
+    history: History,
+    images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
+    seeds: RwLock<Vec<SeedStatus>>,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// The imaging system.
+    Image(Job),
+    /// Its own disk, and why.
+    Local(&'static str),
+}
+
+impl Room {
+    /// A room in which nothing has happened yet.
+    pub fn new(settings: Settings, library: Library, bindings: Vec<Binding>, armed: Armed) -> Room {
+        Room {
+            boot_dir: settings.boot_dir(),
+            fleet: Mutex::new(Fleet::load(&library.state_dir())),
+            history: History::new(&library.state_dir()),
+            settings,
+            library,
+            bindings,
+            started: Instant::now(),
+            counters: Counters::default(),
+            armed: RwLock::new(Arc::new(armed)),
+            images: RwLock::default(),
+            seeds: RwLock::default(),
+        }
+    }
+
+    /// What is armed now.
+    pub fn armed(&self) -> Arc<Armed> {
+        self.armed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what `ezio arm` wrote.
+    pub fn set_armed(&self, armed: Armed) {
+        *self.armed.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(armed);
+    }
+
+    /// The machines; hold it for a moment only.
+    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a machine asked for something.
+    pub fn asked(&self, mac: MacAddr, what: &str) {
+        let armed = self.armed();
+        self.fleet().asked(mac, what, &armed);
+    }
+
+    /// Takes a machine's report; see [`Fleet::report`]. An important one is on disk when this returns, so that a machine
+    /// that is done is never imaged again.
+    pub async fn report(&self, report: Report) -> Result<(), String> {
+        let armed = self.armed();
+        let change = self.fleet().report(report, &armed, &self.settings)?;
+        if let Some(change) = change {
+            self.history.saved(change).await;
+        }
+        Ok(())
+    }
+
+    /// The machines' history on disk.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Writes what the machines have reported; takes as long as the disk takes to flush.
+    pub fn save_fleet(&self) {
+        self.history.save(&self.fleet);
+    }
+
+    /// Replaces what is known of the armed and published images.
+    pub fn set_images(&self, images: BTreeMap<String, Result<Arc<Image>, String>>) {
+        *self.images.write().unwrap_or_else(PoisonError::into_inner) = images;
+    }
+
+    /// What our own seeders have done.
+    pub fn seeds(&self) -> Vec<SeedStatus> {
+        self.seeds.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces what is shown of our own seeders.
+    pub fn set_seeds(&self, seeds: Vec<SeedStatus>) {
+        *self.seeds.write().unwrap_or_else(PoisonError::into_inner) = seeds;
+    }
+
+    /// The torrent of an armed image; `Ok(None)` if it is not armed, `Err` with the reason if it is damaged.
+    pub fn torrent(&self, name: &str) -> Result<Option<Arc<Image>>, String> {
+        if !self.armed().images(&self.settings).iter().any(|armed| armed == name) {
+            return Ok(None);
+        }
+        let loaded = self.images.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        match loaded {
+            Some(image) => image.map(Some),
+            // Armed this very moment: the seeder has not got to it yet.
+            None => self.library.image(name).map(|image| Some(Arc::new(image))).map_err(|error| format!("{error:#}")),
+        }
+    }
+
+    /// Every image that the seeder has taken up, by name; damaged ones are left out.
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
+        images.values().filter_map(|image| image.as_ref().ok()).cloned().collect()
+    }
+
+    /// What a machine boots. A machine that is done with its deployment boots what it was given, or it would be
+    /// imaged again and again.
+    pub fn boot(&self, mac: MacAddr) -> Boot {
+        match self.armed().job_for(mac, &self.settings) {
+            None => Boot::Local("nothing is armed for it"),
+            Some(job) if self.fleet().is_done(mac, &job.deployment) => Boot::Local("it has its image"),
+            Some(job) => Boot::Image(job),
+        }
+    }
+
+    /// How clients reach us under this address.
+    pub fn boot_server(&self, address: Ipv4Addr) -> BootServer {
+        let is_on = self.settings.http != Some(false);
+        BootServer { address, http_port: is_on.then(|| self.http_port()) }
+    }
+
+    /// The HTTP port.
+    pub fn http_port(&self) -> u16 {
+        self.settings.http_port.unwrap_or(80)
+    }
+}

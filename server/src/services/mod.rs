@@ -1,0 +1,14 @@
+//! What runs while a room is served.
+
+pub mod binding;
+pub mod boot_files;
+pub mod dhcp;
+pub mod history;
+pub mod http;
+pub mod seeder;
+pub mod stop;
+pub mod tftp;
+pub mod tracker;
+
+mod boot_script;
+mod listener;

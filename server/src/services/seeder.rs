@@ -1,0 +1,259 @@
+//! Our own seeders: one swarm for each armed image, started and stopped as arming changes, and while the library is
+//! published, one for each of its images.
+//!
+//! An image that is damaged, or whose port cannot be had, is shown with the reason and tried again; the others go on.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use swarm::{Have, Options, Swarm};
+use tokio::sync::watch;
+
+use crate::room::Room;
+use crate::room::orders::Armed;
+use crate::room::seeds::SeedStatus;
+use crate::services::stop::stopped;
+use crate::services::tracker::TrackerService;
+use library::Image;
+use library::content::open_image;
+
+/// How often `armed.json` is looked at. Half of what somebody who has just typed `ezio arm` notices.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// Peers of one swarm that we keep links to. They feed each other; we start them.
+const MAX_PEERS: usize = 256;
+/// First port for seeding unless told otherwise; 6881 is that of `ezio seed`.
+const DEFAULT_PORT: u16 = 6882;
+/// Ports tried from the first one on, if some are taken.
+const PORT_TRIES: usize = 64;
+/// How often an image that could not be used is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(3);
+
+struct Running {
+    image: Arc<Image>,
+    /// The directory's inode: a new image of the same name is another directory.
+    inode: u64,
+    swarm: Option<Swarm>,
+    error: Option<String>,
+}
+
+impl Running {
+    fn port(&self) -> Option<u16> {
+        self.swarm.as_ref().map(|swarm| swarm.local_addr().port())
+    }
+}
+
+/// An image that cannot be used, why, and since when we know.
+struct Broken {
+    error: String,
+    tried: Instant,
+}
+
+/// Watches what is armed and keeps the seeders to it, until told to stop.
+pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch::Receiver<bool>) {
+    let mut running: BTreeMap<String, Running> = BTreeMap::new();
+    let mut broken: BTreeMap<String, Broken> = BTreeMap::new();
+    let mut stamp = None;
+    loop {
+        reload(&room, &mut stamp).await;
+        let wanted = wanted(&room).await;
+        let gone: Vec<String> = running.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+        for name in gone {
+            end(&name, &mut running, &tracker).await;
+            log::info!("image {name} is no longer armed or published");
+        }
+        broken.retain(|name, _| wanted.contains(name));
+        for name in wanted {
+            keep(&room, &tracker, &name, &mut running, &mut broken).await;
+        }
+        publish(&room, &tracker, &running, &broken);
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            () = stopped(&mut stop) => break,
+        }
+    }
+    while let Some(name) = running.keys().next().cloned() {
+        end(&name, &mut running, &tracker).await;
+    }
+}
+
+/// The images to seed: what is armed, and if the library is published, all of it.
+async fn wanted(room: &Arc<Room>) -> Vec<String> {
+    let mut wanted = room.armed().images(&room.settings);
+    if !room.settings.is_publishing() {
+        return wanted;
+    }
+    let library = room.library.clone();
+    match tokio::task::spawn_blocking(move || library.names()).await {
+        Ok(Ok(names)) => {
+            wanted.extend(names);
+            wanted.sort_unstable();
+            wanted.dedup();
+        }
+        Ok(Err(error)) => log::error!("{error:#}; publishing what is armed only"),
+        Err(error) => log::error!("listing the library failed: {error}"),
+    }
+    wanted
+}
+
+/// Reads `armed.json` when it has changed. It is replaced, never rewritten, so its inode and time say so.
+async fn reload(room: &Arc<Room>, stamp: &mut Option<(u64, i64, i64)>) {
+    let room = room.clone();
+    let path = Armed::path(&room.library.state_dir());
+    let now = std::fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
+    if now == *stamp {
+        return;
+    }
+    *stamp = now;
+    match Armed::load(&room.library.state_dir()) {
+        Ok(armed) => {
+            if armed != *room.armed() {
+                let images = armed.images(&room.settings);
+                log::info!("armed: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") });
+            }
+            room.set_armed(armed);
+        }
+        Err(error) => log::error!("{error:#}; until then it stays as it was"),
+    }
+}
+
+/// Starts an image that should run and does not, and restarts one that has been replaced.
+async fn keep(
+    room: &Arc<Room>,
+    tracker: &TrackerService,
+    name: &str,
+    running: &mut BTreeMap<String, Running>,
+    broken: &mut BTreeMap<String, Broken>,
+) {
+    if broken.get(name).is_some_and(|broken| broken.tried.elapsed() < TRY_AGAIN) {
+        return;
+    }
+    let inode = std::fs::metadata(room.library.dir().join("images").join(name)).map_or(0, |dir| dir.ino());
+    if let Some(seed) = running.get(name) {
+        if seed.inode == inode && seed.error.is_none() {
+            return;
+        }
+        end(name, running, tracker).await;
+    }
+    let loading = (room.clone(), name.to_owned());
+    let loaded = tokio::task::spawn_blocking(move || loading.0.library.image(&loading.1)).await;
+    let image = match loaded {
+        Ok(Ok(image)) => Arc::new(image),
+        Ok(Err(error)) => return note(broken, name, format!("{error:#}")),
+        Err(error) => return note(broken, name, format!("reading it failed: {error}")),
+    };
+    let infohash = image.meta.infohash;
+    let own: Vec<u16> = running.values().filter_map(Running::port).collect();
+    let (swarm, error) = match start(room, &image, &own).await {
+        Ok(swarm) => (swarm, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    match &error {
+        Some(error) => note(broken, name, error.clone()),
+        None => drop(broken.remove(name)),
+    }
+    let seed = Running { image, inode, swarm, error };
+    tracker.allow(infohash, seed.port());
+    if let Some(port) = seed.port() {
+        log::info!("image {name}: seeding {} bytes on port {port}", seed.image.layout.content_len());
+    }
+    running.insert(name.to_owned(), seed);
+}
+
+/// Says what is wrong with an image, once.
+fn note(broken: &mut BTreeMap<String, Broken>, name: &str, error: String) {
+    if broken.get(name).is_none_or(|old| old.error != error) {
+        log::error!("image {name}: {error}");
+    }
+    broken.insert(name.to_owned(), Broken { error, tried: Instant::now() });
+}
+
+/// Starts to seed an image, on the lowest port from the configured one on that is free; `own` are those that we have taken
+/// for other images.
+async fn start(room: &Room, image: &Image, own: &[u16]) -> anyhow::Result<Option<Swarm>> {
+    if room.settings.seed == Some(false) {
+        return Ok(None);
+    }
+    let address = match &room.bindings[..] {
+        [only] => only.address,
+        _ => Ipv4Addr::UNSPECIFIED,
+    };
+    let storage = open_image(image)?;
+    let base = room.settings.peer_port.unwrap_or(DEFAULT_PORT);
+    let mut ports: Vec<u16> = (base..=u16::MAX).filter(|port| *port == 0 || !own.contains(port)).collect();
+    ports.truncate(if base == 0 { 1 } else { PORT_TRIES });
+    let mut result = None;
+    for port in &ports {
+        let listen = SocketAddr::from((address, *port));
+        let options = Options { listen, have: Have::All, max_peers: MAX_PEERS, ..Options::default() };
+        let swarm = Swarm::start(image.meta.clone(), storage.clone(), options).await;
+        match swarm {
+            Ok(swarm) => {
+                if *port != ports[0] {
+                    let first = ports[0];
+                    log::warn!("image {}: port {first} is taken, seeding on {port}: see to the firewall", image.name);
+                }
+                return Ok(Some(swarm));
+            }
+            Err(error) => result = Some(error),
+        }
+    }
+    Err(result.map_or_else(|| anyhow::anyhow!("no port to seed on"), anyhow::Error::from).context("starting to seed"))
+}
+
+async fn end(name: &str, running: &mut BTreeMap<String, Running>, tracker: &TrackerService) {
+    let Some(seed) = running.remove(name) else { return };
+    let infohash = seed.image.meta.infohash;
+    // The same disk captured twice is one torrent under two names.
+    match running.values().find(|other| other.image.meta.infohash == infohash) {
+        Some(other) => tracker.allow(infohash, other.port()),
+        None => tracker.disallow(&infohash),
+    }
+    if let Some(swarm) = seed.swarm {
+        swarm.shutdown().await;
+    }
+}
+
+fn publish(
+    room: &Room,
+    tracker: &TrackerService,
+    running: &BTreeMap<String, Running>,
+    broken: &BTreeMap<String, Broken>,
+) {
+    let mut images: BTreeMap<String, Result<Arc<Image>, String>> =
+        broken.iter().map(|(name, broken)| (name.clone(), Err(broken.error.clone()))).collect();
+    let mut seeds: Vec<SeedStatus> = Vec::new();
+    for (name, seed) in running {
+        images.insert(name.clone(), Ok(seed.image.clone()));
+        let stats = seed.swarm.as_ref().map(Swarm::stats).unwrap_or_default();
+        let (leechers, seeders) = tracker.counts(&seed.image.meta.infohash);
+        seeds.push(SeedStatus {
+            image: name.clone(),
+            infohash: seed.image.meta.infohash.to_string(),
+            content_len: seed.image.layout.content_len(),
+            uploaded: stats.uploaded,
+            peers: stats.peers,
+            leechers,
+            seeders,
+            port: seed.swarm.as_ref().map_or(0, |swarm| swarm.local_addr().port()),
+            error: seed.error.clone(),
+        });
+    }
+    for (image, broken) in broken.iter().filter(|(name, _)| !running.contains_key(*name)) {
+        seeds.push(SeedStatus {
+            image: image.clone(),
+            infohash: String::new(),
+            content_len: 0,
+            uploaded: 0,
+            peers: 0,
+            leechers: 0,
+            seeders: 0,
+            port: 0,
+            error: Some(broken.error.clone()),
+        });
+    }
+    room.set_images(images);
+    room.set_seeds(seeds);
+}
