@@ -34,7 +34,7 @@ pub fn words(
     let network = match boot_url.map(measure) {
         Some(Ok(bytes_per_s)) => format!("the network brings {}/s", size_text(bytes_per_s)),
         Some(Err(cause)) => format!("the network could not be measured ({cause})"),
-        None => "the network was not measured (ezio.conf names no REPORT)".to_owned(),
+        None => "the network was not measured (ezio.conf names no BOOT)".to_owned(),
     };
     let link = link_speed(interface).map(|mbit| format!(" on a link of {mbit} Mbit/s")).unwrap_or_default();
     format!(
@@ -75,7 +75,7 @@ fn link_speed(interface: &str) -> Option<u32> {
     text.trim().parse().ok().filter(|&mbit| mbit > 0)
 }
 
-/// The kernel's initramfs on the server that takes our reports: the largest thing it has for everybody.
-pub fn boot_url(report_url: &str) -> Option<String> {
-    Some(format!("{}/boot/initrd.img", report_url.strip_suffix("/report")?))
+/// The initramfs, which is large, in the boot directory of a server.
+pub fn initramfs(boot_url: &str) -> String {
+    format!("{}/initrd.img", boot_url.trim_end_matches('/'))
 }

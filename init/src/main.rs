@@ -3,6 +3,7 @@
 //! mounts → drivers → link and lease → `ezio.conf` → torrent → disk → swarm → proof → after-action. Whatever happens
 //! ends in one place, [`pid1::end`]: it tells the server, tells the screen, and reboots or waits.
 
+mod boot_args;
 mod console;
 mod dry_run;
 mod fetch;
@@ -13,7 +14,6 @@ mod lease;
 mod modules;
 mod netdev;
 mod pid1;
-mod settings;
 mod stages;
 mod target;
 

@@ -8,10 +8,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use report::Stage;
 
+use order::After;
+
 use crate::console::Console;
 use crate::home::Home;
 use crate::netdev;
-use crate::settings::After;
 
 /// The last word to the server may take this long, and longer only until two attempts were in vain.
 const LAST_REPORT: Duration = Duration::from_secs(10);
@@ -72,16 +73,16 @@ pub fn end(result: Result<After>, console: &Console, home: &Home) -> ! {
         Ok(after) => {
             home.enter(Stage::Done);
             home.settle(LAST_REPORT);
-            console.done(after.word());
+            console.done(after.as_str());
             netdev::set_all_down();
             nix::unistd::sync();
             let mode = match after {
                 After::Reboot => RebootMode::RB_AUTOBOOT,
-                After::PowerOff => RebootMode::RB_POWER_OFF,
+                After::Poweroff => RebootMode::RB_POWER_OFF,
                 After::Halt => RebootMode::RB_HALT_SYSTEM,
             };
             let refused = reboot(mode);
-            fail(&format!("the kernel refuses to {}: {refused:?}", after.word()), console, home)
+            fail(&format!("the kernel refuses to {}: {refused:?}", after.as_str()), console, home)
         }
         Err(error) => fail(&format!("{error:#}"), console, home),
     }

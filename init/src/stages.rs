@@ -12,9 +12,10 @@ use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use report::Stage;
-use restore::{Grow, Progress, Wish, Wishes};
+use restore::{Progress, Wish, Wishes};
 use swarm::{Options, Swarm};
 
+use crate::boot_args::BootArgs;
 use crate::console::Console;
 use crate::dry_run;
 use crate::fetch;
@@ -22,8 +23,8 @@ use crate::grow;
 use crate::home::Home;
 use crate::lease::{Network, wait_for_lease};
 use crate::modules::{Coldplug, Index};
-use crate::settings::{After, BootArgs, Settings, value_of};
 use crate::target;
+use order::{After, Grow, Order, value_of};
 
 /// Pause between two tries to get a configuration.
 const ASK_EVERY: Duration = Duration::from_secs(5);
@@ -61,8 +62,8 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     for failure in coldplug.failures() {
         console.line(&format!("driver {failure}"));
     }
-    let network = wait_for_lease(args.boot_mac.map(MacAddr), console).await;
-    let mac = args.boot_mac.map_or(network.dev.mac, MacAddr);
+    let network = wait_for_lease(args.boot_mac, console).await;
+    let mac = args.boot_mac.unwrap_or(network.dev.mac);
     console.line(&format!("address {} on {}", network.lease.address, network.dev.name));
     home.update(|report| {
         report.mac = mac.to_string();
@@ -72,28 +73,28 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     home.enter(Stage::Fetch);
     console.stage(Stage::Fetch);
     let server = server_of(&args, &network)?;
-    let (settings, meta) = fetch_orders(server, mac, &args, console, home).await?;
+    let (order, meta) = fetch_orders(server, mac, &args, console, home).await?;
     let layout = Arc::new(Layout::new(&meta).context("the torrent does not describe a disk")?);
     let meta = Arc::new(meta);
     console.line(&format!(
         "image {}: {} in {} pieces",
-        settings.image.as_deref().unwrap_or(&meta.name),
+        order.image.as_deref().unwrap_or(&meta.name),
         inventory::size_text(meta.geometry.content_len()),
         meta.geometry.piece_count()
     ));
 
     home.enter(Stage::Disk);
     console.stage(Stage::Disk);
-    let (device, words) = choose_disk(&settings, &layout, &coldplug, console, home).await?;
-    if settings.grow != Grow::No {
+    let (device, words) = choose_disk(&order.options, &layout, &coldplug, console, home).await?;
+    if order.options.grow != Grow::No {
         // Before the drivers go.
         let coldplug = coldplug.clone();
         tokio::task::spawn_blocking(move || coldplug.load("ext4")).await.context("loading drivers")?;
     }
     give_back_driver_memory();
     check_memory(&meta)?;
-    if settings.dry_run {
-        let url = settings.report_url.as_deref().and_then(dry_run::boot_url);
+    if order.options.dry_run {
+        let url = order.boot.as_deref().map(dry_run::initramfs);
         let interface = network.dev.name.clone();
         let look = move || {
             let sample = restore::survey(&meta, &layout, &device).with_context(|| words.clone())?;
@@ -102,12 +103,13 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         let note = tokio::task::spawn_blocking(look).await.context("measuring")??;
         console.dry_run(&note);
         home.update(|report| report.note = note);
-        return Ok(settings.after);
+        return Ok(order.options.after);
     }
 
-    let options = Options { trackers: trackers(&settings, &meta), memory_bytes: swarm_memory(), ..Options::default() };
-    let table = Wish { grow: settings.grow, new_disk_id: settings.new_ids.then(new_guid) };
-    let wishes = Wishes { verify: settings.verify, keep: settings.keep, discard: settings.discard, table };
+    let options = Options { trackers: trackers(&order, &meta), memory_bytes: swarm_memory(), ..Options::default() };
+    let table = Wish { grow: order.options.grow, new_disk_id: order.options.new_ids.then(new_guid) };
+    let wishes =
+        Wishes { verify: order.options.verify, keep: order.options.keep, discard: order.options.discard, table };
     let path = device.path().to_owned();
     let mut told = None;
     let tell = |progress| tell(progress, &mut told, console, home);
@@ -131,10 +133,10 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         "{} on {}: {cost}{}",
         inventory::size_text(done.bytes_total),
         done.disk,
-        if settings.verify { "" } else { "; not read back, only the partition table: VERIFY=no" }
+        if order.options.verify { "" } else { "; not read back, only the partition table: VERIFY=no" }
     ));
     console.stage(Stage::Seeding);
-    linger(&restored.swarm, Duration::from_secs(settings.linger_seconds), home).await;
+    linger(&restored.swarm, Duration::from_secs(u64::from(order.options.linger)), home).await;
     restored.swarm.shutdown().await;
     if let Some(grown) = restored.grown {
         let grow = move || grow::file_system(&path, &grown);
@@ -145,7 +147,7 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         console.line(&said);
         home.update(|report| report.note += &format!("; {said}"));
     }
-    Ok(settings.after)
+    Ok(order.options.after)
 }
 
 fn server_of(args: &BootArgs, network: &Network) -> Result<Ipv4Addr> {
@@ -161,7 +163,7 @@ async fn fetch_orders(
     args: &BootArgs,
     console: &Console,
     home: &Home,
-) -> Result<(Settings, Metainfo)> {
+) -> Result<(Order, Metainfo)> {
     let mut told: Option<(String, Instant)> = None;
     loop {
         let trouble = match fetch::conf(server, mac).await {
@@ -175,18 +177,18 @@ async fn fetch_orders(
                     });
                     home.set_url(url);
                 }
-                let settings =
-                    Settings::parse(&text, &args.overrides).with_context(|| format!("reading {name} from {server}"))?;
-                for key in &settings.unknown {
+                let order =
+                    Order::parse(&text, &args.overrides).with_context(|| format!("reading {name} from {server}"))?;
+                for key in order.unknown_in_words() {
                     log::warn!("{name}: {key} is not known and means nothing");
                 }
-                home.update(|report| report.dry_run = settings.dry_run);
-                match fetch::torrent(server, &settings.torrent).await {
+                home.update(|report| report.dry_run = order.options.dry_run);
+                match fetch::torrent(server, &order.torrent).await {
                     Ok(bytes) => {
                         check_room_for(&bytes)?;
                         let meta = Metainfo::parse(&bytes)
-                            .with_context(|| format!("refusing {} from {server}", settings.torrent))?;
-                        return Ok((settings, meta));
+                            .with_context(|| format!("refusing {} from {server}", order.torrent))?;
+                        return Ok((order, meta));
                     }
                     Err(error) => error,
                 }
@@ -202,8 +204,8 @@ async fn fetch_orders(
     }
 }
 
-fn trackers(settings: &Settings, meta: &Metainfo) -> Vec<String> {
-    if settings.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { settings.trackers.clone() }
+fn trackers(order: &Order, meta: &Metainfo) -> Vec<String> {
+    if order.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { order.trackers.clone() }
 }
 
 /// A random GUID (RFC 9562, version 4) in the byte order of a GPT, which turns its first three groups around.
@@ -289,7 +291,7 @@ fn give_back_driver_memory() {
 }
 
 async fn choose_disk(
-    settings: &Settings,
+    options: &order::Options,
     layout: &Layout,
     coldplug: &Coldplug,
     console: &Console,
@@ -312,17 +314,17 @@ async fn choose_disk(
             tokio::time::sleep(Duration::from_millis(250)).await;
             continue;
         }
-        let (path, words) = match target::partition(&settings.target, &disks, sysfs) {
+        let (path, words) = match target::partition(&options.target, &disks, sysfs) {
             Some(partition) => {
                 let words = partition.display().to_string();
                 console.line(&format!("disk {words}"));
                 (partition, words)
             }
-            None => match target::choose(&settings.target, &disks, layout) {
+            None => match target::choose(&options.target, &disks, layout) {
                 Ok(disk) => {
                     let disk = look_at(vec![disk.clone()]).await?.remove(0);
                     console.line(&format!("disk {}", disk.describe_fully()));
-                    (disk.path.clone(), if settings.dry_run { disk.describe_fully() } else { disk.describe() })
+                    (disk.path.clone(), if options.dry_run { disk.describe_fully() } else { disk.describe() })
                 }
                 Err(mut refusal) => {
                     refusal.disks = look_at(refusal.disks).await?;

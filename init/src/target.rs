@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blockdev::inventory::{Disk, is_same_wwn, size_text};
 use layout::Layout;
-use targetrule::{TargetRule, Term};
+use order::{TargetRule, Term};
 
 /// Why a term does not mean the disk, if it does not.
 fn rejects(term: &Term, disk: &Disk) -> Option<String> {
@@ -30,7 +30,10 @@ fn rejects(term: &Term, disk: &Disk) -> Option<String> {
             let is_it = !disk.wwn.is_empty() && is_same_wwn(&disk.wwn, wanted);
             unless(is_it, format!("its WWN is {}, not {wanted}", known(&disk.wwn)))
         }
-        Term::Bus(wanted) => unless(disk.bus == *wanted, format!("its bus is {}, not {wanted}", known(&disk.bus))),
+        Term::Bus(wanted) => {
+            let wanted = wanted.as_str();
+            unless(disk.bus == wanted, format!("its bus is {}, not {wanted}", known(&disk.bus)))
+        }
         Term::Model(wanted) => {
             let is_it = disk.model.to_lowercase().contains(&wanted.to_lowercase());
             unless(is_it, format!("its model is {:?}, which does not contain {wanted:?}", disk.model))

@@ -12,6 +12,9 @@ use crate::image::{Image, check_name, load};
 
 /// Where a library is unless told otherwise.
 pub const DEFAULT_DIR: &str = "/var/lib/ezio";
+/// So many names are listed where one is not found.
+const NAMES_SHOWN: usize = 20;
+
 /// A directory of images.
 #[derive(Clone, Debug)]
 pub struct Library {
@@ -101,13 +104,20 @@ impl Library {
         check_name(name)?;
         let dir = self.images_dir().join(name);
         if !dir.is_dir() {
-            bail!(
-                "there is no image {name:?} in {}: `ezio image list --library {}` shows what there is",
-                self.dir.display(),
-                self.dir.display()
-            );
+            bail!("there is no image {name:?} in {} ({})", self.dir.display(), self.instead_of(name));
         }
         load(name, dir).with_context(|| format!("image {name:?} cannot be used"))
+    }
+
+    /// What to name in place of a name that no image has.
+    fn instead_of(&self, name: &str) -> String {
+        let names = self.names().unwrap_or_default();
+        match order::nearest(name, names.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near:?}? `ezio image list` shows all"),
+            None if names.is_empty() => "the library is empty; `ezio capture` makes one".to_owned(),
+            None if names.len() <= NAMES_SHOWN => format!("there are: {}", names.join(", ")),
+            None => format!("there are {}; `ezio image list` shows them", names.len()),
+        }
     }
 
     /// Starts a new image. `replace` allows an image of that name to be there already; it stays until the end.

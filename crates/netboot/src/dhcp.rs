@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Flags, MessageType, OptionCode};
 
-use crate::mac::MacAddr;
 use crate::message::{self, Datagram, Malformed, Message, SERVER_PORT};
+use order::MacAddr;
 
 /// Pauses between DISCOVERs. Short at first, because most links are up; never long, because a port that spanning
 /// tree holds back for 50 s should not cost another minute.

@@ -4,7 +4,6 @@
 //! Bytes and times come in as arguments, decisions go out as values. Whatever comes from the network may be garbage:
 //! it is refused as a value ([`message::Malformed`], [`dhcp::Received::Ignored`]), never with a panic.
 
-mod mac;
 pub mod message;
 
 pub mod dhcp;
@@ -12,4 +11,4 @@ pub mod pxe;
 pub mod server;
 pub mod tftp;
 
-pub use mac::{MacAddr, MacError};
+pub use order::{MacAddr, MacError};

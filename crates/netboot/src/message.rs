@@ -12,7 +12,7 @@ use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 
 pub use dhcproto::v4::Message;
 
-use crate::mac::MacAddr;
+use order::MacAddr;
 
 /// Where a server listens.
 pub const SERVER_PORT: u16 = 67;

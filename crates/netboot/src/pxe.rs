@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 
-use crate::mac::MacAddr;
 use crate::message::{self, CLIENT_PORT, Datagram, Message, SERVER_PORT};
+use order::MacAddr;
 
 /// Option 175, under which iPXE keeps its own options.
 const IPXE_ENCAPSULATED: u8 = 175;

@@ -13,9 +13,9 @@ use std::ops::RangeInclusive;
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 use serde::{Deserialize, Serialize};
 
-use crate::mac::MacAddr;
 use crate::message::{self, CLIENT_PORT, Datagram, Message, SERVER_PORT};
 use crate::pxe::{self, BootServer};
+use order::MacAddr;
 
 /// How long an offered address waits for its REQUEST, in seconds. Firmware takes 4 s, a slow machine ten.
 const OFFER_S: u64 = 60;

@@ -1,21 +1,20 @@
 //! `ezio arm` and `ezio disarm`: which machines are to get which image.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use netboot::MacAddr;
-use restore::Grow;
 
 use crate::commands::ask::{agent, fetch};
-use crate::room::config::{After, Settings, parse_target};
+use crate::room::config::Settings;
 use crate::room::orders::{Armed, Order, new_deployment};
 use crate::room::running::ServerNote;
 use crate::room::scope::Scope;
 use crate::room::state;
 use library::Library;
+use order::{After, Grow, Overrides, TargetRule};
 
 /// How long the server may take to notice; it looks twice a second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
@@ -51,9 +50,9 @@ pub struct ArmCommand {
     whom: Whom,
     /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G; else the config decides.
     #[arg(long, value_name = "RULE")]
-    target: Option<String>,
-    /// What a machine does when it is done; else the config decides.
-    #[arg(long, value_enum)]
+    target: Option<TargetRule>,
+    /// What a machine does when it is done: reboot, poweroff or halt; else the config decides.
+    #[arg(long, value_name = "WHAT")]
     after: Option<After>,
     /// Seconds a machine goes on seeding after it is done; else the config decides.
     #[arg(long, value_name = "SECONDS")]
@@ -91,15 +90,8 @@ impl ArmCommand {
     /// # Errors
     /// An unknown image or group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
-        if let Some(target) = &self.target {
-            parse_target(target).with_context(|| format!("nothing was armed: --target {target:?}"))?;
-        }
         let library = self.whom.library()?;
-        if let Err(error) = library.image(&self.image) {
-            let names: Vec<String> = library.images()?.into_iter().map(|entry| entry.name).collect();
-            let there_are = if names.is_empty() { "there is no image yet".into() } else { names.join(", ") };
-            bail!("nothing was armed: {error:#}; images in {}: {there_are}", library.dir().display());
-        }
+        library.image(&self.image).or_else(|error| bail!("nothing was armed: {error:#}"))?;
         let settings = self.whom.settings(library.dir())?;
         let scopes = self.whom.scopes(settings.as_ref())?;
         let (deployment, at) = (new_deployment()?, state::unix_now());
@@ -107,10 +99,7 @@ impl ArmCommand {
             scope: scope.clone(),
             image: Some(self.image.clone()),
             deployment: deployment.clone(),
-            target: self.target.clone(),
-            after: self.after,
-            linger: self.linger,
-            conf: self.conf(),
+            overrides: self.overrides(),
             at,
         };
         let mut wanted = Armed::default();
@@ -163,21 +152,20 @@ fn refuse_never(scopes: &[Scope], settings: &Settings) -> anyhow::Result<()> {
 }
 
 impl ArmCommand {
-    /// What is said in `ezio.conf` and is not the default.
-    fn conf(&self) -> BTreeMap<String, String> {
-        let switches = [
-            (self.dry_run, "DRY_RUN", "yes"),
-            (self.new_ids, "NEW_IDS", "yes"),
-            (self.no_keep, "KEEP", "no"),
-            (self.no_discard, "DISCARD", "no"),
-            (self.no_verify, "VERIFY", "no"),
-        ];
-        let given = switches.into_iter().filter(|(is_given, _, _)| *is_given);
-        let mut conf: BTreeMap<_, _> = given.map(|(_, key, value)| (key.to_owned(), value.to_owned())).collect();
-        if self.grow != Grow::No {
-            conf.insert("GROW".to_owned(), self.grow.to_string());
+    /// What is different from what the config says.
+    fn overrides(&self) -> Overrides {
+        let given = |is_given: bool, value: bool| is_given.then_some(value);
+        Overrides {
+            target: self.target.clone(),
+            after: self.after,
+            linger: self.linger,
+            verify: given(self.no_verify, false),
+            keep: given(self.no_keep, false),
+            discard: given(self.no_discard, false),
+            grow: (self.grow != Grow::No).then_some(self.grow),
+            new_ids: given(self.new_ids, true),
+            dry_run: given(self.dry_run, true),
         }
-        conf
     }
 }
 

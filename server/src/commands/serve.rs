@@ -167,7 +167,7 @@ fn check_images(settings: &Settings, library: &Library, config: Option<&Path>) -
     for pinned in settings.pinned() {
         let image = entries.iter().find(|entry| entry.name == pinned.image).and_then(|entry| entry.image.as_ref().ok());
         if let Some(image) = image {
-            check_target(image, pinned.target)
+            check_target(image, &pinned.target)
                 .with_context(|| format!("{} in the config (its key there is `target`)", pinned.place))?;
         }
     }

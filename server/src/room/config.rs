@@ -10,11 +10,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use netboot::MacAddr;
+use order::{After, TargetRule};
 use serde::{Deserialize, Serialize};
-use targetrule::TargetRule;
 
 use crate::room::scope::Scope;
 use library::{self, DEFAULT_DIR};
@@ -81,9 +81,9 @@ pub struct Settings {
     pub kernel_args: Option<String>,
     /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G [default: auto].
     #[arg(long, value_name = "RULE")]
-    pub target: Option<String>,
-    /// What a machine does when it is done [default: reboot].
-    #[arg(long, value_enum)]
+    pub target: Option<TargetRule>,
+    /// What a machine does when it is done: reboot, poweroff or halt [default: reboot].
+    #[arg(long, value_name = "WHAT")]
     pub after: Option<After>,
     /// Seconds without an upload after which a finished machine stops seeding [default: 15].
     #[arg(long, value_name = "SECONDS")]
@@ -110,30 +110,6 @@ pub enum DhcpMode {
     Server,
     /// Not at all; the site's DHCP server has to name our boot files.
     Off,
-}
-
-/// What a machine does when its disk is written and proven.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum After {
-    /// Restart into the new system.
-    #[default]
-    Reboot,
-    /// Switch off.
-    Poweroff,
-    /// Stop and stay on.
-    Halt,
-}
-
-impl After {
-    /// As `ezio.conf` spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            After::Reboot => "reboot",
-            After::Poweroff => "poweroff",
-            After::Halt => "halt",
-        }
-    }
 }
 
 /// `FIRST-LAST`, both included.
@@ -178,7 +154,7 @@ pub struct Group {
     /// Image for these machines when the whole room is armed with another one.
     pub image: Option<String>,
     /// As the key of that name for everybody.
-    pub target: Option<String>,
+    pub target: Option<TargetRule>,
     /// As the key of that name for everybody.
     pub after: Option<After>,
     /// As the key of that name for everybody.
@@ -198,7 +174,7 @@ pub struct Overrides {
     /// Image for this machine when the whole room is armed with another one.
     pub image: Option<String>,
     /// As the key of that name for everybody.
-    pub target: Option<String>,
+    pub target: Option<TargetRule>,
     /// As the key of that name for everybody.
     pub after: Option<After>,
     /// As the key of that name for everybody.
@@ -217,7 +193,7 @@ pub struct Pinned<'a> {
     /// Its name.
     pub image: &'a str,
     /// Where it goes.
-    pub target: &'a str,
+    pub target: TargetRule,
 }
 
 /// The section of a group.
@@ -241,8 +217,9 @@ impl Settings {
             Some(path) => {
                 let text =
                     fs::read_to_string(path).with_context(|| format!("reading the config {}", path.display()))?;
-                let in_file: Settings =
-                    toml::from_str(&text).with_context(|| format!("in the config {}", path.display()))?;
+                let in_file: Settings = toml::from_str(&text)
+                    .map_err(with_hint)
+                    .with_context(|| format!("in the config {}", path.display()))?;
                 in_file.check().with_context(|| format!("in the config {}", path.display()))?;
                 in_file.overlaid(flags)
             }
@@ -359,7 +336,7 @@ impl Settings {
         let mut pinned = Vec::new();
         for (place, scope, image, target) in groups.chain(machines) {
             if let Some(image) = image {
-                let target = target.as_deref().or(self.target.as_deref()).unwrap_or("auto");
+                let target = target.as_ref().or(self.target.as_ref()).cloned().unwrap_or_default();
                 pinned.push(Pinned { place, scope, image, target });
             }
         }
@@ -392,13 +369,6 @@ impl Settings {
         for Pinned { place, image, .. } in self.pinned() {
             library::check_name(image).with_context(|| format!("image of {place}"))?;
         }
-        let groups = self.groups.iter().map(|(name, group)| (format!(" of {}", group_place(name)), &group.target));
-        let machines = self.machines.iter().map(|(mac, own)| (format!(" of {}", machine_place(*mac)), &own.target));
-        for (place, target) in [(String::new(), &self.target)].into_iter().chain(groups).chain(machines) {
-            if let Some(target) = target {
-                parse_target(target).with_context(|| format!("target = {target:?}{place}"))?;
-            }
-        }
         let arguments = [&self.kernel_args].into_iter().chain(self.groups.values().map(|group| &group.kernel_args));
         for arguments in arguments.chain(self.machines.values().map(|machine| &machine.kernel_args)).flatten() {
             check_line("kernel_args", arguments)?;
@@ -427,13 +397,17 @@ pub fn check_line(key: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rule, as machines will read it.
-///
-/// # Errors
-/// If they could not.
-pub fn parse_target(rule: &str) -> anyhow::Result<TargetRule> {
-    check_line("the target rule", rule)?;
-    Ok(rule.parse()?)
+/// An error of the TOML reader, with the key that may have been meant in place of one that is not known.
+fn with_hint(error: toml::de::Error) -> anyhow::Error {
+    let hint = error.message().strip_prefix("unknown field `").and_then(|rest| {
+        let (key, rest) = rest.split_once('`')?;
+        // The reader lists the known ones in backquotes.
+        order::nearest(key, rest.split('`').skip(1).step_by(2)).map(|near| format!("did you mean `{near}`?"))
+    });
+    match hint {
+        Some(hint) => anyhow!("{error}{hint}"),
+        None => error.into(),
+    }
 }
 
 fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -486,13 +460,18 @@ mod tests {
         assert_eq!(own.after, Some(After::Halt));
         assert_eq!(own.linger, Some(5));
         let (place, scope) = ("[groups.lab]".to_owned(), Scope::Group("lab".to_owned()));
-        assert_eq!(settings.pinned(), [Pinned { place, scope, image: "lab-2026", target: "auto" }]);
+        assert_eq!(settings.pinned(), [Pinned { place, scope, image: "lab-2026", target: TargetRule::default() }]);
     }
 
     #[test]
     fn mistakes_are_named_with_line_and_choice() {
         let unknown = refused("library = \"/x\"\nlibary = 1\n");
         assert!(unknown.contains("line 2") && unknown.contains("libary") && unknown.contains("boot_dir"), "{unknown}");
+        assert!(unknown.contains("did you mean `library`?"), "{unknown}");
+        let unknown = refused("[groups.lab]\nmachine = []\n");
+        assert!(unknown.contains("line 2") && unknown.contains("did you mean `machines`?"), "{unknown}");
+        let unknown = refused("colour = 1\n");
+        assert!(unknown.contains("boot_dir") && !unknown.contains("did you mean"), "{unknown}");
         let mode = refused("dhcp = \"yes\"\n");
         assert!(mode.contains("line 1") && mode.contains("proxy"), "{mode}");
         let mac = refused("[machines.\"52:54\"]\nlinger = 1\n");
@@ -504,20 +483,21 @@ mod tests {
         assert!(refused("kernel_args = \"a\\nb\"").contains("one line"));
         assert!(refused("http_port = 70000").contains("line 1"));
         assert!(refused("publish = true\nhttp = false").contains("needs HTTP"));
-        for (text, place) in [
-            ("target = \"serail=X\"", "target = \"serail=X\": "),
-            ("[groups.a]\ntarget = \"serail=X\"", "target = \"serail=X\" of [groups.a]: "),
-            ("[machines.\"52:54:00:00:00:01\"]\ntarget = \"serail=X\"", "of [machines.\"52:54:00:00:00:01\"]: "),
+        for (text, line) in [
+            ("target = \"serail=X\"", "line 1"),
+            ("[groups.a]\ntarget = \"serail=X\"", "line 2"),
+            ("\n\n[machines.\"52:54:00:00:00:01\"]\ntarget = \"serail=X\"", "line 4"),
         ] {
             let rule = refused(text);
-            assert!(rule.contains(&format!("{place}\"serail=X\" does not say which disk")), "{rule}");
+            assert!(
+                rule.contains(line) && rule.contains("\"serail=X\" does not say which disk (did you mean"),
+                "{rule}"
+            );
         }
+        assert!(refused("after = \"explode\"").contains("poweroff"));
         let twice =
             refused("[machines.\"52:54:00:00:00:01\"]\nname = \"pc\"\n[machines.\"52:54:00:00:00:02\"]\nname = \"pc\"");
         assert!(twice.contains("\"pc\" is the name of 52:54:00:00:00:01 and of 52:54:00:00:00:02"), "{twice}");
-        let flags = Settings { target: Some("bus=nvmee".into()), ..Settings::default() };
-        let flag = format!("{:#}", Settings::load(None, flags).expect_err("bad"));
-        assert!(flag.contains("\"bus=nvmee\" does not say which disk"), "{flag}");
     }
 
     #[test]

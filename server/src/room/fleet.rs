@@ -312,9 +312,8 @@ mod tests {
     /// Everybody is to get this.
     fn armed(deployment: &str) -> Armed {
         let (scope, image, deployment) = (Scope::All, Some("debian".into()), deployment.into());
-        let (target, after, linger, conf) = (None, None, None, BTreeMap::new());
         let mut armed = Armed::default();
-        armed.arm(Order { scope, image, deployment, target, after, linger, conf, at: 0 });
+        armed.arm(Order { scope, image, deployment, overrides: order::Overrides::default(), at: 0 });
         armed
     }
 

@@ -23,8 +23,6 @@ pub fn needed(library: &Library, name: &str) -> anyhow::Result<Option<&'static s
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::room::orders::Order;
     use crate::room::scope::Scope;
@@ -37,10 +35,7 @@ mod tests {
             scope: Scope::All,
             image: Some("debian".into()),
             deployment: String::new(),
-            target: None,
-            after: None,
-            linger: None,
-            conf: BTreeMap::new(),
+            overrides: order::Overrides::default(),
             at: 0,
         };
         assert_eq!(needed(&library, "debian").expect("read"), None);

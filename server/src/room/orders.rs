@@ -8,23 +8,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use netboot::MacAddr;
-use restore::Grow;
 use serde::{Deserialize, Serialize};
 
-use crate::room::config::{After, Pinned, Settings, group_place, machine_place, parse_target};
+use crate::room::config::{Pinned, Settings, group_place, machine_place};
 use crate::room::scope::Scope;
 use crate::room::state;
+use layout::parttable::adapt::ALIGN;
 use library::Image;
 use library::manifest::{Captured, Manifest, time_text};
-
-/// Seconds a machine goes on seeding unless told otherwise.
-const DEFAULT_LINGER_S: u32 = 15;
-
-/// Partitions that grow end at a multiple of this, in bytes; see `layout::parttable::adapt`.
-const GROWN_ALIGN: u64 = 1 << 20;
+use order::{After, Grow, Options, Overrides, TargetRule};
 
 /// One `ezio arm` or `ezio disarm`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredOrder", into = "StoredOrder")]
 pub struct Order {
     /// Whom it is for.
     pub scope: Scope,
@@ -32,21 +28,55 @@ pub struct Order {
     pub image: Option<String>,
     /// The deployment's id, new at each `ezio arm`: a machine that is done is done for this one.
     pub deployment: String,
-    /// Overrides the config.
-    #[serde(default)]
-    pub target: Option<String>,
-    /// Overrides the config.
-    #[serde(default)]
-    pub after: Option<After>,
-    /// Overrides the config.
-    #[serde(default)]
-    pub linger: Option<u32>,
-    /// More lines for `ezio.conf`: `DRY_RUN`, `KEEP` and the like.
-    #[serde(default)]
-    pub conf: BTreeMap<String, String>,
+    /// What is different from what the config says.
+    pub overrides: Overrides,
     /// When, in seconds since 1970.
-    #[serde(default)]
     pub at: u64,
+}
+
+/// An order as it is kept and shown; all versions have had this form.
+#[derive(Serialize, Deserialize)]
+struct StoredOrder {
+    scope: Scope,
+    image: Option<String>,
+    deployment: String,
+    #[serde(default)]
+    target: Option<TargetRule>,
+    #[serde(default)]
+    after: Option<After>,
+    #[serde(default)]
+    linger: Option<u32>,
+    /// Other keys of `ezio.conf`.
+    #[serde(default)]
+    conf: BTreeMap<String, String>,
+    #[serde(default)]
+    at: u64,
+}
+
+impl TryFrom<StoredOrder> for Order {
+    type Error = String;
+
+    fn try_from(stored: StoredOrder) -> Result<Order, String> {
+        let StoredOrder { scope, image, deployment, target, after, linger, conf, at } = stored;
+        let mut overrides = Overrides { target, after, linger, ..Overrides::default() };
+        for (key, value) in conf {
+            match overrides.set(&key, &value) {
+                Ok(true) => {}
+                Ok(false) => return Err(format!("an order has {key}={value}, which this version does not know")),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(Order { scope, image, deployment, overrides, at })
+    }
+}
+
+impl From<Order> for StoredOrder {
+    fn from(order: Order) -> StoredOrder {
+        let Order { scope, image, deployment, mut overrides, at } = order;
+        let (target, after, linger) = (overrides.target.take(), overrides.after.take(), overrides.linger.take());
+        let conf = overrides.lines().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        StoredOrder { scope, image, deployment, target, after, linger, conf, at }
+    }
 }
 
 /// Every order, at most one for each scope.
@@ -62,14 +92,8 @@ pub struct Job {
     pub image: String,
     /// The deployment's id.
     pub deployment: String,
-    /// Which disk.
-    pub target: String,
-    /// What comes after.
-    pub after: After,
-    /// How long it goes on seeding, in seconds.
-    pub linger: u32,
-    /// More lines for `ezio.conf`.
-    pub conf: BTreeMap<String, String>,
+    /// How it is done.
+    pub options: Options,
     /// More for the kernel command line.
     pub kernel_args: String,
 }
@@ -132,10 +156,13 @@ impl Armed {
         }
         self.orders.retain(|old| old.scope != *scope);
         if !self.orders.is_empty() {
-            let (image, deployment, at) = (None, String::new(), state::unix_now());
-            let (target, after, linger) = (None, None, None);
-            let conf = BTreeMap::new();
-            self.orders.push(Order { scope: scope.clone(), image, deployment, target, after, linger, conf, at });
+            self.orders.push(Order {
+                scope: scope.clone(),
+                image: None,
+                deployment: String::new(),
+                overrides: Overrides::default(),
+                at: state::unix_now(),
+            });
         }
         if !self.is_anything_armed() {
             self.orders.clear();
@@ -185,7 +212,7 @@ impl Armed {
             let groups = settings.groups.iter().map(|(name, group)| (group_place(name), &group.image, &group.target));
             let machines = settings.machines.iter().map(|(mac, own)| (machine_place(*mac), &own.image, &own.target));
             for (place, image, target) in groups.chain(machines) {
-                if let (None, Some(target), None) = (image, target, &all.target) {
+                if let (None, Some(target), None) = (image, target, &all.overrides.target) {
                     lines.push(format!("{place} in the config: target {target}"));
                 }
             }
@@ -248,16 +275,12 @@ impl Order {
             Scope::Group(name) => settings.groups.get(name).and_then(|group| group.target.clone()),
             Scope::Machine(mac) => settings.overrides_of(*mac).target,
         };
-        let target = order_target(self, own.as_deref(), settings);
-        let what = if self.conf.get("DRY_RUN").is_some_and(|is| is == "yes") { "dry run" } else { "WRITES DISKS" };
+        let target = self.overrides.target.as_ref().or(own.as_ref()).or(settings.target.as_ref()).cloned();
+        let target = target.unwrap_or_default();
+        let what = if self.overrides.dry_run == Some(true) { "dry run" } else { "WRITES DISKS" };
         let since = time_text(self.at);
         Some(format!("{image} for {} since {since}, target {target}, {what}", settings.called_scope(&self.scope)))
     }
-}
-
-/// The rule that holds for whom the config says `own`.
-fn order_target<'a>(order: &'a Order, own: Option<&'a str>, settings: &'a Settings) -> &'a str {
-    order.target.as_deref().or(own).or(settings.target.as_deref()).unwrap_or("auto")
 }
 
 impl Job {
@@ -266,10 +289,9 @@ impl Job {
     /// # Errors
     /// What would be refused there, or should be.
     pub fn check(&self, image: &Image) -> anyhow::Result<()> {
-        check_target(image, &self.target)?;
-        let grow = self.conf.get("GROW").map_or("no", String::as_str);
-        check_grow(&image.manifest, grow.parse()?)
-            .with_context(|| format!("--grow {grow} with the image {}", image.name))
+        check_target(image, &self.options.target)?;
+        let grow = self.options.grow;
+        check_grow(&image.manifest, grow).with_context(|| format!("--grow {grow} with the image {}", image.name))
     }
 }
 
@@ -296,7 +318,7 @@ fn check_grow(manifest: &Manifest, grow: Grow) -> anyhow::Result<()> {
     let next = partitions().filter(|other| other.start > chosen.start).min_by_key(|other| other.start);
     if let Some(next) = next {
         ensure!(
-            next.start - next.start % GROWN_ALIGN > end,
+            next.start - next.start % ALIGN > end,
             "partition {} follows partition {number} directly, which cannot grow: choose the last one",
             next.number
         );
@@ -307,10 +329,9 @@ fn check_grow(manifest: &Manifest, grow: Grow) -> anyhow::Result<()> {
 /// Whether a rule says well enough where an image goes.
 ///
 /// # Errors
-/// A rule that cannot be read, and one that names no disk for an image that may be of a single partition: on a whole disk
+/// A rule that names no disk for an image that may be of a single partition: on a whole disk
 /// it would take the place of everything there.
-pub fn check_target(image: &Image, rule: &str) -> anyhow::Result<()> {
-    let target = parse_target(rule).with_context(|| format!("the target rule {rule:?}"))?;
+pub fn check_target(image: &Image, target: &TargetRule) -> anyhow::Result<()> {
     ensure!(
         image.layout.is_whole_disk() || target.is_name(),
         "the image {} would go where the rule {target} finds a disk, but this is one partition (or a file system without a \
@@ -322,19 +343,25 @@ pub fn check_target(image: &Image, rule: &str) -> anyhow::Result<()> {
 
 fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> {
     let own = mac.map(|mac| settings.overrides_of(mac)).unwrap_or_default();
-    let (mut image, mut target) = (order.image.clone()?, order.target.clone());
+    let (mut image, mut overrides) = (order.image.clone()?, order.overrides.clone());
     if let (Scope::All, Some(pinned)) = (&order.scope, own.image) {
         // The order's rule was meant for the order's image: where one takes the disk, the other may be of a partition.
-        (image, target) = (pinned, None);
+        (image, overrides.target) = (pinned, None);
     }
-    let target = target.or(own.target).or(settings.target.clone());
+    let of_config = |target: &Option<TargetRule>, after, linger| Overrides {
+        target: target.clone(),
+        after,
+        linger,
+        ..Overrides::default()
+    };
+    let mut options = Options::default();
+    of_config(&settings.target, settings.after, settings.linger).apply(&mut options);
+    of_config(&own.target, own.after, own.linger).apply(&mut options);
+    overrides.apply(&mut options);
     Some(Job {
         image,
         deployment: order.deployment.clone(),
-        target: target.unwrap_or_else(|| "auto".into()),
-        after: order.after.or(own.after).or(settings.after).unwrap_or_default(),
-        linger: order.linger.or(own.linger).or(settings.linger).unwrap_or(DEFAULT_LINGER_S),
-        conf: order.conf.clone(),
+        options,
         kernel_args: own.kernel_args.or(settings.kernel_args.clone()).unwrap_or_default(),
     })
 }
@@ -364,10 +391,13 @@ mod tests {
         .expect("good")
     }
 
+    fn rule(text: &str) -> TargetRule {
+        text.parse().expect(text)
+    }
+
     fn order(scope: Scope, image: &str) -> Order {
-        let (target, after, linger) = (None, None, None);
-        let conf = BTreeMap::new();
-        Order { scope, image: Some(image.into()), deployment: image.into(), target, after, linger, conf, at: 0 }
+        let overrides = Overrides::default();
+        Order { scope, image: Some(image.into()), deployment: image.into(), overrides, at: 0 }
     }
 
     #[test]
@@ -377,17 +407,22 @@ mod tests {
         assert_eq!(armed.job_for(A, &settings), None);
         armed.arm(order(Scope::All, "room"));
         let job = armed.job_for(A, &settings).expect("armed");
-        assert_eq!((job.image.as_str(), job.after, job.linger), ("room", After::Halt, 7));
+        assert_eq!((job.image.as_str(), job.options.after, job.options.linger), ("room", After::Halt, 7));
         assert_eq!(armed.job_for(B, &settings).expect("armed").image, "own");
         armed.arm(order(Scope::Group("lab".into()), "lab"));
         assert_eq!(armed.job_for(A, &settings).expect("armed").image, "lab");
         armed.arm(order(Scope::Machine(B), "single"));
         assert_eq!(armed.job_for(B, &settings).expect("armed").image, "single");
         assert_eq!(armed.images(&settings), ["lab", "room", "single"]);
-        armed.arm(Order { target: Some("/dev/sda".into()), ..order(Scope::All, "again") });
+        let overrides = Overrides { target: Some(rule("/dev/sda")), ..Overrides::default() };
+        armed.arm(Order { overrides, ..order(Scope::All, "again") });
         assert_eq!(armed.images(&settings), ["again", "own"]);
-        assert_eq!(armed.job_for(B, &settings).expect("armed").target, "auto", "the rule is for the order's own image");
-        assert_eq!(armed.job_for(A, &settings).expect("armed").target, "/dev/sda");
+        assert_eq!(
+            armed.job_for(B, &settings).expect("armed").options.target,
+            rule("auto"),
+            "the rule is for the order's own image"
+        );
+        assert_eq!(armed.job_for(A, &settings).expect("armed").options.target, rule("/dev/sda"));
         assert_eq!(armed.job_for(A, &settings).expect("armed").image, "again");
     }
 
@@ -433,8 +468,8 @@ mod tests {
         assert!(armed.lines(&settings).is_empty());
         armed.arm(order(Scope::All, "room"));
         let other = MacAddr([0x52, 0x54, 0, 0, 0, 3]);
-        let conf = [("DRY_RUN".to_owned(), "yes".to_owned())].into();
-        armed.arm(Order { conf, target: Some("auto".into()), ..order(Scope::Machine(A), "room") });
+        let overrides = Overrides { dry_run: Some(true), target: Some(rule("auto")), ..Overrides::default() };
+        armed.arm(Order { overrides, ..order(Scope::Machine(A), "room") });
         armed.disarm(&Scope::Machine(other));
         assert_eq!(
             armed.lines(&settings),
@@ -488,6 +523,31 @@ mod tests {
             let said = said(manifest, grow);
             assert!(said.starts_with(words) && said.is_empty() == words.is_empty(), "{grow}: {said:?}");
         }
+    }
+
+    #[test]
+    fn orders_of_older_versions_are_read_and_written_as_they_were() {
+        let text = r#"{"orders":[{"scope":"all","image":"room","deployment":"7f","target":"bus=nvme","after":"halt",
+            "linger":3,"conf":{"DRY_RUN":"yes","GROW":"last","KEEP":"no"},"at":5},
+            {"scope":{"group":"lab"},"image":null,"deployment":""}]}"#;
+        let armed: Armed = serde_json::from_str(text).expect("of an older version");
+        let overrides = Overrides {
+            target: Some(rule("bus=nvme")),
+            after: Some(After::Halt),
+            linger: Some(3),
+            dry_run: Some(true),
+            grow: Some(Grow::Last),
+            keep: Some(false),
+            ..Overrides::default()
+        };
+        assert_eq!(armed.orders()[0], Order { overrides, at: 5, deployment: "7f".into(), ..order(Scope::All, "room") });
+        assert_eq!(armed.orders()[1].image, None);
+        let json = serde_json::to_value(&armed).expect("plain data");
+        let first = serde_json::from_str::<serde_json::Value>(text).expect("JSON")["orders"][0].clone();
+        assert_eq!(json["orders"][0], first);
+        let newer = text.replace("KEEP", "KEPT");
+        let error = serde_json::from_str::<Armed>(&newer).expect_err("not known").to_string();
+        assert!(error.contains("KEPT=no, which this version does not know"), "{error}");
     }
 
     #[test]

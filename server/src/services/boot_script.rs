@@ -1,30 +1,27 @@
 //! What a machine that boots from the network is given to read: its iPXE script, and its `ezio.conf`.
 
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use netboot::MacAddr;
+use order::Order;
 
 use crate::room::orders::Job;
 use crate::room::{Boot, Room};
 
-/// `ezio.conf` for one job, as lines of KEY=value.
+/// `ezio.conf` for one job.
 pub fn conf(room: &Room, job: &Job, address: Ipv4Addr) -> String {
-    let mut conf = String::new();
     let server = room.boot_server(address);
-    let mut line = |key: &str, value: &str| writeln!(conf, "{key}={value}").expect("writing to a string");
-    line("TORRENT", &format!("torrents/{}.torrent", job.image));
-    line("IMAGE", &job.image);
-    line("TARGET", &job.target);
-    line("AFTER", job.after.as_str());
-    line("LINGER", &job.linger.to_string());
-    if let (Some(tracker), Some(report)) = (server.url("announce"), server.url("report")) {
-        line("TRACKER", &tracker);
-        line("REPORT", &report);
-    }
-    line("DEPLOYMENT", &job.deployment);
-    job.conf.iter().for_each(|(key, value)| line(key, value));
-    conf
+    let order = Order {
+        torrent: format!("torrents/{}.torrent", job.image),
+        image: Some(job.image.clone()),
+        trackers: server.url("announce").into_iter().collect(),
+        report: server.url("report"),
+        boot: server.url("boot"),
+        deployment: job.deployment.clone(),
+        options: job.options.clone(),
+        unknown: Vec::new(),
+    };
+    order.to_string()
 }
 
 /// The iPXE script for one machine.

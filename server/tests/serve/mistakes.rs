@@ -66,10 +66,10 @@ fn arming_what_is_not_there_lists_what_is() {
     in_namespace("mistakes::arming_what_is_not_there_lists_what_is", &[], |lan| {
         fs::create_dir_all(library(&lan)).expect("made");
         let error = ezio_fails(&lan, &["arm", "debian"]);
-        assert!(error.contains("there is no image yet"), "{error}");
+        assert!(error.contains("the library is empty; `ezio capture` makes one"), "{error}");
         add_image(&lan, "debian", 300_000);
         let error = ezio_fails(&lan, &["arm", "debain"]);
-        assert!(error.contains("nothing was armed") && error.contains("debian"), "{error}");
+        assert!(error.contains("nothing was armed: ") && error.contains("did you mean \"debian\"?"), "{error}");
         let config = file(&lan, "ezio.toml", "[groups.lab]\n");
         let error = ezio_fails(&lan, &["arm", "debian", "--group", "lob", "--config", &config]);
         assert!(error.contains("no group \"lob\"") && error.contains("lab"), "{error}");
@@ -77,7 +77,7 @@ fn arming_what_is_not_there_lists_what_is() {
         assert!(error.contains("52:54:00:12:34:56"), "{error}");
         for rule in ["serail=X", "bus=nvmee", "min=500X", "size"] {
             let error = ezio_fails(&lan, &["arm", "debian", "--target", rule]);
-            assert!(error.contains("nothing was armed") && error.contains("does not say which disk"), "{error}");
+            assert!(error.contains("'--target <RULE>'") && error.contains("does not say which disk"), "{error}");
             let error = serve_fails(&lan, &["--target", rule]);
             assert!(error.contains(rule) && error.contains("use auto, /dev/NAME"), "{error}");
         }

@@ -20,7 +20,7 @@ use super::{Partition, Table, TableError, TableKind};
 
 /// Partitions that grow end at a multiple of this, in bytes, as every tool of today aligns them; growing by less than
 /// what that leaves is not worth a change.
-const ALIGN: u64 = 1 << 20;
+pub const ALIGN: u64 = 1 << 20;
 
 /// Which partition is to use the space that a larger disk has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

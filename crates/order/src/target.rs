@@ -1,14 +1,22 @@
 //! Which disk an order means: the rule of `--target`, `target` in the config, and `TARGET` in `ezio.conf`.
 //!
-//! The same parser runs where a rule is written and where it is obeyed, so a mistake in one is told at the keyboard. What
-//! a term says of a disk is for `init` to compare. Pure.
+//! The same parser runs where a rule is written and where it is obeyed, so a mistake shows at the keyboard. What a term
+//! says of a disk is for `init` to compare. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
+use crate::nearest::nearest;
+
+/// Keys of terms.
+const KEYS: [&str; 9] = ["by-id", "by-path", "serial", "wwn", "model", "bus", "min", "max", "rotational"];
+
 /// Which disk may be written: every term has to hold, and exactly one disk has to be left.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TargetRule {
     /// No terms means `auto`.
     terms: Vec<Term>,
@@ -31,8 +39,8 @@ pub enum Term {
     Wwn(String),
     /// A part of its model name.
     Model(String),
-    /// The bus, as the inventory of disks calls it.
-    Bus(&'static str),
+    /// What it is attached to.
+    Bus(Bus),
     /// At least so many bytes.
     MinLen(u64),
     /// At most so many bytes.
@@ -41,20 +49,87 @@ pub enum Term {
     Rotational(bool),
 }
 
+/// What a disk is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// virtio-blk.
+    Virtio,
+    /// NVMe.
+    Nvme,
+    /// ATA and SATA.
+    Ata,
+    /// SCSI and SAS.
+    Scsi,
+    /// USB.
+    Usb,
+    /// SD cards and eMMC.
+    Mmc,
+}
+
+/// Every bus by the names that people use for it; the first of each is the one that is written.
+pub const BUSES: [(&str, Bus); 8] = [
+    ("virtio", Bus::Virtio),
+    ("nvme", Bus::Nvme),
+    ("ata", Bus::Ata),
+    ("sata", Bus::Ata),
+    ("scsi", Bus::Scsi),
+    ("sas", Bus::Scsi),
+    ("usb", Bus::Usb),
+    ("mmc", Bus::Mmc),
+];
+
+impl Bus {
+    /// Its name, as the inventory of disks has it.
+    pub fn as_str(self) -> &'static str {
+        BUSES.iter().find(|(_, bus)| *bus == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// A rule that cannot be read.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{term:?} does not say which disk: use auto, /dev/NAME, by-id=NAME, by-path=NAME, serial=…, wwn=…, model=…, \
+    "{term:?} does not say which disk{hint}: use auto, /dev/NAME, by-id=NAME, by-path=NAME, serial=…, wwn=…, model=…, \
      bus=virtio|nvme|ata|scsi|usb|mmc, min=SIZE, max=SIZE (such as 500G) or rotational=yes|no, several with a comma between"
 )]
 pub struct BadTarget {
     term: String,
+    hint: String,
+}
+
+impl BadTarget {
+    fn new(term: &str) -> BadTarget {
+        let (key, value) = term.split_once('=').unwrap_or((term, ""));
+        let (key, value) = (key.trim(), value.trim());
+        let near = match key {
+            "bus" => nearest(value, BUSES.map(|(name, _)| name)).map(|bus| format!("bus={bus}")),
+            _ => nearest(key, KEYS).filter(|near| *near != key).map(|near| format!("{near}=")),
+        };
+        let hint = near.map(|near| format!(" (did you mean {near}?)"));
+        BadTarget { term: term.to_owned(), hint: hint.unwrap_or_default() }
+    }
+}
+
+impl TryFrom<String> for TargetRule {
+    type Error = BadTarget;
+
+    fn try_from(text: String) -> Result<TargetRule, BadTarget> {
+        text.parse()
+    }
+}
+
+impl From<TargetRule> for String {
+    fn from(rule: TargetRule) -> String {
+        rule.to_string()
+    }
 }
 
 impl FromStr for TargetRule {
     type Err = BadTarget;
 
     fn from_str(text: &str) -> Result<TargetRule, BadTarget> {
+        if text.contains(char::is_control) {
+            return Err(BadTarget::new(text));
+        }
         let terms = text.split(',').map(str::trim).filter(|term| !term.is_empty() && *term != "auto");
         let terms = terms.map(parse_term).collect::<Result<Vec<_>, _>>()?;
         let text = if terms.is_empty() { "" } else { text.trim() };
@@ -101,7 +176,7 @@ impl FromStr for Term {
 }
 
 fn parse_term(text: &str) -> Result<Term, BadTarget> {
-    let bad = || BadTarget { term: text.to_owned() };
+    let bad = || BadTarget::new(text);
     if let Some(name) = text.strip_prefix("/dev/disk/") {
         // File systems and partitions have names there as well, which say nothing about which disk may lose them.
         return match name.split_once('/') {
@@ -135,16 +210,8 @@ fn parse_term(text: &str) -> Result<Term, BadTarget> {
     })
 }
 
-fn parse_bus(text: &str) -> Option<&'static str> {
-    Some(match text.to_ascii_lowercase().as_str() {
-        "virtio" => "virtio",
-        "nvme" => "nvme",
-        "ata" | "sata" => "ata",
-        "scsi" | "sas" => "scsi",
-        "usb" => "usb",
-        "mmc" => "mmc",
-        _ => return None,
-    })
+fn parse_bus(text: &str) -> Option<Bus> {
+    BUSES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, bus)| *bus)
 }
 
 /// `500G` and the like: decimal units, as printed on the drive.
@@ -187,7 +254,8 @@ mod tests {
         for bad in bad {
             let error = bad.parse::<TargetRule>().expect_err(bad).to_string();
             let term = bad.trim_start_matches("auto,").trim();
-            assert!(error.starts_with(&format!("{term:?} does not say which disk: use auto, /dev/NAME")), "{error}");
+            assert!(error.starts_with(&format!("{term:?} does not say which disk")), "{error}");
+            assert!(error.contains(": use auto, /dev/NAME"), "{error}");
         }
         for auto in ["", "auto", " auto ,"] {
             assert_eq!(auto.parse(), Ok(TargetRule::default()), "{auto:?}");
@@ -195,6 +263,21 @@ mod tests {
         assert_eq!(TargetRule::default().to_string(), "auto");
         assert_eq!(parse_size("500G"), Some(500_000_000_000));
         assert_eq!(parse_size("18446744073709551615T"), None);
+    }
+
+    #[test]
+    fn a_slip_is_answered_with_what_was_meant() {
+        for (rule, meant) in [
+            ("serail=X", "(did you mean serial=?)"),
+            ("bus=nvmee", "(did you mean bus=nvme?)"),
+            ("rotationl=no", "(did you mean rotational=?)"),
+            ("auto\nDRY_RUN=no", ""),
+        ] {
+            let error = rule.parse::<TargetRule>().expect_err(rule).to_string();
+            assert!(error.contains(meant), "{error}");
+        }
+        let error = "colour=red".parse::<TargetRule>().expect_err("bad").to_string();
+        assert!(!error.contains("did you mean"), "{error}");
     }
 
     #[test]
