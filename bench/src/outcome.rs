@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Use;
-use crate::race::Race;
+use crate::tool::Tool;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -68,6 +68,25 @@ pub enum Fate {
     Killed,
     /// It is no receiver, but somebody who disturbs the others.
     Hostile(Misdeed),
+}
+
+/// What is to be run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Race {
+    /// Which case.
+    pub case: Case,
+    /// Which tool.
+    pub tool: Tool,
+    /// How many receivers.
+    pub receivers: usize,
+    /// Speed of every port in Mbit/s; `None` is unshaped.
+    pub mbit: Option<f64>,
+    /// What a plain copy gets out of such a port, in bytes per second.
+    pub goodput: Option<f64>,
+    /// Number of the run, from 1.
+    pub run: u32,
+    /// Decides about addresses.
+    pub seed: u64,
 }
 
 /// One run.

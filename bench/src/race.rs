@@ -4,16 +4,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
 use crate::machine::Busy;
-use crate::outcome::{Case, Fate, Outcome};
+use crate::outcome::{Case, Fate, Outcome, Race};
 use crate::process::{POLL, Process, wait_until};
 use crate::rack::Rack;
 use crate::receiver::Receiver;
 use crate::sandbox::{SCRATCH, fresh_dir};
-use crate::tool::{Setting, Tool};
+use crate::tool::Setting;
 use crate::tracker::{self, Server};
 
 /// Something that takes a second may take this long on a busy machine.
@@ -24,25 +23,6 @@ const HOPELESS: f64 = 10.0;
 const UNSHAPED_S: f64 = 30.0;
 /// How long processes get to end by themselves.
 const GOODBYE: Duration = Duration::from_secs(8);
-
-/// What is to be run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Race {
-    /// Which case.
-    pub case: Case,
-    /// Which tool.
-    pub tool: Tool,
-    /// How many receivers.
-    pub receivers: usize,
-    /// Speed of every port in Mbit/s; `None` is unshaped.
-    pub mbit: Option<f64>,
-    /// What a plain copy gets out of such a port, in bytes per second.
-    pub goodput: Option<f64>,
-    /// Number of the run, from 1.
-    pub run: u32,
-    /// Decides about addresses.
-    pub seed: u64,
-}
 
 /// A run that is on. Processes go before the rack that they run in.
 struct Running<'a> {

@@ -10,8 +10,8 @@ use metainfo::usual_piece_len;
 
 use crate::image::Image;
 use crate::machine::Use;
+use crate::outcome::Race;
 use crate::outcome::{Case, Misdeed, Outcome};
-use crate::race::Race;
 use crate::sandbox::SCRATCH;
 use crate::tool::{self, Tool};
 use crate::{Options, goodput, plot, summary};

@@ -1,5 +1,6 @@
 //! Building a boot directory: as a whole or not at all, and not again while nothing has changed.
 
+use netboot::loaders::LOADERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -28,8 +29,6 @@ pub struct Request {
     pub refresh: bool,
 }
 
-/// The boot loaders that the server hands out: for BIOS, and for UEFI.
-const LOADERS: [&str; 2] = ["undionly.kpxe", "snponly.efi"];
 const MANIFEST: &str = "manifest.json";
 /// Raised when a field changes its meaning.
 const SCHEMA: u32 = 1;

@@ -302,6 +302,7 @@ fn title(stage: Stage) -> &'static str {
         Stage::Seeding => "proven; helping the other machines",
         Stage::Done => "done",
         Stage::Failed => "failed",
+        Stage::Unknown(_) => "",
     }
 }
 

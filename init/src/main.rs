@@ -9,16 +9,16 @@ mod dry_run;
 mod fetch;
 mod glyphs;
 mod grow;
-mod home;
 mod lease;
 mod modules;
 mod netdev;
 mod pid1;
+mod reporter;
 mod stages;
 mod target;
 
 use console::Console;
-use home::Home;
+use reporter::Reporter;
 
 fn main() {
     if std::process::id() != 1 {
@@ -27,8 +27,8 @@ fn main() {
     }
     pid1::mount_everything();
     let console = Console::open();
-    let home = Home::new(pid1::machine_serial());
-    pid1::survive_panics(&console, &home);
+    let reporter = Reporter::new(pid1::machine_serial());
+    pid1::survive_panics(&console, &reporter);
     log_to(&console);
     console.line(&format!("EZIO {} on {}", env!("CARGO_PKG_VERSION"), pid1::machine_name()));
     pid1::bound_dirty_memory();
@@ -36,8 +36,8 @@ fn main() {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(stages::run(&console, &home)));
-    pid1::end(result, &console, &home)
+        .and_then(|runtime| runtime.block_on(stages::run(&console, &reporter)));
+    pid1::end(result, &console, &reporter)
 }
 
 /// Warnings of the libraries become lines on the screen.

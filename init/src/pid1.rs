@@ -11,8 +11,8 @@ use report::Stage;
 use order::After;
 
 use crate::console::Console;
-use crate::home::Home;
 use crate::netdev;
+use crate::reporter::Reporter;
 
 /// The last word to the server may take this long, and longer only until two attempts were in vain.
 const LAST_REPORT: Duration = Duration::from_secs(10);
@@ -58,21 +58,21 @@ fn dmi(key: &str) -> String {
 }
 
 /// A panic in PID 1 would take the kernel with it, and the reason off the screen: say it, and stand still.
-pub fn survive_panics(console: &Console, home: &Home) {
-    let (console, home) = (console.clone(), home.clone());
+pub fn survive_panics(console: &Console, reporter: &Reporter) {
+    let (console, reporter) = (console.clone(), reporter.clone());
     std::panic::set_hook(Box::new(move |info| {
         let why = format!("internal error, please report it: {info}; switch the machine off and on to try again");
-        fail(&why, &console, &home);
+        fail(&why, &console, &reporter);
     }));
 }
 
 /// The one ending. On success the after-action; on failure the reason on screen and server, until somebody comes. The
 /// disk of a failed machine has been left unable to boot by whoever wrote to it last.
-pub fn end(result: Result<After>, console: &Console, home: &Home) -> ! {
+pub fn end(result: Result<After>, console: &Console, reporter: &Reporter) -> ! {
     match result {
         Ok(after) => {
-            home.enter(Stage::Done);
-            home.settle(LAST_REPORT);
+            reporter.enter(Stage::Done);
+            reporter.settle(LAST_REPORT);
             console.done(after.as_str());
             netdev::set_all_down();
             nix::unistd::sync();
@@ -82,15 +82,15 @@ pub fn end(result: Result<After>, console: &Console, home: &Home) -> ! {
                 After::Halt => RebootMode::RB_HALT_SYSTEM,
             };
             let refused = reboot(mode);
-            fail(&format!("the kernel refuses to {}: {refused:?}", after.as_str()), console, home)
+            fail(&format!("the kernel refuses to {}: {refused:?}", after.as_str()), console, reporter)
         }
-        Err(error) => fail(&format!("{error:#}"), console, home),
+        Err(error) => fail(&format!("{error:#}"), console, reporter),
     }
 }
 
-fn fail(why: &str, console: &Console, home: &Home) -> ! {
-    home.update(|report| report.error = Some(why.to_owned()));
-    home.enter(Stage::Failed);
+fn fail(why: &str, console: &Console, reporter: &Reporter) -> ! {
+    reporter.update(|report| report.error = Some(why.to_owned()));
+    reporter.enter(Stage::Failed);
     console.failed(why);
     loop {
         // The reports go on from their own thread, so the server keeps showing this machine and why.

@@ -12,7 +12,7 @@ use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use report::Stage;
-use restore::{Progress, Wish, Wishes};
+use restore::{Progress, RestoreOptions, Wish};
 use swarm::{Options, Swarm};
 
 use crate::boot_args::BootArgs;
@@ -20,9 +20,9 @@ use crate::console::Console;
 use crate::dry_run;
 use crate::fetch;
 use crate::grow;
-use crate::home::Home;
 use crate::lease::{Network, wait_for_lease};
 use crate::modules::{Coldplug, Index};
+use crate::reporter::Reporter;
 use crate::target;
 use order::{After, Grow, Order, value_of};
 
@@ -49,7 +49,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Whatever cannot be mended by trying again, in words for the screen.
-pub async fn run(console: &Console, home: &Home) -> Result<After> {
+pub async fn run(console: &Console, reporter: &Reporter) -> Result<After> {
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("reading the kernel command line")?;
     let args = BootArgs::parse(&cmdline).context("reading the kernel command line")?;
     let kernel = nix::sys::utsname::uname().context("asking for the kernel's version")?;
@@ -65,15 +65,15 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
     let network = wait_for_lease(args.boot_mac, console).await;
     let mac = args.boot_mac.unwrap_or(network.dev.mac);
     console.line(&format!("address {} on {}", network.lease.address, network.dev.name));
-    home.update(|report| {
+    reporter.update(|report| {
         report.mac = mac.to_string();
         report.ip = network.lease.address.to_string();
     });
 
-    home.enter(Stage::Fetch);
+    reporter.enter(Stage::Fetch);
     console.stage(Stage::Fetch);
     let server = server_of(&args, &network)?;
-    let (order, meta) = fetch_orders(server, mac, &args, console, home).await?;
+    let (order, meta) = fetch_orders(server, mac, &args, console, reporter).await?;
     let layout = Arc::new(Layout::new(&meta).context("the torrent does not describe a disk")?);
     let meta = Arc::new(meta);
     console.line(&format!(
@@ -83,9 +83,9 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         meta.geometry.piece_count()
     ));
 
-    home.enter(Stage::Disk);
+    reporter.enter(Stage::Disk);
     console.stage(Stage::Disk);
-    let (device, words) = choose_disk(&order.options, &layout, &coldplug, console, home).await?;
+    let (device, words) = choose_disk(&order.options, &layout, &coldplug, console, reporter).await?;
     if order.options.grow != Grow::No {
         // Before the drivers go.
         let coldplug = coldplug.clone();
@@ -102,21 +102,25 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         };
         let note = tokio::task::spawn_blocking(look).await.context("measuring")??;
         console.dry_run(&note);
-        home.update(|report| report.note = note);
+        reporter.update(|report| report.note = note);
         return Ok(order.options.after);
     }
 
     let options = Options { trackers: trackers(&order, &meta), memory_bytes: swarm_memory(), ..Options::default() };
     let table = Wish { grow: order.options.grow, new_disk_id: order.options.new_ids.then(new_guid) };
-    let wishes =
-        Wishes { verify: order.options.verify, keep: order.options.keep, discard: order.options.discard, table };
+    let wishes = RestoreOptions {
+        verify: order.options.verify,
+        keep: order.options.keep,
+        discard: order.options.discard,
+        table,
+    };
     let path = device.path().to_owned();
     let mut told = None;
-    let tell = |progress| tell(progress, &mut told, console, home);
+    let tell = |progress| tell(progress, &mut told, console, reporter);
     let restored = restore::restore(meta, layout, device, options, wishes, tell);
     let restored = restored.await.with_context(|| words)?;
     restored.warnings.iter().for_each(|warning| console.line(warning));
-    home.enter(Stage::Seeding);
+    reporter.enter(Stage::Seeding);
     let mut cost = format!(
         "{} kept, {} fetched, {} written",
         inventory::size_text(restored.kept),
@@ -124,11 +128,11 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         inventory::size_text(restored.written)
     );
     restored.warnings.iter().for_each(|warning| cost += &format!("; {warning}"));
-    home.update(|report| {
+    reporter.update(|report| {
         report.kept = restored.kept;
         report.note.clone_from(&cost);
     });
-    let done = home.report();
+    let done = reporter.report();
     console.verified(&format!(
         "{} on {}: {cost}{}",
         inventory::size_text(done.bytes_total),
@@ -136,7 +140,7 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
         if order.options.verify { "" } else { "; not read back, only the partition table: VERIFY=no" }
     ));
     console.stage(Stage::Seeding);
-    linger(&restored.swarm, Duration::from_secs(u64::from(order.options.linger)), home).await;
+    linger(&restored.swarm, Duration::from_secs(u64::from(order.options.linger)), reporter).await;
     restored.swarm.shutdown().await;
     if let Some(grown) = restored.grown {
         let grow = move || grow::file_system(&path, &grown);
@@ -145,7 +149,7 @@ pub async fn run(console: &Console, home: &Home) -> Result<After> {
             Err(error) => format!("a partition was grown, the file system in it was not: {error:#}"),
         };
         console.line(&said);
-        home.update(|report| report.note += &format!("; {said}"));
+        reporter.update(|report| report.note += &format!("; {said}"));
     }
     Ok(order.options.after)
 }
@@ -162,7 +166,7 @@ async fn fetch_orders(
     mac: MacAddr,
     args: &BootArgs,
     console: &Console,
-    home: &Home,
+    reporter: &Reporter,
 ) -> Result<(Order, Metainfo)> {
     let mut told: Option<(String, Instant)> = None;
     loop {
@@ -171,18 +175,18 @@ async fn fetch_orders(
                 // Before anything can be wrong with it, or only the screen would know.
                 let said = |key: &str| value_of(&text, &args.overrides, key);
                 if let Some(url) = said("REPORT") {
-                    home.update(|report| {
+                    reporter.update(|report| {
                         report.deployment = said("DEPLOYMENT").unwrap_or_default();
                         report.image = said("IMAGE").unwrap_or_default();
                     });
-                    home.set_url(url);
+                    reporter.set_url(url);
                 }
                 let order =
                     Order::parse(&text, &args.overrides).with_context(|| format!("reading {name} from {server}"))?;
                 for key in order.unknown_in_words() {
                     log::warn!("{name}: {key} is not known and means nothing");
                 }
-                home.update(|report| report.dry_run = order.options.dry_run);
+                reporter.update(|report| report.dry_run = order.options.dry_run);
                 match fetch::torrent(server, &order.torrent).await {
                     Ok(bytes) => {
                         check_room_for(&bytes)?;
@@ -295,7 +299,7 @@ async fn choose_disk(
     layout: &Layout,
     coldplug: &Coldplug,
     console: &Console,
-    home: &Home,
+    reporter: &Reporter,
 ) -> Result<(Arc<Device>, String)> {
     let started = Instant::now();
     let mut looked = started;
@@ -332,7 +336,7 @@ async fn choose_disk(
                 }
             },
         };
-        home.update(|report| report.disk.clone_from(&words));
+        reporter.update(|report| report.disk.clone_from(&words));
         let device = Device::open_exclusive(&path)?;
         if let Err(cause) = layout.check_device(device.len(), device.sector_size()) {
             bail!("{words}: {cause}; nothing was touched");
@@ -350,11 +354,11 @@ async fn look_at(mut disks: Vec<Disk>) -> Result<Vec<Disk>> {
     looking.await.context("looking at the disks")
 }
 
-/// Shows progress, here and at home; trouble now and then, at `told` for the last time.
-fn tell(progress: Progress, told: &mut Option<Instant>, console: &Console, home: &Home) {
-    let before = home.report().stage;
-    home.enter(progress.stage);
-    home.update(|report| {
+/// Shows progress, here and to the server; trouble now and then, at `told` for the last time.
+fn tell(progress: Progress, told: &mut Option<Instant>, console: &Console, reporter: &Reporter) {
+    let before = reporter.report().stage;
+    reporter.enter(progress.stage);
+    reporter.update(|report| {
         report.bytes_done = progress.bytes_done;
         report.bytes_total = progress.bytes_total;
         report.rate_bytes_per_s = progress.rate_bytes_per_s;
@@ -374,18 +378,18 @@ fn tell(progress: Progress, told: &mut Option<Instant>, console: &Console, home:
     if told.take().is_some() || before != progress.stage {
         console.stage(progress.stage);
     }
-    console.progress(&home.report());
+    console.progress(&reporter.report());
 }
 
 /// Seeds until nobody has taken anything for `linger`, but not for ever: one slow machine must not keep a room from
 /// restarting.
-async fn linger(swarm: &Swarm, linger: Duration, home: &Home) {
+async fn linger(swarm: &Swarm, linger: Duration, reporter: &Reporter) {
     let finished = Instant::now();
     let most = LINGER_MOST.max(linger);
     loop {
         let stats = swarm.stats();
         let last = stats.last_upload.map_or(finished, |at| at.max(finished));
-        home.update(|report| {
+        reporter.update(|report| {
             report.uploaded = stats.uploaded;
             report.peers = u32::try_from(stats.peers).unwrap_or(u32::MAX);
         });

@@ -1,6 +1,7 @@
 //! Which disks this machine has, as sysfs tells it, and what is on them.
 
 mod names;
+mod sysfs;
 mod usage;
 mod ways;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+use sysfs::{Place, bare_wwn, first_of, read};
 pub use usage::mark_mounted;
 
 /// One whole disk. Text fields are empty where the kernel does not know.
@@ -84,17 +86,6 @@ impl Disk {
 /// Whether two world-wide names are the same however they are written: `0x5000…`, `naa.5000…`, `EUI.0025…`.
 pub fn is_same_wwn(a: &str, b: &str) -> bool {
     bare_wwn(a) == bare_wwn(b)
-}
-
-fn bare_wwn(text: &str) -> String {
-    let mut rest = text.trim().to_ascii_lowercase();
-    for prefix in ["wwn-", "nvme-", "naa.", "eui.", "uuid.", "0x"] {
-        if let Some(short) = rest.strip_prefix(prefix) {
-            rest = short.to_owned();
-        }
-    }
-    let is_number = rest.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '-'));
-    if is_number { rest.replace([':', '-'], "") } else { rest }
 }
 
 /// A size for people: decimal units, as printed on the drive.
@@ -183,70 +174,6 @@ fn disk(sysfs: &Path, name: &str) -> Option<Disk> {
         by_path: ways::by_path(&place, bus),
         contents: String::new(),
     })
-}
-
-/// Where a disk is in sysfs.
-struct Place {
-    /// `/sys/block/NAME`.
-    dir: PathBuf,
-    /// The real directory, with every bridge and port on the way.
-    real: PathBuf,
-    /// How many components of `real` are sysfs itself.
-    depth: usize,
-}
-
-impl Place {
-    fn of(sysfs: &Path, name: &str) -> Place {
-        let dir = sysfs.join("block").join(name);
-        let real = fs::canonicalize(&dir).unwrap_or_else(|_| dir.clone());
-        let root = fs::canonicalize(sysfs).unwrap_or_else(|_| sysfs.to_owned());
-        let depth = if real.starts_with(&root) { root.iter().count() } else { 0 };
-        Place { dir, real, depth }
-    }
-
-    /// The directories on the way to the disk, outermost first, with their names.
-    fn way(&self) -> Vec<(&Path, &str)> {
-        let mut way: Vec<_> = self.real.ancestors().filter_map(|dir| Some((dir, dir.file_name()?.to_str()?))).collect();
-        way.reverse();
-        // The root has no name, so it is not among them.
-        way.split_off(self.depth.saturating_sub(1).min(way.len()))
-    }
-
-    fn bus(&self) -> &'static str {
-        // The path through sysfs names every bridge on the way; the one nearest to the disk decides.
-        let way = self.way();
-        let has = |prefix: &str| way.iter().any(|(_, name)| name.starts_with(prefix));
-        match () {
-            () if has("usb") => "usb",
-            () if has("nvme") => "nvme",
-            () if has("mmc") => "mmc",
-            () if has("ata") => "ata",
-            () if has("host") || has("target") => "scsi",
-            () if has("virtio") => "virtio",
-            () => "",
-        }
-    }
-}
-
-fn first_of(dir: &Path, names: &[&str]) -> String {
-    names.iter().map(|name| read(dir, name)).find(|text| !text.is_empty()).unwrap_or_default()
-}
-
-/// A file's text, trimmed, without anything that would garble a terminal: devices choose their own names.
-fn read(dir: &Path, name: &str) -> String {
-    clean(&String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap_or_default()))
-}
-
-fn clean(text: &str) -> String {
-    let is_blank = |c: char| c.is_whitespace() || c == '\0';
-    text.trim_matches(is_blank).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-fn list(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let mut names: Vec<_> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
 }
 
 #[cfg(test)]

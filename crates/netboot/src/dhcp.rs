@@ -90,7 +90,7 @@ pub enum Received {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// No DHCP message.
-    #[error("not a DHCP message: {0}")]
+    #[error("not a DHCP message")]
     Malformed(#[from] Malformed),
     /// Another machine's, or an answer to something older.
     #[error("it answers another machine or an older question")]

@@ -4,6 +4,7 @@
 //! Bytes and times come in as arguments, decisions go out as values. Whatever comes from the network may be garbage:
 //! it is refused as a value ([`message::Malformed`], [`dhcp::Received::Ignored`]), never with a panic.
 
+pub mod loaders;
 pub mod message;
 
 pub mod dhcp;

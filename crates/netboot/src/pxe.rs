@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 
+use crate::loaders;
 use crate::message::{self, CLIENT_PORT, Datagram, Message, SERVER_PORT};
 use order::MacAddr;
 
@@ -108,10 +109,10 @@ pub fn boot_file(client: &BootClient, server: &BootServer) -> Option<BootFile> {
         return Some(script.map_or(BootFile::Tftp("boot.ipxe".into()), BootFile::Url));
     }
     match (client.class, client.arch) {
-        (Class::Pxe, 0) => Some(BootFile::Tftp("undionly.kpxe".into())),
+        (Class::Pxe, 0) => Some(BootFile::Tftp(loaders::BIOS.into())),
         // RFC 4578 called x86-64 9 and byte code 7; firmware has it the other way round, both are x86-64 (erratum 4625).
-        (Class::Pxe, 7 | 9) => Some(BootFile::Tftp("snponly.efi".into())),
-        (Class::Http, 16) => server.url("boot/snponly.efi").map(BootFile::Url),
+        (Class::Pxe, 7 | 9) => Some(BootFile::Tftp(loaders::UEFI_X64.into())),
+        (Class::Http, 16) => server.url(&format!("boot/{}", loaders::UEFI_X64)).map(BootFile::Url),
         _ => None,
     }
 }

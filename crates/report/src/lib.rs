@@ -1,12 +1,17 @@
 //! What a machine tells the server, once a second, as JSON by HTTP POST. Types only.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Longest name of a stage that is kept, in bytes.
+const STAGE_LEN_MAX: usize = 24;
 
 /// Where a machine is on its way from power-on to the new system, in the order it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(from = "String", into = "String")]
 pub enum Stage {
     /// Loading drivers and waiting for a link and a lease.
     Network,
@@ -26,9 +31,83 @@ pub enum Stage {
     Done,
     /// Ended without success; `error` says why.
     Failed,
+    /// One of a newer machine, by its name.
+    Unknown(StageName),
+}
+
+/// The name of a stage that this version does not know, at most 24 bytes of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StageName {
+    bytes: [u8; STAGE_LEN_MAX],
+    len: u8,
+}
+
+impl StageName {
+    fn new(name: &str) -> StageName {
+        let mut end = name.len().min(STAGE_LEN_MAX);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = [0; STAGE_LEN_MAX];
+        bytes[..end].copy_from_slice(&name.as_bytes()[..end]);
+        StageName { bytes, len: u8::try_from(end).unwrap_or_default() }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for StageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl From<String> for Stage {
+    fn from(name: String) -> Stage {
+        let known = Stage::ALL.into_iter().find(|stage| stage.as_str() == name);
+        known.unwrap_or_else(|| Stage::Unknown(StageName::new(&name)))
+    }
+}
+
+impl From<Stage> for String {
+    fn from(stage: Stage) -> String {
+        stage.as_str().to_owned()
+    }
 }
 
 impl Stage {
+    /// Those that this version knows, in the order in which they happen.
+    pub const ALL: [Stage; 9] = [
+        Stage::Network,
+        Stage::Fetch,
+        Stage::Disk,
+        Stage::Restore,
+        Stage::Verify,
+        Stage::Finish,
+        Stage::Seeding,
+        Stage::Done,
+        Stage::Failed,
+    ];
+
+    /// Its name, in reports and tables.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Stage::Network => "network",
+            Stage::Fetch => "fetch",
+            Stage::Disk => "disk",
+            Stage::Restore => "restore",
+            Stage::Verify => "verify",
+            Stage::Finish => "finish",
+            Stage::Seeding => "seeding",
+            Stage::Done => "done",
+            Stage::Failed => "failed",
+            Stage::Unknown(name) => name.as_str(),
+        }
+    }
+
     /// Whether the machine will do no more for this deployment.
     pub fn is_final(self) -> bool {
         matches!(self, Stage::Done | Stage::Failed)
@@ -42,17 +121,7 @@ impl Stage {
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Stage::Network => "network",
-            Stage::Fetch => "fetch",
-            Stage::Disk => "disk",
-            Stage::Restore => "restore",
-            Stage::Verify => "verify",
-            Stage::Finish => "finish",
-            Stage::Seeding => "seeding",
-            Stage::Done => "done",
-            Stage::Failed => "failed",
-        })
+        f.pad(self.as_str())
     }
 }
 
@@ -65,7 +134,8 @@ pub struct StageTime {
     pub seconds: f64,
 }
 
-/// One report. Every field but `mac` and `stage` may be missing, so that a newer machine can talk to an older server.
+/// One report. Every field but `mac` and `stage` may be missing, so that an older machine can talk to a newer server; stages
+/// and fields that are not known are kept as they came, so that a newer machine can talk to an older one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The network card's address, `aa:bb:cc:dd:ee:ff`.
@@ -123,6 +193,9 @@ pub struct Report {
     /// Stages so far, in order.
     #[serde(default)]
     pub times: Vec<StageTime>,
+    /// What a newer machine says besides.
+    #[serde(flatten)]
+    pub more: BTreeMap<String, Value>,
 }
 
 impl Report {
@@ -150,6 +223,25 @@ mod tests {
         assert_eq!(report.stage, Stage::Network);
         assert_eq!(report.eta_seconds(), None);
         assert_eq!(report.percent(), 0);
+    }
+
+    #[test]
+    fn what_a_newer_machine_says_is_kept_as_it_came() {
+        let text =
+            r#"{"mac":"m","stage":"defragment","temperature":41,"times":[{"stage":"defragment","seconds":1.5}]}"#;
+        let report: Report = serde_json::from_str(text).expect("newer");
+        assert_eq!(report.stage.to_string(), "defragment");
+        assert!(!report.stage.is_final() && !report.stage.is_verified());
+        assert_eq!(report.more["temperature"], 41);
+        let again = serde_json::to_value(&report).expect("plain data");
+        assert_eq!((again["stage"].as_str(), again["temperature"].as_u64()), (Some("defragment"), Some(41)));
+        assert_eq!(again["times"][0]["stage"], "defragment");
+        let long = "ä".repeat(100);
+        let stage = Stage::from(long.clone());
+        assert_eq!(stage.to_string(), long[..24]);
+        for stage in Stage::ALL {
+            assert_eq!(Stage::from(stage.to_string()), stage);
+        }
     }
 
     #[test]

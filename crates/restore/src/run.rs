@@ -16,7 +16,7 @@ use layout::{Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
 use report::Stage;
 use swarm::{Have, Options, Swarm, SwarmError};
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::Interval;
 
@@ -31,6 +31,8 @@ use crate::zeros::{first_unkept, make_zeros};
 
 const LOOKING: &str = "looking at what is there already on";
 const PROVING: &str = "proving what was written to";
+/// Lists of pieces that were looked at and that the swarm has not taken over yet.
+const SEEN_MAX: usize = 64;
 
 /// How often the caller hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -81,12 +83,14 @@ pub enum RestoreError {
         source: io::Error,
     },
     /// Reading or writing the disk failed.
-    #[error("{doing} {path}{}", advice(path, source))]
+    #[error("{doing} {path}{advice}")]
     Disk {
         /// What we were at.
         doing: &'static str,
         /// The device.
         path: PathBuf,
+        /// What to do about it, as the end of a sentence; may be empty.
+        advice: &'static str,
         /// The device's error with its offset.
         source: io::Error,
     },
@@ -111,12 +115,31 @@ pub enum RestoreError {
         /// Where it starts on the disk, in bytes.
         disk_offset: u64,
     },
+    /// Its table could not be written, and what is there of it could not be taken off again.
+    #[error(
+        "{why}; what was written of the table could not be taken off {path} again: the disk may look as if it could boot, \
+         so replace it"
+    )]
+    NotWiped {
+        /// The device.
+        path: PathBuf,
+        /// Why its table is not right.
+        why: Box<RestoreError>,
+        /// Why it is still there.
+        source: io::Error,
+    },
     /// The proof's thread ended without a result.
     #[error("the read-back of {path} was cut short")]
     Interrupted {
         /// The device.
         path: PathBuf,
     },
+}
+
+impl RestoreError {
+    fn disk(doing: &'static str, path: &Path, source: io::Error) -> RestoreError {
+        RestoreError::Disk { doing, path: path.to_owned(), advice: advice(path, &source), source }
+    }
 }
 
 /// What to do about a disk that cannot be read or written.
@@ -153,7 +176,7 @@ impl fmt::Display for Lost {
 
 /// How a restore is to go.
 #[derive(Clone, Debug)]
-pub struct Wishes {
+pub struct RestoreOptions {
     /// Read everything back from the medium and hash it again.
     pub verify: bool,
     /// Look at what the disk holds already, and fetch only the rest.
@@ -164,9 +187,9 @@ pub struct Wishes {
     pub table: Wish,
 }
 
-impl Default for Wishes {
-    fn default() -> Wishes {
-        Wishes { verify: true, keep: true, discard: true, table: Wish::default() }
+impl Default for RestoreOptions {
+    fn default() -> RestoreOptions {
+        RestoreOptions { verify: true, keep: true, discard: true, table: Wish::default() }
     }
 }
 
@@ -197,7 +220,7 @@ pub async fn restore(
     layout: Arc<Layout>,
     device: Arc<Device>,
     options: Options,
-    wishes: Wishes,
+    wishes: RestoreOptions,
     mut each: impl FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
     check(&meta, &layout, &device)?;
@@ -214,7 +237,7 @@ struct Run {
     meta: Arc<Metainfo>,
     layout: Arc<Layout>,
     device: Arc<Device>,
-    wishes: Wishes,
+    wishes: RestoreOptions,
     store: Arc<DiskStore>,
     swarm: Swarm,
     proof: Arc<Proof>,
@@ -234,7 +257,7 @@ impl Run {
         layout: Arc<Layout>,
         device: Arc<Device>,
         options: Options,
-        wishes: Wishes,
+        wishes: RestoreOptions,
     ) -> Result<Run, RestoreError> {
         let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device)));
         let have = if wishes.keep { Have::Unknown } else { Have::None };
@@ -319,8 +342,8 @@ impl Run {
     }
 
     /// Looks at what is there, on threads of its own; what is right and what is not comes through the channel.
-    fn look(&self) -> (JoinHandle<io::Result<u64>>, UnboundedReceiver<Seen>) {
-        let (seen, news) = mpsc::unbounded_channel();
+    fn look(&self) -> (JoinHandle<io::Result<u64>>, Receiver<Seen>) {
+        let (seen, news) = mpsc::channel(SEEN_MAX);
         let (meta, layout, store) = (Arc::clone(&self.meta), Arc::clone(&self.layout), Arc::clone(&self.store));
         let is_over = Arc::clone(&self.background.is_over);
         let keep = self.wishes.keep;
@@ -331,7 +354,7 @@ impl Run {
             load_deferred(&layout, &store);
             look(&meta, &store, &is_over, &|right: &[PieceIndex], wrong: &[PieceIndex]| {
                 // Whoever listened has ended with an error: then nobody needs to know.
-                let _ = seen.send((right.to_vec(), wrong.to_vec()));
+                let _ = seen.blocking_send((right.to_vec(), wrong.to_vec()));
             })
         });
         (looking, news)
@@ -389,17 +412,23 @@ impl Run {
                     }
                 }
                 // A disk that cannot keep its table must not look as if it could.
-                _ => drop(store.wipe()),
+                _ => return (result, store.wipe()),
             }
-            result
+            (result, Ok(()))
         };
-        let finished = spawn_blocking(finish).await.map_err(interrupted)?;
+        let (finished, wiped) = spawn_blocking(finish).await.map_err(interrupted)?;
         let doing = "writing the partition table of";
-        let finished = finished.map_err(|source| RestoreError::Disk { doing, path: path.clone(), source })?;
-        match finished.wrong_at {
-            None => Ok(finished),
-            Some(disk_offset) => Err(RestoreError::ReadBack { path, what: Lost::Table, disk_offset }),
-        }
+        let why = match finished {
+            Err(source) => RestoreError::disk(doing, &path, source),
+            Ok(finished) => match finished.wrong_at {
+                None => return Ok(finished),
+                Some(disk_offset) => RestoreError::ReadBack { path: path.clone(), what: Lost::Table, disk_offset },
+            },
+        };
+        Err(match wiped {
+            Ok(()) => why,
+            Err(source) => RestoreError::NotWiped { path, why: Box::new(why), source },
+        })
     }
 }
 
@@ -409,16 +438,14 @@ type Seen = (Vec<PieceIndex>, Vec<PieceIndex>);
 /// What a thread of its own has come to.
 fn done<T>(result: Result<io::Result<T>, JoinError>, doing: &'static str, path: &Path) -> Result<T, RestoreError> {
     let result = result.map_err(|_| RestoreError::Interrupted { path: path.to_owned() })?;
-    result.map_err(|source| RestoreError::Disk { doing, path: path.to_owned(), source })
+    result.map_err(|source| RestoreError::disk(doing, path, source))
 }
 
 /// Why the proof ended although it should not have.
 fn unproven(result: Result<Result<(), Unproven>, JoinError>, path: &Path) -> RestoreError {
     let path = path.to_owned();
     match result {
-        Ok(Err(Unproven::Flush(source) | Unproven::Read(source))) => {
-            RestoreError::Disk { doing: PROVING, path, source }
-        }
+        Ok(Err(Unproven::Flush(source) | Unproven::Read(source))) => RestoreError::disk(PROVING, &path, source),
         Ok(Err(Unproven::Wrong(WrongPiece { piece, disk_offset }))) => {
             RestoreError::ReadBack { path, what: Lost::Piece(piece), disk_offset }
         }
@@ -435,7 +462,7 @@ pub fn survey(meta: &Metainfo, layout: &Arc<Layout>, device: &Arc<Device>) -> Re
     let store = DiskStore::restoring(meta.geometry, Arc::clone(layout), Arc::clone(device));
     load_deferred(layout, &store);
     let doing = "looking at what is there already on";
-    sample(meta, &store).map_err(|source| RestoreError::Disk { doing, path: device.path().to_owned(), source })
+    sample(meta, &store).map_err(|source| RestoreError::disk(doing, device.path(), source))
 }
 
 /// Everything that can be checked before the first write.

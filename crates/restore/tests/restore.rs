@@ -11,7 +11,7 @@ use blockdev::Device;
 use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts, Zeros};
 use report::Stage;
-use restore::{DiskStore, Grow, Lost, Progress, RestoreError, Wish, Wishes, restore};
+use restore::{DiskStore, Grow, Lost, Progress, RestoreError, RestoreOptions, Wish, restore};
 use sha1::{Digest as _, Sha1};
 use swarm::{Have, Options, Storage, Swarm};
 
@@ -102,10 +102,15 @@ impl Room {
     }
 
     async fn restore(&self, path: &Path, each: impl FnMut(Progress)) -> Result<Cost, RestoreError> {
-        self.restore_as(path, Wishes::default(), each).await
+        self.restore_as(path, RestoreOptions::default(), each).await
     }
 
-    async fn restore_as(&self, path: &Path, wishes: Wishes, each: impl FnMut(Progress)) -> Result<Cost, RestoreError> {
+    async fn restore_as(
+        &self,
+        path: &Path,
+        wishes: RestoreOptions,
+        each: impl FnMut(Progress),
+    ) -> Result<Cost, RestoreError> {
         let device = Arc::new(Device::open_exclusive(path).expect("a file"));
         let layout = Arc::new(Layout::new(&self.meta).expect("sane"));
         let options = Options { peers: vec![self.seeder.local_addr()], ..loopback() };
@@ -254,7 +259,7 @@ async fn an_unchanged_disk_is_proven_and_left_alone() {
     assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 });
     assert_eq!(last.map(|last| last.stage), Some(Stage::Finish));
     assert_eq!(std::fs::metadata(&path).expect("the disk").modified().expect("a time"), before, "written to");
-    let wishes = Wishes { keep: false, ..Wishes::default() };
+    let wishes = RestoreOptions { keep: false, ..RestoreOptions::default() };
     let anew = room.restore_as(&path, wishes, |_| ()).await.expect("a sound disk");
     assert_eq!(anew, Cost { kept: 0, fetched: len, written: len }, "when told to");
 }
@@ -357,7 +362,7 @@ async fn a_disk_that_keeps_junk_where_zeros_belong_is_found_out() {
             saboteur.write_all_at(&[1], 4 * MIB + 77).expect("the disk");
         }
     };
-    let trusting = Wishes { verify: false, ..Wishes::default() };
+    let trusting = RestoreOptions { verify: false, ..RestoreOptions::default() };
     room.restore_as(&path, trusting, sabotage).await.expect("nobody looks");
     // Junk all over again, or the zeros that are there would need no writing.
     let path = room.disk(DISK_LEN);
@@ -386,7 +391,7 @@ async fn without_verify_nothing_is_read_back_but_the_table() {
     let room = Room::new(gpt_facts()).await;
     let path = room.disk(DISK_LEN);
     let mut stages = Vec::new();
-    let wishes = Wishes { verify: false, ..Wishes::default() };
+    let wishes = RestoreOptions { verify: false, ..RestoreOptions::default() };
     room.restore_as(&path, wishes, |progress| stages.push(progress.stage)).await.expect("a sound disk");
     stages.dedup();
     assert_eq!(stages, [Stage::Restore, Stage::Finish]);
@@ -439,7 +444,8 @@ async fn a_larger_disk_has_its_backup_table_at_its_own_end() {
     assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 }, "the fitted table is recognised");
     assert!(std::fs::read(&path).expect("the disk") == disk, "nothing was written");
 
-    let wishes = Wishes { table: Wish { grow: Grow::Last, new_disk_id: Some([7; 16]) }, ..Wishes::default() };
+    let wishes =
+        RestoreOptions { table: Wish { grow: Grow::Last, new_disk_id: Some([7; 16]) }, ..RestoreOptions::default() };
     room.restore_as(&path, wishes, |_| ()).await.expect("a sound disk");
     let text = sgdisk(&["-v", "-p"], &path);
     assert!(text.contains("No problems found") && text.contains("07070707-0707-0707-0707-070707070707"), "{text}");

@@ -14,8 +14,8 @@
 use std::io::{Read, Seek};
 
 use crate::ranges::Ranges;
+use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume};
-use crate::{Used, UsedError};
 
 const SUPERBLOCK: u64 = 0x8000;
 const INODE_TABLE: u64 = 0xb000;

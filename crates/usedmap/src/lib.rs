@@ -18,15 +18,14 @@ mod ranges;
 mod reiserfs;
 mod swap;
 mod ufs;
+mod used;
 mod volume;
 
 use std::io::{self, Read, Seek};
-use std::ops::Range;
-
-use thiserror::Error;
 
 pub use landmarks::{Landmarks, Mirror, landmarks};
 pub use ranges::Ranges;
+pub use used::{Used, UsedError};
 use volume::Volume;
 
 /// A kind of volume that this crate can read.
@@ -67,74 +66,6 @@ impl Kind {
     pub fn from_blkid_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.blkid_name() == name)
     }
-}
-
-/// The used bytes of a volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Byte ranges: ascending, disjoint, coalesced, inside the volume, never empty. A few may be behind `spans`: copies
-    /// of superblocks.
-    pub ranges: Vec<Range<u64>>,
-    /// Bytes from the start of the volume that the maps speak for; what lies behind is for the caller to look at. At
-    /// most the volume's length.
-    pub spans: u64,
-    /// Unit in which the volume gives out space, in bytes.
-    pub block_size: u32,
-    /// Whether it was unmounted cleanly; `None` if this kind of volume does not know. If it was not, its maps may be
-    /// behind its files, and `ranges` is the whole volume.
-    pub is_clean: Option<bool>,
-    /// What a person should hear: groups copied whole, and why.
-    pub notes: Vec<String>,
-}
-
-impl Used {
-    /// How many bytes are used.
-    pub fn len(&self) -> u64 {
-        self.ranges.iter().map(|range| range.end - range.start).sum()
-    }
-
-    /// All of a volume that was not unmounted cleanly.
-    fn whole_of_unclean(len: u64, block_size: u32) -> Used {
-        let ranges = std::iter::once(0..len).collect();
-        let notes = vec!["it was not unmounted cleanly, so all of it counts as used".to_owned()];
-        Used { ranges, spans: len, block_size, is_clean: Some(false), notes }
-    }
-
-    /// Whether no byte is used, which no reader ever says.
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
-    }
-}
-
-/// Why the used bytes are not known. Whatever it is: copy the whole volume.
-#[derive(Debug, Error)]
-pub enum UsedError {
-    /// The source could not be read.
-    #[error("reading {len} bytes at byte {offset}")]
-    Read {
-        /// Where in the volume.
-        offset: u64,
-        /// How many bytes.
-        len: usize,
-        /// What the source said.
-        source: io::Error,
-    },
-    /// The volume contradicts itself or its length.
-    #[error("the {kind} volume makes no sense: {what}")]
-    Damaged {
-        /// As `blkid` calls it.
-        kind: &'static str,
-        /// What contradicts what.
-        what: String,
-    },
-    /// A variant that this reader does not know.
-    #[error("this {kind} volume is not understood: {what}")]
-    Unsupported {
-        /// As `blkid` calls it.
-        kind: &'static str,
-        /// What is not known.
-        what: String,
-    },
 }
 
 /// Which kind of volume this is, by its signature alone; `None` if it is none of these, or if it has the signatures of

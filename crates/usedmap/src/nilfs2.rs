@@ -16,8 +16,8 @@ use std::io::{Read, Seek};
 use std::ops::Range;
 
 use crate::ranges::Ranges;
+use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume, crc32};
-use crate::{Used, UsedError};
 
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_LEN: u64 = 1024;

@@ -12,8 +12,8 @@
 use std::io::{Read, Seek};
 
 use crate::ranges::Ranges;
+use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume};
-use crate::{Used, UsedError};
 
 /// Where the superblock is, and where it was before the boot area grew.
 const SUPERBLOCKS: [u64; 2] = [0x1_0000, 0x2000];

@@ -13,8 +13,8 @@
 use std::io::{Read, Seek};
 
 use crate::ranges::Ranges;
+use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume};
-use crate::{Used, UsedError};
 
 /// Sizes of a page, in bytes.
 const PAGES: [u32; 5] = [4096, 8192, 16_384, 32_768, 65_536];

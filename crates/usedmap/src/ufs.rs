@@ -14,8 +14,8 @@
 use std::io::{Read, Seek};
 
 use crate::ranges::Ranges;
+use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume};
-use crate::{Used, UsedError};
 
 /// In the order in which FreeBSD looks.
 const SUPERBLOCKS: [u64; 4] = [0x1_0000, 0x2000, 0, 0x4_0000];

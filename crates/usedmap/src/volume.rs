@@ -2,7 +2,7 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
-use crate::UsedError;
+use crate::used::UsedError;
 
 /// Most that one read may ask for, in bytes: far more than any block or map of any kind here.
 const READ_LEN_MAX: u64 = 32 << 20;

@@ -85,7 +85,7 @@ fn scattered_fat(path: &Path, mib: u64) -> Result<Disk> {
     let table_at = u64::from(u16::from_le_bytes([boot[14], boot[15]])) * 512;
     let sectors = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
     // The first two entries are the table's own, and the root directory is the third.
-    let entry = |n: u32| if n % 7 == 0 { 0x0fff_fff8u32 } else { 0 };
+    let entry = |n: u32| if n.is_multiple_of(7) { 0x0fff_fff8u32 } else { 0 };
     let last = u32::try_from(mib * 2048)? - 2 * sectors;
     let entries: Vec<u8> = (3..last).flat_map(|n| entry(n).to_le_bytes()).collect();
     file.write_all_at(&entries, table_at + 12).context("writing the table")?;

@@ -18,13 +18,21 @@ const MIB: u64 = 96;
 const SLOW: u64 = 10 << 20;
 const CUTS: usize = 10;
 
+/// What random numbers come from: the environment's SEED, else another one each time.
+fn seed() -> Result<u64> {
+    match std::env::var("SEED") {
+        Ok(seed) => seed.parse().with_context(|| format!("SEED={seed} is not a number")),
+        Err(_) => Ok(u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs())),
+    }
+}
+
 /// Ten power cuts at random moments, each of which also loses half of what the disk had not been told to flush.
 pub fn power_cuts(rack: &mut Rack) -> Result<()> {
     let golden = random_disk(&rack.disk_path("golden"), MIB)?;
     let (server, image) = armed(rack, &golden, &[])?;
     let disk = rack.new_disk("target", MIB + 64)?;
-    let seed = u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
-    println!("seed {seed}");
+    let seed = seed()?;
+    println!("seed {seed}: SEED={seed} makes the same cuts again");
     let mut random = seed | 1;
     let mut below = |limit: u64| {
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);

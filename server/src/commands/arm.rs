@@ -24,9 +24,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const NEVER_HINT: &str =
     "`never = true` under [machines.\"MAC\"] or [groups.NAME] in the config, and restart `ezio serve`";
 
-/// Whom the command is for; everybody if nothing is named.
+/// Recipients the command is for; everybody if nothing is named.
 #[derive(Clone, Debug, Args)]
-struct Whom {
+struct Recipients {
     /// Only this machine; may be given several times.
     #[arg(long = "mac", value_name = "MAC")]
     machines: Vec<MacAddr>,
@@ -47,7 +47,7 @@ pub struct ArmCommand {
     /// The image.
     image: String,
     #[command(flatten)]
-    whom: Whom,
+    recipients: Recipients,
     /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G; else the config decides.
     #[arg(long, value_name = "RULE")]
     target: Option<TargetRule>,
@@ -81,7 +81,7 @@ pub struct ArmCommand {
 #[derive(Debug, Args)]
 pub struct DisarmCommand {
     #[command(flatten)]
-    whom: Whom,
+    recipients: Recipients,
 }
 
 impl ArmCommand {
@@ -90,10 +90,10 @@ impl ArmCommand {
     /// # Errors
     /// An unknown image or group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
-        let library = self.whom.library()?;
+        let library = self.recipients.library()?;
         library.image(&self.image).or_else(|error| bail!("nothing was armed: {error:#}"))?;
-        let settings = self.whom.settings(library.dir())?;
-        let scopes = self.whom.scopes(settings.as_ref())?;
+        let settings = self.recipients.settings(library.dir())?;
+        let scopes = self.recipients.scopes(settings.as_ref())?;
         let (deployment, at) = (new_deployment()?, state::unix_now());
         let order = |scope: &Scope| Order {
             scope: scope.clone(),
@@ -175,9 +175,9 @@ impl DisarmCommand {
     /// # Errors
     /// An unknown group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
-        let library = self.whom.library()?;
-        let settings = self.whom.settings(library.dir())?;
-        let scopes = self.whom.scopes(settings.as_ref())?;
+        let library = self.recipients.library()?;
+        let settings = self.recipients.settings(library.dir())?;
+        let scopes = self.recipients.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
         let mut before = Vec::new();
         let armed = Armed::update(&library.state_dir(), |armed| {
@@ -240,7 +240,7 @@ fn wait_for_server(library: &Path, armed: &Armed) {
     }
 }
 
-impl Whom {
+impl Recipients {
     fn library(&self) -> anyhow::Result<Library> {
         let flags = Settings { library: self.library.clone(), ..Settings::default() };
         Library::open(Settings::load(self.config.as_deref(), flags)?.library_dir())

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
 use layout::parttable::{Table, TableKind, guess_sector_size};
 use metainfo::Metainfo;
-use restore::{Grow, Progress, Restored, Wish, Wishes, restore};
+use restore::{Grow, Progress, RestoreOptions, Restored, Wish, restore};
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::sync::mpsc;
 
@@ -92,7 +92,7 @@ impl RestoreCommand {
         let device = self.open_target(&layout)?;
         let verify = !self.no_verify;
         let table = Wish { grow: self.grow, new_disk_id: None };
-        let wishes = Wishes { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard, table };
+        let wishes = RestoreOptions { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard, table };
         let mut options = Options {
             trackers,
             peers: self.peers,
@@ -112,12 +112,13 @@ impl RestoreCommand {
                 None => None,
             };
             options.peers.extend(seeder.as_ref().map(Swarm::local_addr));
-            let (trouble, mut troubles) = mpsc::unbounded_channel();
+            // One is enough: the first ends it.
+            let (trouble, mut troubles) = mpsc::channel(1);
             let show = |progress: Progress| {
                 // There is nobody else to wait for, whose pieces might be right.
                 let is_vain = is_own && (progress.peers == 0 || progress.bad_pieces > 0);
                 if let Some(words) = progress.trouble.as_ref().filter(|_| is_vain) {
-                    let _ = trouble.send(words.clone());
+                    let _ = trouble.try_send(words.clone());
                 }
                 screen.show(progress);
             };

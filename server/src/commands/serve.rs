@@ -16,10 +16,10 @@ use crate::room::config::{DhcpMode, Pinned, Settings};
 use crate::room::orders::{Armed, check_target};
 use crate::room::running::{self, ServerNote};
 use crate::services::binding::{self, Binding};
-use crate::services::boot_files::BOOT_FILES;
 use crate::services::tracker::TrackerService;
 use crate::services::{dhcp, history, http, seeder, tftp};
 use library::Library;
+use netboot::loaders::BOOT_FILES;
 
 /// How long the services get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);

@@ -28,6 +28,8 @@ const MAX_TEXT: usize = 2000;
 const MAX_ERROR: usize = 8000;
 /// Most stage times in a report; there are nine stages.
 const MAX_TIMES: usize = 32;
+/// Most fields of a newer version in a report; each has [`MAX_TEXT`] bytes at most.
+const MAX_MORE: usize = 4;
 
 /// Lines in the log about machines: a room of two hundred has them all at once, a flood has no more than one a second.
 static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
@@ -279,6 +281,20 @@ fn tidy(report: &mut Report) {
         *error = tidied(error, MAX_ERROR, |c| !c.is_control() || c == '\n');
     }
     report.times.truncate(MAX_TIMES);
+    report.stage = named(report.stage);
+    report.times.iter_mut().for_each(|time| time.stage = named(time.stage));
+    let len = |value: &serde_json::Value| value.to_string().len();
+    let fits = |key: &str, value: &serde_json::Value| key.len() + len(value) <= MAX_TEXT;
+    let more = std::mem::take(&mut report.more).into_iter().filter(|(key, value)| fits(key, value));
+    report.more = more.take(MAX_MORE).collect();
+}
+
+/// A stage without what must not be in its name.
+fn named(stage: Stage) -> Stage {
+    match stage {
+        Stage::Unknown(name) => Stage::from(tidied(name.as_str(), MAX_TEXT, |c| !c.is_control())),
+        known => known,
+    }
 }
 
 /// At most `max` bytes of a text, with spaces for what must not be in it.

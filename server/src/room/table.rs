@@ -99,6 +99,9 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
     if !report.note.is_empty() {
         wrap(out, "    ", &report.note);
     }
+    for (key, value) in &report.more {
+        wrap(out, "    ", &format!("{key}: {value}"));
+    }
     if machine.silent {
         let text = format!("silent for {}: is it switched off, or its cable out?", duration(machine.age_s));
         wrap(out, "    ", &text);
@@ -136,7 +139,11 @@ fn totals(machines: &[MachineStatus]) -> String {
     let dry = if dry > 0 { format!("{dry} ready (dry run), ") } else { String::new() };
     let waiting = machines.iter().filter(|machine| machine.waiting).count();
     let waiting = if waiting > 0 { format!(", {waiting} waiting") } else { String::new() };
-    format!("{} machines: {done} done, {dry}{busy} busy ({silent} silent), {failed} failed{waiting}", machines.len())
+    let machines = match machines.len() {
+        1 => "1 machine".to_owned(),
+        count => format!("{count} machines"),
+    };
+    format!("{machines}: {done} done, {dry}{busy} busy ({silent} silent), {failed} failed{waiting}")
 }
 
 fn line(out: &mut String, text: &str) {

@@ -1,7 +1,6 @@
 //! What runs while a room is served.
 
 pub mod binding;
-pub mod boot_files;
 pub mod dhcp;
 pub mod history;
 pub mod http;

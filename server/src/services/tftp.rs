@@ -30,8 +30,8 @@ use tokio::sync::oneshot;
 use crate::room::orders::Job;
 use crate::room::{Room, count};
 use crate::services::binding::{self, Binding};
-use crate::services::boot_files::BOOT_FILES;
 use crate::services::boot_script;
+use netboot::loaders::BOOT_FILES;
 
 /// An Ethernet frame without the headers of IP, UDP and TFTP.
 const MAX_BLKSIZE: u16 = 1468;

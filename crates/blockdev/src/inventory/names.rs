@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Place, bare_wwn, clean, first_of, read};
+use super::sysfs::{Place, bare_wwn, clean, first_of, read};
 
 /// What a device says of itself.
 #[derive(Clone, Debug, Default)]

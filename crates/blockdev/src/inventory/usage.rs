@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{Disk, list, read};
+use super::Disk;
+use super::sysfs::{list, read};
 
 /// Whatever is built upon the disk or its partitions, in words.
 pub(super) fn holders(dir: &Path, name: &str) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Place, list, read};
+use super::sysfs::{Place, list, read};
 
 /// Names below `/dev/disk/by-path`, the usual one first; none where the disk hangs on something other than PCI.
 pub(super) fn by_path(place: &Place, bus: &str) -> Vec<String> {

@@ -4,7 +4,8 @@ use std::io::{Read, Seek};
 use std::ops::Range;
 
 use super::crc32::crc32;
-use super::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind, names};
+use super::names;
+use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind};
 
 /// Most entries a table may have, 4 MiB of them: the kernel takes no more. The usual number is 128.
 pub(super) const ENTRIES_MAX: u32 = 32768;

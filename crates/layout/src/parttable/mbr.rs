@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Seek};
 
-use super::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind, names};
+use super::names;
+use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind};
 
 /// Most records of a chain followed without finding a partition in them.
 const EMPTY_MAX: u32 = 100;

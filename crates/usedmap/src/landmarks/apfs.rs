@@ -8,8 +8,8 @@
 
 use std::io::{Read, Seek};
 
-use super::{Landmarks, places};
-use crate::UsedError;
+use super::facts::{Landmarks, places};
+use crate::used::UsedError;
 use crate::volume::{Fields, Volume};
 
 pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Landmarks, UsedError> {

@@ -12,8 +12,8 @@
 use std::io::{Read, Seek};
 use std::ops::Range;
 
-use super::{Landmarks, places};
-use crate::UsedError;
+use super::facts::{Landmarks, places};
+use crate::used::UsedError;
 use crate::volume::{Fields, Volume};
 
 const SUPERBLOCK: u64 = 1024;

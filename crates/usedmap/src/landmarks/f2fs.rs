@@ -12,8 +12,8 @@
 
 use std::io::{Read, Seek};
 
-use super::{Landmarks, places};
-use crate::UsedError;
+use super::facts::{Landmarks, places};
+use crate::used::UsedError;
 use crate::volume::{Fields, Volume, crc32};
 
 const MAGIC: u32 = 0xf2f5_2010;

@@ -10,6 +10,7 @@ mod btrfs;
 mod exfat;
 mod ext;
 mod f2fs;
+mod facts;
 mod hfsplus;
 mod minix;
 mod ntfs;
@@ -18,72 +19,14 @@ mod vfat;
 mod xfs;
 
 use std::io::{Read, Seek};
-use std::ops::Range;
 
-use crate::UsedError;
-use crate::ranges::{RANGES_MAX, Ranges};
+pub use self::facts::{Landmarks, Mirror};
+use crate::used::UsedError;
 use crate::volume::Volume;
 
 /// Those that have landmarks, as `blkid` calls them.
 const KINDS: [&str; 13] =
     ["apfs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "minix", "ntfs", "reiser4", "vfat", "xfs"];
-
-/// What a file system says of itself that a map of its used blocks has to agree with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Landmarks {
-    /// Length in bytes that the file system says it has, from the start of the volume. It may be more than the volume
-    /// has: then the end of the file system is missing.
-    pub len: Option<u64>,
-    /// Places that are in use and that a map may lack: room for boot code, superblocks and their copies, backup
-    /// descriptors, headers; of btrfs, all that is in use, and all of the volume if that is not known because it is on
-    /// several devices or has a log to be replayed. Byte ranges: ascending, disjoint, coalesced, clipped to the volume. A
-    /// few may be behind `len`.
-    pub places: Vec<Range<u64>>,
-    /// At least so many bytes are in use by its own count (mirrors not counted), if it has one that can be relied on: a
-    /// completed map has as many.
-    pub used_min: Option<u64>,
-    /// Stretches kept in several copies: what is used in one is used in all. No two of them overlap.
-    pub mirrors: Vec<Mirror>,
-    /// How many devices it is on, if its kind may be on several (btrfs, F2FS).
-    pub devices: Option<u64>,
-    /// Whether it was unmounted cleanly, of FAT16 and FAT32 only: the bit for it in the second entry of the table.
-    pub is_clean: Option<bool>,
-}
-
-/// A stretch that is kept in several copies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
-    /// Where each copy starts, in bytes from the start of the volume.
-    pub copies: Vec<u64>,
-    /// Length of each, in bytes.
-    pub len: u64,
-}
-
-impl Landmarks {
-    /// Adds places and mirrors to a map, in bytes, and returns the completed one: ascending, disjoint, coalesced. Of a
-    /// map with more than 2^19 ranges and more than it had before, the smallest holes are joined.
-    pub fn complete(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-        let ranges_max = RANGES_MAX.max(ranges.len());
-        let mut all = Ranges::with_limit(u64::MAX, ranges_max);
-        ranges.into_iter().chain(self.places.iter().cloned()).for_each(|range| all.insert(range));
-        let all = all.finish();
-        let mut mirrored = Ranges::with_limit(u64::MAX, ranges_max);
-        for mirror in &self.mirrors {
-            for &copy in &mirror.copies {
-                let end = copy.saturating_add(mirror.len);
-                let first = all.partition_point(|range| range.end <= copy);
-                for range in all[first..].iter().take_while(|range| range.start < end) {
-                    let (start, end) = (range.start.max(copy) - copy, range.end.min(end) - copy);
-                    for other in &mirror.copies {
-                        mirrored.insert(other.saturating_add(start)..other.saturating_add(end));
-                    }
-                }
-            }
-        }
-        all.into_iter().for_each(|range| mirrored.insert(range));
-        mirrored.finish()
-    }
-}
 
 /// The landmarks of a file system that is as `blkid` calls it, on a volume of `len` bytes. A name that is not known here
 /// has none.
@@ -110,26 +53,16 @@ pub fn landmarks(file_system: &str, source: &mut (impl Read + Seek), len: u64) -
     }
 }
 
-/// Places, sorted and clipped to the volume: everything in front of byte `end`, and what else there is.
-fn places<S: Read + Seek>(
-    volume: &Volume<'_, S>,
-    end: u64,
-    more: impl IntoIterator<Item = Range<u64>>,
-) -> Vec<Range<u64>> {
-    let mut all = Ranges::new(volume.len());
-    all.insert(0..end);
-    more.into_iter().for_each(|place| all.insert(place));
-    all.finish()
-}
-
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use std::io::Cursor;
+    use std::ops::Range;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ranges::Ranges;
 
     fn two_mirrors() -> Landmarks {
         let mirrors = [vec![100, 300], vec![400, 600, 500]].map(|copies| Mirror { copies, len: 50 });

@@ -9,8 +9,8 @@
 
 use std::io::{Read, Seek};
 
-use super::{Landmarks, places};
-use crate::UsedError;
+use super::facts::{Landmarks, places};
+use crate::used::UsedError;
 use crate::volume::{Fields, Volume};
 
 const MASTER: u64 = 64 << 10;

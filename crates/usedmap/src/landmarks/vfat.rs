@@ -10,8 +10,8 @@
 
 use std::io::{Read, Seek};
 
-use super::{Landmarks, places};
-use crate::UsedError;
+use super::facts::{Landmarks, places};
+use crate::used::UsedError;
 use crate::volume::{Fields, Volume};
 
 const ROOT_ENTRY_LEN: u64 = 32;

@@ -20,8 +20,8 @@ use std::io::{Read, Seek};
 use std::ops::Range;
 
 use crate::ranges::Ranges;
+use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume, crc32};
-use crate::{Used, UsedError};
 use text::{Section, Value};
 
 const SECTOR: u64 = 512;

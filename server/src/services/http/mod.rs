@@ -20,11 +20,11 @@ use crate::room::status::Status;
 use crate::room::table::table;
 use crate::room::{Room, count};
 use crate::services::binding::{self, Binding};
-use crate::services::boot_files::BOOT_FILES;
 use crate::services::boot_script;
 use crate::services::listener::{Ends, LimitedListener};
 use crate::services::stop::stopped;
 use crate::services::tracker::TrackerService;
+use netboot::loaders::BOOT_FILES;
 
 /// Largest report; a real one has two kilobytes.
 const MAX_BODY: usize = 64 << 10;

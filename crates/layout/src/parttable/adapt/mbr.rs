@@ -1,8 +1,8 @@
 //! MBR: one entry and the disk signature.
 
 use super::super::mbr::{FirstSector, first_sector, read};
-use super::super::{Disk, MISSING_SHARE, Table, TableKind};
-use super::{AdaptError, Adapted, Job, Sparse, check, put};
+use super::super::table::{Disk, MISSING_SHARE, Table, TableKind};
+use super::job::{AdaptError, Adapted, Job, Sparse, check, put};
 
 /// Where the disk signature is.
 const SIGNATURE_AT: usize = 440;

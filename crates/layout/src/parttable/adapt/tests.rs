@@ -4,7 +4,9 @@ use std::io::Cursor;
 
 use proptest::prelude::*;
 
+use super::super::table::*;
 use super::super::tests::{MIB, blank, boot_record, gpt_disk, header_bytes, mbr_disk, raw_gpt, seal};
+use super::job::*;
 use super::*;
 
 const GIB: u64 = 1 << 30;

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::Superblock;
+use super::superblock::Superblock;
 use crate::volume::Fields;
 
 /// Length in front of its stripes, and of each stripe.

@@ -14,32 +14,23 @@
 //! other tree, is used as a whole. Source: Linux, `include/uapi/linux/btrfs_tree.h`.
 
 mod chunk;
+mod superblock;
 mod tree;
 
 use std::io::{Read, Seek};
 use std::ops::Range;
 
-use super::{Landmarks, Mirror, places};
-use crate::UsedError;
+use super::facts::{Landmarks, Mirror, places};
 use crate::ranges::Ranges;
-use crate::volume::{Fields, Volume, crc32c};
+use crate::used::UsedError;
+use crate::volume::Volume;
 use chunk::{Chunk, Chunks};
+use superblock::{SUPERBLOCK_LEN, Superblock};
 use tree::{Key, Pointer, walk};
 
-const SUPERBLOCK: u64 = 64 << 10;
-const SUPERBLOCK_LEN: u64 = 4096;
 const COPIES: [u64; 2] = [64 << 20, 256 << 30];
 /// No chunk is here: the room for a boot loader, and the superblock.
 const RESERVED: u64 = 1 << 20;
-const MAGIC: &[u8] = b"_BHRfS_M";
-/// Of a superblock and of a node.
-const FSID: Range<usize> = 0x20..0x30;
-/// Where the superblock has the file system id of the nodes, if it was changed since.
-const METADATA_FSID: Range<usize> = 0x23b..0x24b;
-const HAS_METADATA_FSID: u64 = 0x400;
-/// Features that change nothing in what is read here: all but zones, extent tree v2, stripe tree and remapping.
-const FEATURES_KNOWN: u64 = 0x1_0fff;
-const CSUM_IS_CRC32C: u16 = 0;
 const SYSTEM_CHUNKS: usize = 0x32b;
 const SYSTEM_CHUNKS_LEN_MAX: usize = 2048;
 /// Most chunks that are read: a volume of 256 TiB has no more.
@@ -53,84 +44,36 @@ const EXTENT_TREE: Key = Key { object: 2, kind: 132, offset: 0 };
 const EXTENT: u8 = 168;
 const NODE: u8 = 169;
 
-/// A superblock, as far as it matters.
-struct Superblock {
-    bytes: Vec<u8>,
-    node_size: u64,
-    device: u64,
-    device_len: u64,
-    used: u64,
+/// Where the tree of roots is.
+fn root_tree(superblock: &Superblock) -> Pointer {
+    let fields = superblock.fields();
+    Pointer { logical: fields.u64(0x50), level: superblock.bytes[0xc6], generation: fields.u64(0x48) }
 }
 
-impl Superblock {
-    fn read(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Superblock, UsedError> {
-        let bytes = volume.read(SUPERBLOCK, SUPERBLOCK_LEN)?;
-        let fields = Fields::little(&bytes);
-        if &bytes[0x40..0x48] != MAGIC || fields.u64(0x30) != SUPERBLOCK {
-            return Err(volume.damaged("it has no superblock"));
+/// Where the tree of chunks is.
+fn chunk_tree(superblock: &Superblock) -> Pointer {
+    let fields = superblock.fields();
+    Pointer { logical: fields.u64(0x58), level: superblock.bytes[0xc7], generation: fields.u64(0xa4) }
+}
+
+/// The chunks that the chunk tree is in.
+fn system_chunks(superblock: &Superblock) -> Result<Vec<Chunk>, String> {
+    let len = usize::try_from(superblock.fields().u32(0xa0)).unwrap_or(usize::MAX);
+    if len > SYSTEM_CHUNKS_LEN_MAX {
+        return Err(format!("{len} bytes of system chunks"));
+    }
+    let mut left = &superblock.bytes[SYSTEM_CHUNKS..SYSTEM_CHUNKS + len];
+    let mut chunks = Vec::new();
+    while !left.is_empty() {
+        let key = Key::parse(left.get(..Key::LEN).ok_or("a system chunk is cut off")?);
+        if (key.object, key.kind) != CHUNK {
+            return Err(format!("a system chunk has a key of type {}", key.kind));
         }
-        let features = fields.u64(0xbc);
-        if features & !FEATURES_KNOWN != 0 {
-            return Err(volume.unsupported(format!("features {features:#x}")));
-        }
-        let node_size = u64::from(fields.u32(0x94));
-        let (device, device_len, used) = (fields.u64(0xc9), fields.u64(0xd1), fields.u64(0x78));
-        if !(4096..=65_536).contains(&node_size) || !node_size.is_power_of_two() || device_len <= SUPERBLOCK {
-            return Err(volume.damaged(format!("nodes of {node_size} bytes on a device of {device_len}")));
-        }
-        let superblock = Superblock { bytes, node_size, device, device_len, used };
-        if !superblock.is_sum_good(&superblock.bytes) {
-            return Err(volume.damaged("its superblock fails its checksum"));
-        }
-        Ok(superblock)
+        let (chunk, len) = Chunk::parse(key.offset, &left[Key::LEN..], superblock)?;
+        chunks.push(chunk);
+        left = &left[Key::LEN + len..];
     }
-
-    fn fields(&self) -> Fields<'_> {
-        Fields::little(&self.bytes)
-    }
-
-    /// Whether a superblock or node has the checksum that it should have, if it is of a kind that is known here.
-    fn is_sum_good(&self, block: &[u8]) -> bool {
-        self.fields().u16(0xc4) != CSUM_IS_CRC32C || !crc32c(!0, &block[FSID.start..]) == Fields::little(block).u32(0)
-    }
-
-    /// The file system id that nodes have.
-    fn fsid(&self) -> &[u8] {
-        let is_changed = self.fields().u64(0xbc) & HAS_METADATA_FSID != 0;
-        &self.bytes[if is_changed { METADATA_FSID } else { FSID }]
-    }
-
-    fn root_tree(&self) -> Pointer {
-        Pointer { logical: self.fields().u64(0x50), level: self.bytes[0xc6], generation: self.fields().u64(0x48) }
-    }
-
-    fn chunk_tree(&self) -> Pointer {
-        Pointer { logical: self.fields().u64(0x58), level: self.bytes[0xc7], generation: self.fields().u64(0xa4) }
-    }
-
-    fn has_log(&self) -> bool {
-        self.fields().u64(0x60) != 0
-    }
-
-    /// The chunks that the chunk tree is in.
-    fn system_chunks(&self) -> Result<Vec<Chunk>, String> {
-        let len = usize::try_from(self.fields().u32(0xa0)).unwrap_or(usize::MAX);
-        if len > SYSTEM_CHUNKS_LEN_MAX {
-            return Err(format!("{len} bytes of system chunks"));
-        }
-        let mut left = &self.bytes[SYSTEM_CHUNKS..SYSTEM_CHUNKS + len];
-        let mut chunks = Vec::new();
-        while !left.is_empty() {
-            let key = Key::parse(left.get(..Key::LEN).ok_or("a system chunk is cut off")?);
-            if (key.object, key.kind) != CHUNK {
-                return Err(format!("a system chunk has a key of type {}", key.kind));
-            }
-            let (chunk, len) = Chunk::parse(key.offset, &left[Key::LEN..], self)?;
-            chunks.push(chunk);
-            left = &left[Key::LEN + len..];
-        }
-        Ok(chunks)
-    }
+    Ok(chunks)
 }
 
 pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Landmarks, UsedError> {
@@ -158,9 +101,9 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
 
 /// All chunks, from the tree of them.
 fn chunks(volume: &mut Volume<'_, impl Read + Seek>, superblock: &Superblock) -> Result<Chunks, UsedError> {
-    let system = superblock.system_chunks().and_then(Chunks::new).map_err(|what| volume.damaged(what))?;
+    let system = system_chunks(superblock).and_then(Chunks::new).map_err(|what| volume.damaged(what))?;
     let mut all = Vec::new();
-    walk(volume, superblock, &system, superblock.chunk_tree(), |key, item| {
+    walk(volume, superblock, &system, chunk_tree(superblock), |key, item| {
         if (key.object, key.kind) == CHUNK {
             let (chunk, len) = Chunk::parse(key.offset, item, superblock)?;
             if len != item.len() || all.len() == CHUNKS_MAX {
@@ -182,7 +125,7 @@ fn extents(
     chunks: &Chunks,
 ) -> Result<(Vec<Range<u64>>, u64), UsedError> {
     let mut root = None;
-    walk(volume, superblock, chunks, superblock.root_tree(), |key, item| {
+    walk(volume, superblock, chunks, root_tree(superblock), |key, item| {
         if key == EXTENT_TREE {
             root = Pointer::of_root(item);
         }

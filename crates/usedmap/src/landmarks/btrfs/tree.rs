@@ -8,8 +8,8 @@
 use std::io::{Read, Seek};
 
 use super::chunk::Chunks;
-use super::{FSID, Superblock};
-use crate::UsedError;
+use super::superblock::{FSID, Superblock};
+use crate::used::UsedError;
 use crate::volume::{Fields, Volume};
 
 const HEAD_LEN: usize = 0x65;

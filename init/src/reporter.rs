@@ -1,5 +1,6 @@
 //! Reporting to the server: the newest state each second, from a thread of its own, never in anybody's way.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ const POST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What this machine says of itself. Cheap to clone; all clones are the same machine.
 #[derive(Clone)]
-pub struct Home {
+pub struct Reporter {
     state: Arc<Mutex<State>>,
     wake: SyncSender<()>,
 }
@@ -26,9 +27,9 @@ struct State {
     failures: u32,
 }
 
-impl Home {
+impl Reporter {
     /// Starts with an empty report in stage [`Stage::Network`]; nothing is sent before there is a URL.
-    pub fn new(serial: String) -> Home {
+    pub fn new(serial: String) -> Reporter {
         let report = Report {
             mac: String::new(),
             deployment: String::new(),
@@ -49,13 +50,14 @@ impl Home {
             note: String::new(),
             error: None,
             times: Vec::new(),
+            more: BTreeMap::new(),
         };
         let state = State { report, stage_started: Instant::now(), url: None, is_sent: false, failures: 0 };
         let state = Arc::new(Mutex::new(state));
         let (wake, woken) = sync_channel(1);
         let sender = Arc::clone(&state);
         std::thread::spawn(move || send_forever(&sender, &woken));
-        Home { state, wake }
+        Reporter { state, wake }
     }
 
     /// Where to report, from now on.

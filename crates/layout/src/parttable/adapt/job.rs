@@ -1,0 +1,403 @@
+//! What is to be different on a device, and the rules for it.
+
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::str::FromStr;
+
+use crate::parttable::table::{Partition, Table, TableError, TableKind};
+
+/// Partitions that grow end at a multiple of this, in bytes, as every tool of today aligns them; growing by less than
+/// what that leaves is not worth a change.
+pub const ALIGN: u64 = 1 << 20;
+
+/// Which partition is to use the space that a larger disk has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Grow {
+    /// None: the space stays free.
+    #[default]
+    No,
+    /// The one that lies last on the disk.
+    Last,
+    /// The one of this number, up to what lies behind it.
+    Number(u32),
+}
+
+/// A text that is no [`Grow`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a partition to grow: write `no`, `last`, or the number of a partition")]
+pub struct GrowError(String);
+
+impl FromStr for Grow {
+    type Err = GrowError;
+
+    fn from_str(text: &str) -> Result<Grow, GrowError> {
+        match text.trim() {
+            "" | "no" => Ok(Grow::No),
+            "last" => Ok(Grow::Last),
+            number => match number.parse() {
+                Ok(number) if number > 0 => Ok(Grow::Number(number)),
+                _ => Err(GrowError(text.chars().take(60).collect())),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Grow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Grow::No => f.write_str("no"),
+            Grow::Last => f.write_str("last"),
+            Grow::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+/// What is to be different on the device, besides what its size asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// The partition that grows. Only its entry does: the file system in it is for others to grow.
+    pub grow: Grow,
+    /// A new identity for the disk, in the byte order of the disk: the disk GUID (GPT), of which an MBR takes the first
+    /// four bytes as its signature. Partition GUIDs stay; `PARTUUID`s of an MBR and Windows' boot configuration are
+    /// derived from it, so an image that boots by these needs its old one.
+    pub new_disk_id: Option<[u8; 16]>,
+}
+
+/// What [`adapt`] replaced and the device no longer tells; for [`revert`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// Number of the partition that grew, and its length in the image in bytes.
+    pub grown: Option<(u32, u64)>,
+    /// The image's own disk GUID, or MBR signature followed by zeros.
+    pub disk_id: Option<[u8; 16]>,
+}
+
+/// A table that fits its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapted {
+    /// The start of the disk, as long as the one given.
+    pub head: Vec<u8>,
+    /// Disk offset and bytes of the backup GPT, entries and header, up to the disk's last sector; `None` if it stays as
+    /// the image has it.
+    pub tail: Option<(u64, Vec<u8>)>,
+    /// Where the image has its backup GPT, if that moved: bytes that mean nothing on this disk. No partition of the
+    /// image has any of them, but one that grew may.
+    pub stale: Option<Range<u64>>,
+    /// The partition that has another length than in the head given.
+    pub grown: Option<Grown>,
+    /// What [`revert`] has to be told.
+    pub original: Original,
+}
+
+/// A partition of a new length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grown {
+    /// Its number.
+    pub number: u32,
+    /// First byte on the disk.
+    pub start: u64,
+    /// Length in bytes before.
+    pub old_len: u64,
+    /// Length in bytes now.
+    pub new_len: u64,
+    /// Its type in words, or empty.
+    pub type_name: &'static str,
+    /// Whether there was more room than an MBR can describe: it counts to 2^32 sectors (2 TiB, if they have 512 bytes).
+    pub is_capped: bool,
+}
+
+/// Why a table cannot be made to fit. Nothing has been changed then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdaptError {
+    /// The table given is damaged.
+    #[error("the image's partition table cannot be fitted to this disk")]
+    Table(#[from] TableError),
+    /// Another table than was said, or none.
+    #[error("the image should have a partition table of kind {expected}, what it starts with is of kind {found}")]
+    Kind {
+        /// What the image says of itself.
+        expected: &'static str,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A wish that needs a table, and an image without.
+    #[error("the image has no partition table: no partition can be grown and no disk identity be changed")]
+    NoTable,
+    /// More bytes than the disk has.
+    #[error("the first {head_len} bytes of a disk of {disk_len} bytes: that cannot be")]
+    Head {
+        /// Bytes given.
+        head_len: u64,
+        /// Size of the disk in bytes.
+        disk_len: u64,
+    },
+    /// The entries are somewhere else than at the start of the disk.
+    #[error(
+        "the image's GPT keeps its entries at bytes {start} to {end}, outside of the first {head_len} bytes of the disk: \
+         such a table cannot be fitted to another disk"
+    )]
+    EntriesOutside {
+        /// First byte of the entries.
+        start: u64,
+        /// Byte behind them.
+        end: u64,
+        /// Bytes given.
+        head_len: u64,
+    },
+    /// Entries that are not those the header was written for.
+    #[error(
+        "the partitions in the image's GPT do not match their checksum, the table is damaged: \
+         repair it on the golden disk (`sgdisk -v DISK` tells more) and capture again"
+    )]
+    EntriesChecksum,
+    /// Partitions and table do not fit.
+    #[error("the image's partitions and their table need a disk of {needed} bytes, this one has {device}")]
+    TooSmall {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        device: u64,
+    },
+    /// A wish to grow the last partition of none.
+    #[error("there is no partition to grow: the image's partition table is empty")]
+    NoPartition,
+    /// A wish to grow one that is not there.
+    #[error("there is no partition {0} to grow")]
+    NoSuchPartition(u32),
+    /// Its table is in the middle of the disk, not at its start.
+    #[error(
+        "partition {0} is a logical partition or holds some, and these are not grown: \
+         choose a primary partition, or `no`"
+    )]
+    Logical(u32),
+    /// No room between two partitions.
+    #[error("partition {number} cannot grow: partition {next} follows it directly")]
+    NoRoom {
+        /// The one to grow.
+        number: u32,
+        /// The one in the way.
+        next: u32,
+    },
+    /// Bytes that are another one's too.
+    #[error(
+        "partition {number} shares bytes with partition {other}, and such a partition is not grown: choose another one, \
+         or `no`"
+    )]
+    Overlapping {
+        /// The one to grow.
+        number: u32,
+        /// The other.
+        other: u32,
+    },
+    /// A length that [`revert`] was told and that cannot have been.
+    #[error("partition {number} cannot have been {len} bytes long")]
+    OriginalLen {
+        /// Which.
+        number: u32,
+        /// The length.
+        len: u64,
+    },
+    /// What was made is not read back as what it should be.
+    #[error("the partition table made for this disk does not read back as it should")]
+    ReadBack(#[source] Option<TableError>),
+}
+
+/// What becomes of one partition's length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resize {
+    No,
+    Last,
+    Number(u32),
+    /// Number and length in bytes.
+    To(u32, u64),
+}
+
+/// One table to change, in either direction.
+pub(super) struct Job<'a> {
+    pub(super) head: &'a [u8],
+    pub(super) sector_size: u32,
+    pub(super) from_len: u64,
+    pub(super) to_len: u64,
+    pub(super) resize: Resize,
+    pub(super) disk_id: Option<[u8; 16]>,
+    /// Whether it is [`revert`]'s.
+    pub(super) is_back: bool,
+}
+
+impl Job<'_> {
+    pub(super) fn unchanged(&self) -> Adapted {
+        Adapted { head: self.head.to_vec(), tail: None, stale: None, grown: None, original: Original::default() }
+    }
+
+    pub(super) fn sector_len(&self) -> u64 {
+        u64::from(self.sector_size)
+    }
+
+    pub(super) fn sectors_before(&self) -> u64 {
+        self.from_len / self.sector_len()
+    }
+
+    pub(super) fn sectors_after(&self) -> u64 {
+        self.to_len / self.sector_len()
+    }
+
+    /// Decides about the partition that gets another length. `end` is the byte behind the space that partitions may
+    /// use, `cap` the one behind what the table can describe.
+    pub(super) fn resized(&self, table: &Table, end: u64, cap: u64) -> Result<Option<Grown>, AdaptError> {
+        let (chosen, new_len) = match self.resize {
+            Resize::No => return Ok(None),
+            Resize::Last => {
+                let last = table.partitions.iter().max_by_key(|partition| partition.start);
+                (last.ok_or(AdaptError::NoPartition)?, None)
+            }
+            Resize::Number(number) => (numbered(table, number)?, None),
+            Resize::To(number, len) => (numbered(table, number)?, Some(len)),
+        };
+        let number = chosen.number;
+        if table.kind == TableKind::Mbr && (chosen.is_extended || number > 4) {
+            return Err(AdaptError::Logical(number));
+        }
+        if let Some(other) = overlapping(table, chosen) {
+            return Err(AdaptError::Overlapping { number, other });
+        }
+        // A count is one less than what is described by start and count together.
+        let cap = if chosen.start == 0 { cap - self.sector_len() } else { cap };
+        let next = table.partitions.iter().filter(|other| other.start > chosen.start).min_by_key(|other| other.start);
+        let room = next.map_or(end, |next| next.start);
+        let until = room.min(cap);
+        let old_len = chosen.full_len();
+        let new_len = match new_len {
+            Some(len) => {
+                let new_end = chosen.start.checked_add(len).filter(|&new_end| new_end <= until);
+                if len == 0 || len % self.sector_len() != 0 || new_end.is_none() {
+                    return Err(AdaptError::OriginalLen { number, len });
+                }
+                len
+            }
+            None => match ((until - until % ALIGN).checked_sub(chosen.start), next) {
+                (Some(len), _) if len > old_len => len,
+                (_, Some(next)) if room <= cap => return Err(AdaptError::NoRoom { number, next: next.number }),
+                _ => old_len,
+            },
+        };
+        let grown =
+            Grown { number, start: chosen.start, old_len, new_len, type_name: chosen.type_name, is_capped: room > cap };
+        Ok((new_len != old_len).then_some(grown))
+    }
+
+    /// The byte behind the last partition, once the one whose length is given has it; the others have `len`.
+    pub(super) fn end_of_partitions(&self, table: &Table, len: impl Fn(&Partition) -> u64) -> u64 {
+        let end = |partition: &Partition| match self.resize {
+            Resize::To(number, len) if number == partition.number => partition.start.saturating_add(len),
+            _ => partition.start.saturating_add(len(partition)),
+        };
+        table.partitions.iter().map(end).max().unwrap_or(0)
+    }
+}
+
+/// Another partition that has some of the same bytes.
+pub(super) fn overlapping(table: &Table, chosen: &Partition) -> Option<u32> {
+    let others = table.partitions.iter().filter(|other| other.number != chosen.number);
+    let mut shared = others.filter(|other| other.start < chosen.range().end && chosen.start < other.range().end);
+    shared.next().map(|other| other.number)
+}
+
+/// Compares what is read back of a table that was made with what it was made from. On a disk of another length more or
+/// less of a partition at the end is there, or one that was past the end is.
+pub(super) fn check(
+    job: &Job<'_>,
+    before: &Table,
+    grown: Option<&Grown>,
+    after: Result<Table, TableError>,
+) -> Result<(), AdaptError> {
+    let after = after.map_err(|error| AdaptError::ReadBack(Some(error)))?;
+    let whole = |partition: &Partition| Partition { len: partition.full_len(), missing: 0, ..partition.clone() };
+    let mut expected: Vec<Partition> = before.partitions.iter().map(whole).collect();
+    for partition in &mut expected {
+        if let Some(grown) = grown.filter(|grown| grown.number == partition.number) {
+            partition.len = grown.new_len;
+        }
+    }
+    let found: Vec<Partition> = after.partitions.iter().map(whole).collect();
+    let is_kept = expected.iter().all(|one| found.contains(one) || one.range().end > job.to_len);
+    let is_known = found.iter().all(|one| expected.contains(one) || one.range().end > job.from_len);
+    let is_good = after.kind == before.kind
+        && is_kept
+        && is_known
+        && !after.warnings.iter().any(|warning| crate::parttable::gpt::is_of_backup(warning));
+    if is_good { Ok(()) } else { Err(AdaptError::ReadBack(None)) }
+}
+
+pub(super) fn numbered(table: &Table, number: u32) -> Result<&Partition, AdaptError> {
+    let found = table.partitions.iter().find(|partition| partition.number == number);
+    // Records of logical partitions are not in the head, so whether this one exists is not known here.
+    let is_logical = table.kind == TableKind::Mbr && number > 4;
+    found.ok_or(if is_logical { AdaptError::Logical(number) } else { AdaptError::NoSuchPartition(number) })
+}
+
+pub(super) fn is_sector_size(sector_size: u32) -> bool {
+    sector_size.is_power_of_two() && (512..=4096).contains(&sector_size)
+}
+
+pub(super) fn len_of(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).expect("memory is smaller than 2^64 bytes")
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+pub(super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+/// A disk of which only some parts are known; the rest reads as zeros.
+pub(super) struct Sparse<'a> {
+    /// Disk offset and bytes, ascending and disjoint.
+    pub(super) parts: Vec<(u64, &'a [u8])>,
+    pub(super) len: u64,
+    pub(super) at: u64,
+}
+
+impl<'a> Sparse<'a> {
+    pub(super) fn new(parts: Vec<(u64, &'a [u8])>, len: u64) -> Sparse<'a> {
+        Sparse { parts, len, at: 0 }
+    }
+}
+
+impl Read for Sparse<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let count = buf.len().min(left);
+        let buf = &mut buf[..count];
+        buf.fill(0);
+        let end = self.at + len_of(buf);
+        for &(start, bytes) in &self.parts {
+            let from = self.at.max(start);
+            let to = end.min(start + len_of(bytes));
+            if from < to {
+                let within = |origin: u64| {
+                    let inside = |at: u64| usize::try_from(at - origin).expect("inside a part in memory");
+                    inside(from)..inside(to)
+                };
+                buf[within(self.at)].copy_from_slice(&bytes[within(start)]);
+            }
+        }
+        self.at = end;
+        Ok(count)
+    }
+}
+
+impl Seek for Sparse<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.len.checked_add_signed(by),
+        };
+        self.at = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}

@@ -1,0 +1,195 @@
+//! What a partition table says, and where it is read from.
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+use super::gpt::GptFault;
+
+/// What may be missing of a partition at the end of the disk is the disk's length through this. Disks that are sold as
+/// of one size differ by less, and so do a disk and its copy made with another sector count; an image that was cut off
+/// lacks more.
+pub(super) const MISSING_SHARE: u64 = 16;
+
+/// Of a longer gap, in bytes, only this much of its start is kept: PC boot loaders live in the first MiB, and a
+/// partition deleted from the front of the disk should not come back as gigabytes of content.
+pub(super) const GAP_HEAD_LEN: u64 = 1 << 20;
+
+/// Most partitions of one disk: the kernel has no more names.
+pub(super) const PARTITIONS_MAX: usize = 256;
+
+/// Which partition table a disk has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// GUID partition table.
+    Gpt,
+    /// The PC's master boot record, with logical partitions.
+    Mbr,
+    /// None: at most a file system on the whole device.
+    None,
+}
+
+impl TableKind {
+    /// As torrents and manifests write it: `gpt`, `mbr`, `none`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TableKind::Gpt => "gpt",
+            TableKind::Mbr => "mbr",
+            TableKind::None => "none",
+        }
+    }
+}
+
+/// How a disk is divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Which table it is.
+    pub kind: TableKind,
+    /// The sector size it counts in, in bytes.
+    pub sector_size: u32,
+    /// Disk GUID (GPT), 8 hex digits (MBR), or empty.
+    pub disk_id: String,
+    /// By number; inside the disk. They may overlap each other and the table.
+    pub partitions: Vec<Partition>,
+    /// Half-open ranges of the disk that are no partition's and belong into an image: tables and boot gaps. They may
+    /// touch and repeat each other, and lie inside the disk.
+    pub own: Vec<Range<u64>>,
+    /// What is odd about the table without being in the way, in words.
+    pub warnings: Vec<String>,
+}
+
+/// One partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partition {
+    /// As the kernel numbers it: GPT entry, 1 to 4 for primary ones, logical ones from 5.
+    pub number: u32,
+    /// First byte on the disk.
+    pub start: u64,
+    /// Length in bytes, never zero.
+    pub len: u64,
+    /// Bytes of it past the end of the disk; `len` is what is there.
+    pub missing: u64,
+    /// Type GUID, or type byte as two hex digits.
+    pub type_id: String,
+    /// The type in words, or empty.
+    pub type_name: &'static str,
+    /// Name (GPT).
+    pub name: String,
+    /// Unique GUID (GPT).
+    pub guid: String,
+    /// Attribute bits (GPT), or 0x80 if active (MBR).
+    pub attributes: u64,
+    /// Whether it only holds logical partitions.
+    pub is_extended: bool,
+}
+
+impl Partition {
+    /// Its bytes on the disk, half-open.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.start + self.len
+    }
+
+    /// Its length as the table has it, in bytes.
+    pub(super) fn full_len(&self) -> u64 {
+        self.len + self.missing
+    }
+}
+
+/// Why a partition table cannot be trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// The device could not be read.
+    #[error("reading the partition table at byte {at}")]
+    Read {
+        /// Where on the disk.
+        at: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A sector size that no disk has.
+    #[error("a sector size of {0} bytes is not a power of two from 512 to 4096")]
+    SectorSize(u32),
+    /// The first GPT is broken, the copy at the end is not.
+    #[error(
+        "the GPT at the start of the disk is damaged, its backup at the end is good: \
+         repair it with `sgdisk -e DISK` (or gdisk's recovery menu), look at it with `sgdisk -p DISK`, and try again"
+    )]
+    PrimaryDamaged(#[source] GptFault),
+    /// A protective MBR, and no GPT that could be read.
+    #[error(
+        "the disk says it has a GPT, but neither the one at its start nor the backup at its end can be read \
+         with {sector_size}-byte sectors: it is damaged, or was made with another sector size"
+    )]
+    NoGpt {
+        /// The sector size tried.
+        sector_size: u32,
+        /// What was wrong with the first.
+        #[source]
+        source: GptFault,
+    },
+    /// A GPT that firmware and kernel would ignore.
+    #[error("the disk has a GPT but no protective MBR in front of it: write one with `sgdisk -e DISK` and try again")]
+    NoProtectiveMbr,
+    /// Numbers in a GPT header that make no sense.
+    #[error("the GPT header is damaged: {0}")]
+    GptHeader(String),
+    /// A partition that leaves the disk by more than a sixteenth of it.
+    #[error("partition {number} ends at byte {end}, past the end of the disk at {disk_len}: is the image cut off?")]
+    PastEnd {
+        /// Which.
+        number: u32,
+        /// Where it ends.
+        end: u64,
+        /// Size of the disk in bytes.
+        disk_len: u64,
+    },
+}
+
+/// A disk that knows its bounds.
+pub(super) struct Disk<'a, R> {
+    pub(super) inner: &'a mut R,
+    pub(super) len: u64,
+    pub(super) sector_size: u64,
+}
+
+impl<R: Read + Seek> Disk<'_, R> {
+    pub(super) fn sectors(&self) -> u64 {
+        self.len / self.sector_size
+    }
+
+    /// The first 512 bytes of a sector, or `None` if it is past the end of the disk.
+    pub(super) fn sector_head(&mut self, lba: u64) -> Result<Option<[u8; 512]>, TableError> {
+        if lba >= self.sectors() {
+            return Ok(None);
+        }
+        let at = lba * self.sector_size;
+        let mut head = [0; 512];
+        self.inner
+            .seek(SeekFrom::Start(at))
+            .and_then(|_| self.inner.read_exact(&mut head))
+            .map_err(|source| TableError::Read { at, source })?;
+        Ok(Some(head))
+    }
+
+    /// The byte range of `count` sectors from `lba` on, if all of them are on the disk.
+    pub(super) fn bytes_of(&self, lba: u64, count: u64) -> Option<Range<u64>> {
+        let end = lba.checked_add(count).filter(|&end| end <= self.sectors())?;
+        Some(lba * self.sector_size..end * self.sector_size)
+    }
+
+    /// Whether more of these sectors is missing than a disk that is a little too short explains.
+    pub(super) fn lacks_much(&self, lba: u64, count: u64) -> bool {
+        let end = lba.saturating_add(count);
+        end.saturating_sub(self.sectors()).saturating_mul(self.sector_size) > self.len / MISSING_SHARE
+    }
+
+    /// A range that is on the disk.
+    pub(super) fn read(&mut self, range: Range<u64>) -> Result<Vec<u8>, TableError> {
+        let at = range.start;
+        let failed = |source| TableError::Read { at, source };
+        let mut bytes = vec![0; usize::try_from(range.end - at).map_err(|error| failed(io::Error::other(error)))?];
+        self.inner.seek(SeekFrom::Start(at)).and_then(|_| self.inner.read_exact(&mut bytes)).map_err(failed)?;
+        Ok(bytes)
+    }
+}
