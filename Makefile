@@ -6,7 +6,11 @@ LEVEL ?= 19
 # cloud (virtual machines) or generic (real ones).
 FLAVOUR ?= cloud
 
-.PHONY: all setup build image demo test corpus bench check clean
+# Cargo profile of what is built: release to ship, quick for the demo.
+PROFILE ?= release
+FEATURES ?=
+
+.PHONY: all setup build image demo test corpus bench check docs clean
 
 all: build
 
@@ -16,18 +20,18 @@ setup:
 
 # The server, build/ezio, and the RAM system's program, build/init.
 build: setup
-	$(CARGO) build --release --locked -p server -p image
-	install -D target/release/ezio build/ezio
-	scripts/build-init
+	$(CARGO) build --profile $(PROFILE) --locked -p server -p image -p qemu-tests $(FEATURES)
+	install -D target/$(PROFILE)/ezio build/ezio
+	PROFILE=$(PROFILE) scripts/build-init
 
 # One boot directory, build/boot/$(FLAVOUR).
 image: build
-	target/release/ezio-image build --flavour $(FLAVOUR) --level $(LEVEL) --out build/boot/$(FLAVOUR)
+	target/$(PROFILE)/ezio-image build --flavour $(FLAVOUR) --level $(LEVEL) --out build/boot/$(FLAVOUR)
 
 # A room of machines, from power-on to the clone's login prompt.
 demo:
-	$(MAKE) --no-print-directory image FLAVOUR=cloud LEVEL=3
-	$(CARGO) run --release --locked -p qemu-tests -- demo
+	$(MAKE) --no-print-directory image FLAVOUR=cloud LEVEL=3 PROFILE=quick FEATURES=--no-default-features
+	target/quick/rack demo
 
 # Every unit, property and rack test; the last line of the output counts them.
 test:
@@ -48,9 +52,13 @@ bench: setup
 	target/release/bench capture
 	target/release/bench all
 
-check:
-	$(CARGO) fmt --all -- --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+# What `make test` asks of the code before it tests it.
+check: setup
+	scripts/check
+
+# Writes the parts of the documents that come from the code.
+docs:
+	scripts/docs
 
 clean:
 	rm -rf build target

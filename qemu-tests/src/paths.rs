@@ -30,7 +30,7 @@ impl Paths {
             std::path::absolute(&path).unwrap_or(path)
         };
         Paths {
-            ezio: from("EZIO_BIN", "target/release/ezio"),
+            ezio: from("EZIO_BIN", "build/ezio"),
             boot: from("EZIO_BOOT", "build/boot/cloud"),
             boot_generic: from("EZIO_BOOT_GENERIC", "build/boot/generic"),
             racks: from("EZIO_RACKS", "build/racks"),

@@ -7,8 +7,7 @@ use anyhow::Context;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
-use super::pull::unfinished_line;
-use library::unfinished::len_on_disk;
+use library::unfinished::{Unfinished, len_on_disk};
 use library::{Image, ImageEntry, Library};
 
 /// What `--json` prints. Sizes are in bytes.
@@ -155,6 +154,12 @@ fn row(library: &Library, entry: ImageEntry) -> Row {
     Row { name: entry.name, about }
 }
 
+/// An unfinished pull in one line.
+pub fn unfinished_line(unfinished: &Unfinished) -> String {
+    let busy = if unfinished.is_busy { ", going on now" } else { "" };
+    format!("{} of {} (infohash {}){busy}", BinaryBytes(unfinished.len), unfinished.source, unfinished.infohash)
+}
+
 /// Of all images; a damaged one only takes room.
 fn totals(rows: &[Row]) -> Sizes {
     let mut sum = Sizes::default();
@@ -172,7 +177,7 @@ fn totals(rows: &[Row]) -> Sizes {
 }
 
 fn unfinished(library: &Library) -> anyhow::Result<Vec<Pull>> {
-    let pull = |found: library::unfinished::Unfinished| Pull {
+    let pull = |found: Unfinished| Pull {
         source: found.source,
         infohash: found.infohash,
         len: found.len,

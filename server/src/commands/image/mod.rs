@@ -3,6 +3,7 @@
 mod export;
 mod import;
 mod list;
+#[cfg(feature = "pull")]
 mod pull;
 
 use crate::room::needed::needed;
@@ -15,6 +16,7 @@ use metainfo::PieceIndex;
 use self::export::Export;
 use self::import::Import;
 use self::list::list;
+#[cfg(feature = "pull")]
 use self::pull::Pull;
 use capture::pipeline::{Job, default_threads};
 use library::content::open_image;
@@ -64,6 +66,7 @@ enum Action {
     Import(Import),
     Export(Export),
     /// Copies an image from another site's server, which has to publish it.
+    #[cfg(feature = "pull")]
     Pull(Pull),
 }
 
@@ -85,6 +88,7 @@ impl ImageCommand {
                 say!("removed {name}");
                 Ok(())
             }
+            #[cfg(feature = "pull")]
             Action::Pull(pull) => pull.run(&self.library),
             Action::Import(import) => import.run(&self.library),
             Action::Export(export) => export.run(&self.library),

@@ -25,13 +25,14 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use self::download::Download;
 use self::fetch::Offer;
 use self::storage::Content;
+use super::list::unfinished_line;
 use crate::room::needed::needed;
 use capture::made_up;
 use capture::pipeline::{Job, default_threads};
 use library::describe::summary;
 use library::space::check_room;
 use library::torrent_file;
-use library::unfinished::{Unfinished, len_on_disk};
+use library::unfinished::len_on_disk;
 use library::{Draft, Image, Library, check_name};
 use terminal::Progress;
 use terminal::stop_on_signals;
@@ -121,12 +122,6 @@ impl Pull {
         );
         Ok(())
     }
-}
-
-/// An unfinished pull in one line.
-pub fn unfinished_line(unfinished: &Unfinished) -> String {
-    let busy = if unfinished.is_busy { ", going on now" } else { "" };
-    format!("{} of {} (infohash {}){busy}", BinaryBytes(unfinished.len), unfinished.source, unfinished.infohash)
 }
 
 fn discard(library: &Library, source: Option<&str>) -> anyhow::Result<()> {
