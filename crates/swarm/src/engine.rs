@@ -23,7 +23,7 @@ use crate::buffers::{Cache, PieceBuf, Pool, lock};
 use crate::link::LinkState;
 use crate::pace::TICK;
 use crate::picker::{Ask, Picker};
-use crate::reveal::Reveal;
+use crate::super_seeding::SuperSeeding;
 use crate::swarm::SwarmError;
 use crate::upload::{Limiter, Slots};
 use crate::verify::Hashing;
@@ -89,7 +89,7 @@ struct Core {
     picker: Picker,
     rng: StdRng,
     /// While we are a seeder whose pieces nobody else has.
-    reveal: Option<Reveal>,
+    plan: Option<SuperSeeding>,
     /// Pieces verified since the start, in that order; each link knows how far it has told its peer.
     have_log: Vec<PieceIndex>,
     links: HashMap<u32, LinkState>,
@@ -130,7 +130,7 @@ impl Shared {
         };
         let core = Core {
             picker,
-            reveal: is_complete.then(|| Reveal::new(geometry, &mut rng)),
+            plan: is_complete.then(|| SuperSeeding::new(geometry, &mut rng)),
             rng,
             have_log: Vec::new(),
             links: HashMap::new(),
@@ -229,7 +229,7 @@ impl Shared {
                 self.pool.put(data);
             }
         }
-        let all = core.reveal.as_mut().is_some_and(|reveal| reveal.tick(now));
+        let all = core.plan.as_mut().is_some_and(|plan| plan.tick(now));
         core.wake(all);
     }
 

@@ -19,8 +19,8 @@ use tokio::time::timeout;
 
 use crate::bits::PieceSet;
 use crate::buffers::{PieceBuf, SEGMENT_LEN, lock};
-use crate::doorway::Visitor;
 use crate::engine::{Shared, count};
+use crate::handshake_slots::HandshakeSlot;
 use crate::link::Link;
 use crate::pace::{SLOT_STALL, UNACKNOWLEDGED};
 use crate::picker::Ask;
@@ -76,7 +76,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, addr: SocketAddr) {
 }
 
 /// Answers somebody who dialled us, if it is our torrent it wants, and stays until the link ends.
-pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: SocketAddr, visitor: Visitor) {
+pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: SocketAddr, slot: HandshakeSlot) {
     if shared.has_failed() {
         return;
     }
@@ -89,7 +89,7 @@ pub(crate) async fn answer(shared: Arc<Shared>, mut stream: TcpStream, addr: Soc
         Ok(theirs)
     };
     let Ok(Ok(theirs)) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
-    drop(visitor);
+    drop(slot);
     run(shared, stream, addr, theirs, false).await;
 }
 

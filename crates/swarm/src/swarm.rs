@@ -9,8 +9,8 @@ use metainfo::{Metainfo, PieceIndex};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::doorway::Doorway;
 use crate::engine::Shared;
+use crate::handshake_slots::HandshakeSlots;
 use crate::{Options, Stats, Storage, announce, peer};
 
 /// After a failed accept.
@@ -128,7 +128,7 @@ impl Drop for Swarm {
 /// Takes connections in until the swarm ends.
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     let mut ending = shared.ending();
-    let door = Arc::new(Doorway::default());
+    let slots = Arc::new(HandshakeSlots::default());
     loop {
         let accepted = tokio::select! {
             _ = ending.wait_for(|ended| *ended) => return,
@@ -137,8 +137,8 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         match accepted {
             Ok((stream, addr)) => {
                 // Strangers that connect and say nothing cost their place for a few seconds, not us our memory.
-                let Some(visitor) = door.enter(addr.ip()) else { continue };
-                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, visitor));
+                let Some(slot) = slots.enter(addr.ip()) else { continue };
+                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, slot));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: they come back when links close.

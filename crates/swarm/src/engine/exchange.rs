@@ -23,8 +23,8 @@ impl Shared {
             let is_first = core.picker.availability(piece) == 0;
             core.picker.peer_has(link.key, piece);
             // What somebody had already is shown to nobody as a first copy.
-            if let Some(reveal) = core.reveal.as_mut().filter(|reveal| is_first && !reveal.is_over()) {
-                made_room |= reveal.seen(piece);
+            if let Some(plan) = core.plan.as_mut().filter(|plan| is_first && !plan.is_over()) {
+                made_room |= plan.seen(piece);
             }
         }
         if made_room {
@@ -87,15 +87,15 @@ impl Shared {
         let asking = core.links.values().filter(|state| state.is_interested).count().max(1);
         let Some(state) = core.links.get_mut(&link.key) else { return };
         if state.shows_little
-            && let Some(reveal) = core.reveal.as_mut()
+            && let Some(plan) = core.plan.as_mut()
         {
             let picker = &core.picker;
-            for piece in reveal.refill(link.key, now, |piece| picker.availability(piece) > 0) {
+            for piece in plan.refill(link.key, now, |piece| picker.availability(piece) > 0) {
                 wire::encode(&Message::Have(piece), out);
             }
-            if reveal.is_over() {
+            if plan.is_over() {
                 state.shows_little = false;
-                for piece in picker.have().iter().filter(|&piece| !reveal.was_shown(link.key, piece)) {
+                for piece in picker.have().iter().filter(|&piece| !plan.was_shown(link.key, piece)) {
                     wire::encode(&Message::Have(piece), out);
                 }
             }
@@ -137,8 +137,8 @@ impl Shared {
         *lock(&self.last_upload) = Some(Instant::now());
         link.note_payload(self.now());
         let core = &mut *lock(&self.core);
-        if let Some(reveal) = core.reveal.as_mut().filter(|reveal| !reveal.is_over())
-            && reveal.sent(link.key, piece, bytes)
+        if let Some(plan) = core.plan.as_mut().filter(|plan| !plan.is_over())
+            && plan.sent(link.key, piece, bytes)
         {
             link.wake.notify_one();
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::buffers::lock;
-use crate::doorway::share;
 use crate::engine::{Core, Refused, STRIKES, Shared};
+use crate::handshake_slots::share;
 use crate::link::{Link, LinkState};
 use crate::wire::{self, Message};
 
@@ -82,9 +82,9 @@ impl Shared {
         core.next_key += 1;
         let link = Arc::new(Link::new(key, peer_id, addr, is_dialled, now));
         core.picker.add_peer(key);
-        let shows_little = match core.reveal.as_mut().filter(|reveal| !reveal.is_over()) {
-            Some(reveal) => {
-                reveal.join(key);
+        let shows_little = match core.plan.as_mut().filter(|plan| !plan.is_over()) {
+            Some(plan) => {
+                plan.join(key);
                 true
             }
             None => false,
@@ -174,13 +174,13 @@ impl Core {
             return;
         }
         self.picker.remove_peer(link.key);
-        if let Some(reveal) = self.reveal.as_mut() {
-            reveal.leave(link.key);
+        if let Some(plan) = self.plan.as_mut() {
+            plan.leave(link.key);
         }
         if link.is_dialled {
             self.book.lost(link.addr, now, is_useless);
         }
-        let shows_little = self.reveal.is_some();
+        let shows_little = self.plan.is_some();
         self.wake(shows_little);
     }
 }

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use swarm::bits::PieceSet;
 use swarm::pace::{MEMORY_BYTES, OUTSTANDING_BYTES, OUTSTANDING_LEAST};
 use swarm::picker::{Ask, Picker, Received};
-use swarm::reveal::Reveal;
+use swarm::super_seeding::SuperSeeding;
 
 use crate::room::{Room, index};
 use crate::turns::Turns;
@@ -47,7 +47,7 @@ pub struct Link {
 
 pub struct Node {
     pub picker: Picker,
-    pub reveal: Option<Reveal>,
+    pub plan: Option<SuperSeeding>,
     pub turns: Turns,
     pub neighbours: Vec<u32>,
     pub is_alive: bool,
@@ -78,7 +78,7 @@ impl Node {
         let rate = if room.slow.contains(&node) { room.rate / 10.0 } else { room.rate };
         Node {
             picker: Picker::new(geometry, &have, budget, &mut rng),
-            reveal: is_seeder.then(|| Reveal::new(room.real(), &mut rng)),
+            plan: is_seeder.then(|| SuperSeeding::new(room.real(), &mut rng)),
             turns: Turns::new(room.slots, room),
             neighbours: Vec::new(),
             is_alive: true,
@@ -105,9 +105,9 @@ impl Node {
     pub fn connect(&mut self, peer: u32) -> Vec<PieceIndex> {
         self.picker.add_peer(peer);
         self.picker.set_can_ask(peer, true);
-        let shows_little = self.reveal.as_mut().is_some_and(|reveal| !reveal.is_over());
-        if let Some(reveal) = self.reveal.as_mut().filter(|_| shows_little) {
-            reveal.join(peer);
+        let shows_little = self.plan.as_mut().is_some_and(|plan| !plan.is_over());
+        if let Some(plan) = self.plan.as_mut().filter(|_| shows_little) {
+            plan.join(peer);
         }
         self.links[index(peer)] = Some(Box::new(Link { shows_little, ..Link::default() }));
         self.neighbours.push(peer);
@@ -121,8 +121,8 @@ impl Node {
         self.interested -= u32::from(link.is_interested);
         self.turns.forget(peer);
         self.picker.remove_peer(peer);
-        if let Some(reveal) = self.reveal.as_mut() {
-            reveal.leave(peer);
+        if let Some(plan) = self.plan.as_mut() {
+            plan.leave(peer);
         }
     }
 
@@ -131,8 +131,8 @@ impl Node {
         let mut made_room = false;
         for &piece in pieces {
             self.picker.peer_has(peer, piece);
-            if let Some(reveal) = self.reveal.as_mut().filter(|reveal| !reveal.is_over()) {
-                made_room |= reveal.seen(piece);
+            if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over()) {
+                made_room |= plan.seen(piece);
             }
         }
         made_room
@@ -153,12 +153,12 @@ impl Node {
         let asking = self.interested.max(1);
         let Some(link) = self.links[index(peer)].as_deref_mut() else { return said };
         if link.shows_little
-            && let Some(reveal) = self.reveal.as_mut()
+            && let Some(plan) = self.plan.as_mut()
         {
-            said.haves = reveal.refill(peer, now, |piece| self.picker.availability(piece) > 0);
-            if reveal.is_over() {
+            said.haves = plan.refill(peer, now, |piece| self.picker.availability(piece) > 0);
+            if plan.is_over() {
                 link.shows_little = false;
-                let rest = self.picker.have().iter().filter(|&piece| !reveal.was_shown(peer, piece));
+                let rest = self.picker.have().iter().filter(|&piece| !plan.was_shown(peer, piece));
                 said.haves.extend(rest);
             }
         }
@@ -203,7 +203,7 @@ impl Node {
         for (peer, ask) in self.picker.tick(now).cancels {
             self.cancel(peer, ask);
         }
-        self.reveal.as_mut().is_some_and(|reveal| reveal.tick(now))
+        self.plan.as_mut().is_some_and(|plan| plan.tick(now))
     }
 
     fn cancel(&mut self, peer: u32, ask: Ask) {

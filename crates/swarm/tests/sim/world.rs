@@ -271,8 +271,7 @@ impl World {
         let block_bytes = self.room.block_bytes();
         let node = &mut self.nodes[index(from)];
         node.uplink_is_busy = false;
-        let made_room =
-            node.reveal.as_mut().filter(|r| !r.is_over()).is_some_and(|r| r.sent(to, ask.piece, block_bytes));
+        let made_room = node.plan.as_mut().filter(|r| !r.is_over()).is_some_and(|r| r.sent(to, ask.piece, block_bytes));
         if self.is_alive(to) {
             let receiver = &mut self.nodes[index(to)];
             let arrives = self.now.saturating_sub(receiver.block_time);
