@@ -6,6 +6,7 @@
 
 pub mod announce;
 pub mod bits;
+pub mod core;
 pub mod options;
 pub mod pace;
 pub mod picker;
@@ -20,9 +21,9 @@ mod book;
 mod buffers;
 mod engine;
 mod handshake_slots;
+mod limiter;
 mod link;
 mod peer;
-mod upload;
 mod verify;
 
 pub use crate::options::{Have, Options};
