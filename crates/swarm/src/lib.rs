@@ -6,27 +6,32 @@
 
 pub mod announce;
 pub mod bits;
+pub mod core;
 pub mod options;
 pub mod pace;
 pub mod picker;
-pub mod reveal;
 pub mod stats;
 pub mod store;
+pub mod super_seeding;
 pub mod swarm;
 pub mod tracker;
 pub mod wire;
 
+mod announcer;
 mod book;
 mod buffers;
-mod doorway;
 mod engine;
+mod error;
+mod handshake_slots;
+mod hash_queue;
+mod limiter;
 mod link;
 mod peer;
-mod upload;
 mod verify;
 
+pub use crate::error::SwarmError;
 pub use crate::options::{Have, Options};
 pub use crate::stats::Stats;
 pub use crate::store::Storage;
-pub use crate::swarm::{Swarm, SwarmError};
+pub use crate::swarm::Swarm;
 pub use crate::tracker::{AnnounceQuery, Tracker};

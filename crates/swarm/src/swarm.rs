@@ -9,36 +9,15 @@ use metainfo::{Metainfo, PieceIndex};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::doorway::Doorway;
 use crate::engine::Shared;
-use crate::{Options, Stats, Storage, announce, peer};
+use crate::error::SwarmError;
+use crate::handshake_slots::HandshakeSlots;
+use crate::{Options, Stats, Storage, announcer, peer};
 
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often addresses are looked through for one that is due.
 const DIAL_TICK: Duration = Duration::from_millis(100);
-
-/// Why a swarm cannot start or go on.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SwarmError {
-    /// The listening port is taken, or the address is not ours.
-    #[error("listening for peers on {addr} failed")]
-    Listen {
-        /// The address asked for.
-        addr: SocketAddr,
-        /// What the kernel said.
-        source: Arc<io::Error>,
-    },
-    /// The store refused a verified piece: a failing disk, most of the time.
-    #[error("writing piece {piece} failed; the disk or its cable may be broken")]
-    Write {
-        /// The piece.
-        piece: PieceIndex,
-        /// What the store said.
-        source: Arc<io::Error>,
-    },
-}
 
 /// One torrent being received and served. Dropping it stops everything.
 pub struct Swarm {
@@ -62,7 +41,7 @@ impl Swarm {
         tokio::spawn(accept(Arc::clone(&shared), listener));
         tokio::spawn(dial(Arc::clone(&shared)));
         tokio::spawn(Arc::clone(&shared).run_ticks());
-        let announcers = options.trackers.into_iter().map(|url| tokio::spawn(announce::run(Arc::clone(&shared), url)));
+        let announcers = options.trackers.into_iter().map(|url| tokio::spawn(announcer::run(Arc::clone(&shared), url)));
         Ok(Swarm { announcers: announcers.collect(), shared, local_addr })
     }
 
@@ -128,7 +107,7 @@ impl Drop for Swarm {
 /// Takes connections in until the swarm ends.
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     let mut ending = shared.ending();
-    let door = Arc::new(Doorway::default());
+    let slots = Arc::new(HandshakeSlots::default());
     loop {
         let accepted = tokio::select! {
             _ = ending.wait_for(|ended| *ended) => return,
@@ -137,8 +116,8 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         match accepted {
             Ok((stream, addr)) => {
                 // Strangers that connect and say nothing cost their place for a few seconds, not us our memory.
-                let Some(visitor) = door.enter(addr.ip()) else { continue };
-                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, visitor));
+                let Some(slot) = slots.enter(addr.ip()) else { continue };
+                tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, slot));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: they come back when links close.

@@ -1,6 +1,5 @@
 //! Pieces that have all their blocks: hash, write, tell; on a few blocking threads.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
@@ -8,23 +7,11 @@ use metainfo::PieceIndex;
 
 use crate::buffers::lock;
 use crate::engine::{Shared, count};
-use crate::swarm::SwarmError;
+use crate::error::SwarmError;
+use crate::hash_queue::Job;
 
 /// Threads that hash and write. SHA-1 does more than a gigabyte a second on one; more only make a disk seek.
 const MAX_WORKERS: usize = 4;
-
-struct Job {
-    piece: PieceIndex,
-    data: Vec<u8>,
-    givers: Vec<u64>,
-}
-
-/// Pieces waiting for their hash. The picker's budget bounds how many bytes can wait here.
-#[derive(Default)]
-pub(crate) struct Hashing {
-    jobs: VecDeque<Job>,
-    workers: usize,
-}
 
 impl Shared {
     /// Hands a full piece to a hashing thread.

@@ -1,6 +1,6 @@
-//! The parts without I/O, tried with everything: wire, picker, reveal, tracker, announce replies.
+//! The parts without I/O, tried with everything: wire, picker, super-seeding, tracker, announce replies.
 
 mod picker;
-mod reveal;
+mod super_seeding;
 mod tracker;
 mod wire;

@@ -1,4 +1,4 @@
-//! What a seeder shows to whom, so that first copies leave it once. Pure.
+//! Super-seeding (BEP 16): what a seeder shows to whom, so that first copies leave it once. Pure.
 //!
 //! While pieces are left that nobody else has, each peer is shown a small window of them that no other peer is shown
 //! (the idea of BEP 16), refilled the moment one has been sent; nobody waits for proof that it was passed on. So all
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The seeder's plan for the pieces that nobody else has.
 #[derive(Debug)]
-pub struct Reveal {
+pub struct SuperSeeding {
     geometry: Geometry,
     window: usize,
     /// Shown to nobody yet, in random order.
@@ -42,14 +42,14 @@ struct Shown {
     open: Vec<(PieceIndex, u32)>,
 }
 
-impl Reveal {
+impl SuperSeeding {
     /// A plan for all pieces, none of them sent.
-    pub fn new(geometry: Geometry, rng: &mut impl Rng) -> Reveal {
+    pub fn new(geometry: Geometry, rng: &mut impl Rng) -> SuperSeeding {
         let mut fresh: Vec<_> = geometry.pieces().collect();
         fresh.shuffle(rng);
         let (least, most) = WINDOW_PIECES;
         let window = (WINDOW_BYTES / geometry.piece_len()).clamp(least, most);
-        Reveal {
+        SuperSeeding {
             geometry,
             window: usize::try_from(window).expect("at most 256"),
             fresh: fresh.into(),
@@ -64,7 +64,7 @@ impl Reveal {
         self.is_over
     }
 
-    /// A peer has connected; ask [`Reveal::refill`] what to show it.
+    /// A peer has connected; ask [`SuperSeeding::refill`] what to show it.
     pub fn join(&mut self, peer: u32) {
         let pieces = PieceSet::new(self.geometry.piece_count());
         self.peers.insert(peer, Shown { pieces, open: Vec::new() });
