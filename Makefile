@@ -6,11 +6,17 @@ LEVEL ?= 19
 # cloud (virtual machines) or generic (real ones).
 FLAVOUR ?= cloud
 
+# Where `make install` puts the server, its boot directory, man pages, completions and the systemd unit.
+PREFIX ?= /usr
+DESTDIR ?=
+
+MINUTES ?= 10
+
 # Cargo profile of what is built: release to ship, quick for the demo.
 PROFILE ?= release
 FEATURES ?=
 
-.PHONY: all setup build image demo test corpus bench check docs clean
+.PHONY: all setup build image install demo test corpus bench fuzz check docs clean
 
 all: build
 
@@ -27,6 +33,21 @@ build: setup
 # One boot directory, build/boot/$(FLAVOUR).
 image: build
 	target/$(PROFILE)/ezio-image build --flavour $(FLAVOUR) --level $(LEVEL) --out build/boot/$(FLAVOUR)
+
+# Installs what `make image FLAVOUR=generic` has built, or another flavour.
+install: into := $(DESTDIR)$(PREFIX)
+install:
+	@test -d build/boot/$(FLAVOUR) || { echo "build/boot/$(FLAVOUR) is not there: run 'make image FLAVOUR=$(FLAVOUR)' first" >&2; exit 1; }
+	build/ezio generate build/generated
+	install -D -m 755 build/ezio $(into)/bin/ezio
+	install -d $(into)/lib/ezio/boot $(into)/share/man/man1
+	install -m 644 build/boot/$(FLAVOUR)/* $(into)/lib/ezio/boot
+	install -m 644 build/generated/man/*.1 $(into)/share/man/man1
+	install -D -m 644 build/generated/completions/ezio.bash $(into)/share/bash-completion/completions/ezio
+	install -D -m 644 build/generated/completions/_ezio $(into)/share/zsh/site-functions/_ezio
+	install -D -m 644 build/generated/completions/ezio.fish $(into)/share/fish/vendor_completions.d/ezio.fish
+	sed 's|@PREFIX@|$(PREFIX)|' dist/ezio.service >build/generated/ezio.service
+	install -D -m 644 build/generated/ezio.service $(into)/lib/systemd/system/ezio.service
 
 # A room of machines, from power-on to the clone's login prompt.
 demo:
@@ -51,6 +72,10 @@ bench: setup
 	$(CARGO) build --release --locked -p server -p bench
 	target/release/bench capture
 	target/release/bench all
+
+# Random inputs for every parser, for MINUTES.
+fuzz: setup
+	scripts/fuzz $(MINUTES)
 
 # What `make test` asks of the code before it tests it.
 check: setup

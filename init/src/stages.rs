@@ -156,7 +156,7 @@ pub async fn run(console: &Console, reporter: &Reporter) -> Result<After> {
 
 fn server_of(args: &BootArgs, network: &Network) -> Result<Ipv4Addr> {
     args.server.or(network.lease.siaddr).context(
-        "nobody said where the server is: DHCP gave no next-server (siaddr), and the kernel command line has no ezio.server=",
+        "no server address: DHCP gave no next-server (siaddr), and the kernel command line has no ezio.server=",
     )
 }
 

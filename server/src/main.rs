@@ -10,7 +10,7 @@ mod services;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use env_logger::fmt::{ConfigurableFormat, Formatter};
 use log::Record;
 
@@ -35,6 +35,7 @@ enum Command {
     Status(commands::status::StatusCommand),
     Seed(commands::seed::SeedCommand),
     Restore(commands::restore::RestoreCommand),
+    Generate(commands::generate::GenerateCommand),
 }
 
 /// Lets freed pieces go back to the kernel. By itself glibc keeps them after the first one has been freed, and with
@@ -53,7 +54,7 @@ fn give_memory_back() {
 #[cfg(not(target_env = "gnu"))]
 fn give_memory_back() {}
 
-/// Whether it failed for a right that root would have.
+/// Whether it failed for want of a permission that root has.
 fn is_for_root(error: &anyhow::Error) -> bool {
     let is_denied = |cause: &(dyn std::error::Error + 'static)| {
         let io =
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Seed(command) => command.run(),
         Command::Restore(command) => command.run(),
+        Command::Generate(command) => command.run(Cli::command()),
     };
     match result {
         Ok(()) if terminal::has_failed() => ExitCode::FAILURE,
@@ -100,5 +102,35 @@ fn main() -> ExitCode {
             complain!("ezio: {error:#}{hint}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page_and_is_completed() {
+        Cli::command().debug_assert();
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().to_str().expect("a path");
+        let Command::Generate(generate) = Cli::parse_from(["ezio", "generate", path]).command else {
+            panic!("another")
+        };
+        generate.run(Cli::command()).expect("written");
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_else(|_| panic!("{name}"));
+        let completions = ["ezio.bash", "_ezio", "ezio.fish"].map(|name| read(&format!("completions/{name}")));
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let page = read(&format!("man/ezio-{}.1", command.get_name()));
+            for long in command.get_arguments().filter_map(|argument| argument.get_long()) {
+                assert!(
+                    page.contains(&long.replace('-', "\\-")),
+                    "--{long} is not in the page of {}",
+                    command.get_name()
+                );
+            }
+            assert!(completions.iter().all(|text| text.contains(command.get_name())), "{}", command.get_name());
+        }
+        assert!(read("man/ezio-image-pull.1").contains("URL"));
     }
 }

@@ -355,7 +355,7 @@ fn a_pull_outlives_a_restart_of_the_other_server() {
 fn mistakes_are_said_in_words() {
     let sites = Sites::new(MIB);
     let nobody = fail(&mut sites.image(&["pull", &sites.url("images/golden.torrent")]));
-    assert!(nobody.contains("nobody answers") && nobody.contains("ezio serve"), "{nobody}");
+    assert!(nobody.contains("no answer") && nobody.contains("ezio serve"), "{nobody}");
 
     let serving = sites.serve(&[]);
     let closed = fail(&mut sites.image(&["pull", &sites.url("images/golden.torrent")]));

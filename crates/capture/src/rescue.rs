@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// The smallest stretch that is given up, in bytes: a sector of most disks of today.
 /// What to do where a source cannot be read.
-pub const RESCUE_HINT: &str = "--rescue goes on without what cannot be read, and records it";
+pub const RESCUE_HINT: &str = "--rescue continues without what cannot be read, and records it";
 const LEAST: usize = 4096;
 
 /// So many places are recorded at most.

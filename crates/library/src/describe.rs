@@ -30,7 +30,7 @@ pub fn partition_line(partition: &PartitionInfo) -> String {
     let how = match partition.captured {
         Captured::UsedBlocks => format!("{} in use", BinaryBytes(partition.captured_len)),
         Captured::Whole => "copied whole".to_owned(),
-        Captured::Recipe => "made anew, not copied".to_owned(),
+        Captured::Recipe => "made again from a recipe, not copied".to_owned(),
         Captured::Missing => "left out".to_owned(),
         Captured::Container => "holds the logical partitions".to_owned(),
     };

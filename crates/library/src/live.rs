@@ -38,7 +38,7 @@ pub fn open(live: &Live, manifest: &Manifest) -> anyhow::Result<Device> {
     let shown = path.display();
     let device = Device::open_read(path).with_context(|| {
         format!(
-            "the source {shown} of this live image is not to be had: attach the disk{} again, or capture the image again",
+            "cannot open {shown}, the source of this live image: attach the disk{} again, or capture the image again",
             if live.serial.is_empty() { String::new() } else { format!(" with serial number {}", live.serial) }
         )
     })?;

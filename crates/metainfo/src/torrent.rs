@@ -75,10 +75,10 @@ pub struct ImageFacts {
     /// `disk` for a whole disk without a partition table; empty where that is not known, or there is a table.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// Swap areas, which are made anew, not copied.
+    /// Swap areas, which are made again from a recipe, not copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub swap: Vec<SwapFacts>,
-    /// Stretches in use that are zeros, which are made anew, not copied.
+    /// Stretches in use that are zeros, which are made again from a recipe, not copied.
     #[serde(default, skip_serializing_if = "Zeros::is_empty")]
     pub zeros: Zeros,
 }

@@ -244,6 +244,22 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_json_is_read_or_refused(stage in "(?s).{0,60}", key in "[a-z_]{1,12}", value in "(?s).{0,40}") {
+            let json = serde_json::json!({ "mac": value, "stage": stage, key: value });
+            if let Ok(report) = serde_json::from_value::<Report>(json) {
+                let again: Report = serde_json::from_str(&serde_json::to_string(&report).expect("JSON")).expect("its own");
+                proptest::prop_assert_eq!(again, report);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let _ = serde_json::from_slice::<Report>(&bytes);
+        }
+    }
+
     #[test]
     fn progress_is_a_share_of_the_total() {
         let mut report: Report = serde_json::from_str(r#"{"mac":"m","stage":"restore"}"#).expect("short");

@@ -54,13 +54,13 @@ pub struct ArmCommand {
     /// What a machine does when it is done: reboot, poweroff or halt; else the config decides.
     #[arg(long, value_name = "WHAT")]
     after: Option<After>,
-    /// Seconds a machine goes on seeding after it is done; else the config decides.
+    /// Seconds that a finished machine keeps seeding; else the config decides.
     #[arg(long, value_name = "SECONDS")]
     linger: Option<u32>,
-    /// On larger disks: the partition that is to use the space, `last` or a number. An ext4 in it grows too.
+    /// On larger disks: the partition that should use the space, `last` or a number. An ext4 in it grows too.
     #[arg(long, value_name = "WHICH", default_value_t = Grow::No)]
     grow: Grow,
-    /// Give every disk a GUID (or MBR signature) of its own. Systems that boot by the old one will not.
+    /// Give every disk a new GUID (or MBR signature). Systems that find their disk by the old one will not boot.
     #[arg(long)]
     new_ids: bool,
     /// Write nothing: machines choose their disk, check everything, measure, and say what they would do.
@@ -69,7 +69,7 @@ pub struct ArmCommand {
     /// Fetch and write everything, even what a disk holds already.
     #[arg(long)]
     no_keep: bool,
-    /// Do not tell flash disks which space the image does not use.
+    /// Do not report unused space to flash disks (no discard).
     #[arg(long)]
     no_discard: bool,
     /// Do not read the content back: faster where the disk is slower than the network, and unproven.
@@ -118,7 +118,7 @@ impl ArmCommand {
         say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
         again.retain(|scope| !is_never(scope, &settings));
         if !again.is_empty() {
-            say!("no longer held back: {}; `never = true` in the config would go on holding them back", words(&again));
+            say!("no longer held back: {}; `never = true` in the config would keep holding them back", words(&again));
         }
         let never: Vec<Scope> = settings.machines_named().into_iter().map(Scope::Machine).collect();
         let never: Vec<Scope> = never.into_iter().filter(|scope| is_never(scope, &settings)).collect();

@@ -35,13 +35,13 @@ pub struct CaptureCommand {
     /// Sector size of the disk in bytes. Of a disk image file it is found by looking, if this is not given.
     #[arg(long, value_name = "BYTES", value_parser = parse_sector_size)]
     sector_size: Option<u32>,
-    /// Go on where the disk cannot be read: zeros are taken instead, and the places recorded.
+    /// Continue where the disk cannot be read: zeros are used instead, and the places are recorded.
     #[arg(long)]
     rescue: bool,
     /// Copy nothing: the image is seeded straight from SOURCE, which has to stay as it is. Only hashes are kept.
     #[arg(long, conflicts_with = "rescue")]
     live: bool,
-    /// Leave blocks of zeros out of the image, and make them anew when it is restored. Only EZIO knows how.
+    /// Leave blocks of zeros out of the image, and write them again when it is restored. Only EZIO knows how.
     #[arg(long)]
     skip_zeros: bool,
     /// Length of a piece, such as 4M: a power of two from 16K to 64M. Chosen by the size of the image if not given.

@@ -2,6 +2,7 @@
 
 pub mod arm;
 pub mod capture;
+pub mod generate;
 pub mod image;
 pub mod restore;
 pub mod seed;

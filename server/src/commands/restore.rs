@@ -43,13 +43,13 @@ pub struct RestoreCommand {
     /// Connect to this peer; may be given several times.
     #[arg(long = "peer", value_name = "ADDR")]
     peers: Vec<SocketAddr>,
-    /// Go on seeding for this long afterwards.
+    /// Keep seeding for this long afterwards.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     linger: u64,
     /// Do not ask before overwriting a device, or a file that has something in it.
     #[arg(long)]
     yes: bool,
-    /// Say how it goes as one JSON object a line; the last one has `verified`.
+    /// Print progress as JSON Lines; the last line has `verified`.
     #[arg(long)]
     json: bool,
     /// Do not read the content back; the table sectors still are.
@@ -58,10 +58,10 @@ pub struct RestoreCommand {
     /// Fetch and write everything, even what the target holds already.
     #[arg(long)]
     no_keep: bool,
-    /// Do not tell a flash disk which space the image does not use.
+    /// Do not report unused space to a flash disk (no discard).
     #[arg(long)]
     no_discard: bool,
-    /// On a larger disk: the partition that is to use the space, `last` or a number. The file system in it is not grown.
+    /// On a larger disk: the partition that should use the space, `last` or a number. The file system in it is not grown.
     #[arg(long, value_name = "WHICH", default_value_t = Grow::No)]
     grow: Grow,
     /// Send at most this many bytes a second.
@@ -202,7 +202,7 @@ fn confirm(target: &Path, len: u64, lost: &str) -> Result<()> {
         bail!("this would overwrite {what}{lost}: give --yes if that is meant");
     }
     let mut stdout = std::io::stdout();
-    write!(stdout, "Everything on {what} will be overwritten{lost}. Type yes to go on: ")
+    write!(stdout, "Everything on {what} will be overwritten{lost}. Type yes to continue: ")
         .and_then(|()| stdout.flush())
         .context("asking")?;
     let mut answer = String::new();

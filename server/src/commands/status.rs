@@ -19,10 +19,10 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Shows every machine: stage, progress, speed, and what went wrong.
 #[derive(Debug, Args)]
 pub struct StatusCommand {
-    /// Go on showing it, once a second.
+    /// Refresh every second.
     #[arg(long)]
     watch: bool,
-    /// The server, as 10.0.0.1, 10.0.0.1:8080 or a URL; by default the one that runs on this machine.
+    /// The server, such as 10.0.0.1, 10.0.0.1:8080 or a URL; by default the one on this machine.
     #[arg(long, value_name = "HOST")]
     server: Option<String>,
     /// JSON instead of a table.

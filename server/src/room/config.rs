@@ -39,10 +39,10 @@ pub struct Settings {
     /// IPv4 address to serve under; needed when the interface has more than one.
     #[arg(long, value_name = "IP")]
     pub address: Option<Ipv4Addr>,
-    /// DHCP: `proxy` beside the site's own server, `server` with leases of our own, or `off` [default: proxy].
+    /// DHCP: `proxy` beside the site's DHCP server, `server` to give out leases, or `off` [default: proxy].
     #[arg(long, value_enum)]
     pub dhcp: Option<DhcpMode>,
-    /// Addresses that DHCP mode `server` gives out, as 10.0.0.50-10.0.0.99.
+    /// Addresses that DHCP mode `server` gives out, such as 10.0.0.50-10.0.0.99.
     #[arg(long, value_name = "FIRST-LAST")]
     pub dhcp_range: Option<AddressRange>,
     /// How long a lease lasts, in seconds [default: 3600].
@@ -66,7 +66,7 @@ pub struct Settings {
     /// TCP port of HTTP [default: 80].
     #[arg(long, value_name = "PORT")]
     pub http_port: Option<u16>,
-    /// Seed the armed images ourselves [default: true].
+    /// Seed the armed images from this server [default: true].
     #[arg(long, value_name = "BOOL")]
     pub seed: Option<bool>,
     /// First TCP port for seeding, one more for each armed or published image, and the next one if that is taken; 0 takes
@@ -76,7 +76,7 @@ pub struct Settings {
     /// Let other sites' servers copy every image of this library with `ezio image pull` [default: false].
     #[arg(long, value_name = "BOOL")]
     pub publish: Option<bool>,
-    /// Added to the kernel command line of the imaging system, as `console=ttyS0`.
+    /// Added to the kernel command line of the imaging system, such as `console=ttyS0`.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub kernel_args: Option<String>,
     /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G [default: auto].

@@ -132,7 +132,7 @@ impl Fleet {
         if !self.put(machine, armed) {
             let full = format!("{MAX_MACHINES} machines are done with what is armed, and no more are remembered");
             if let Some(more) = FULL.pass() {
-                log::error!("{mac}: {full}: run `ezio arm` again, which begins anew{more}");
+                log::error!("{mac}: {full}: run `ezio arm` again, which starts a new deployment{more}");
             }
             return Err(full);
         }

@@ -13,4 +13,7 @@ pub mod table;
 
 mod shared;
 
+#[cfg(test)]
+mod older;
+
 pub use self::shared::{Boot, Room, count};

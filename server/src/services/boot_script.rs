@@ -37,7 +37,7 @@ pub fn script(room: &Room, mac: MacAddr, address: Ipv4Addr) -> String {
     });
     if let Err(error) = usable {
         return format!(
-            "#!ipxe\necho EZIO: {mac} is to get image {}, but it cannot be used:\necho {}\n\
+            "#!ipxe\necho EZIO: {mac} should get image {}, but it cannot be used:\necho {}\n\
              echo Repair it or run `ezio disarm` on the server. Asking again in 10 s.\nsleep 10\n{again}",
             job.image,
             plain(&error)

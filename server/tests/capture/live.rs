@@ -81,7 +81,7 @@ fn a_source_that_is_gone_or_another_is_refused_in_words() {
     let said = seed();
     assert!(said.contains("has 32505856 bytes, it had 33554432 when it was captured"), "{said}");
     fs::remove_file(&disk).expect("removed");
-    let gone = format!("the source {disk} of this live image is not to be had: attach the disk again");
+    let gone = format!("cannot open {disk}, the source of this live image: attach the disk again");
     assert!(seed().contains(&gone));
     assert!(place.ezio_refuses(&["image", "verify", "live"]).contains(&gone));
     assert!(place.ezio_ok(&["image", "list"]).contains("live from"), "it is still known");
@@ -128,7 +128,7 @@ fn the_server_seeds_a_live_image_once_its_source_is_there() {
     place.ezio_ok(&["arm", "live"]);
     let shown = status(&|status| status["images"][0]["error"].is_string());
     let error = shown["images"][0]["error"].as_str().expect("words").to_owned();
-    assert!(error.contains("not to be had: attach the disk again"), "{error}");
+    assert!(error.contains("the source of this live image: attach the disk again"), "{error}");
 
     fs::rename(place.path("unplugged"), &disk).expect("moved back");
     let shown = status(&|status| status["images"][0]["port"].as_u64().is_some_and(|port| port > 0));

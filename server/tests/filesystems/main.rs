@@ -193,7 +193,7 @@ fn capture_and_restore(volume: &Volume, golden: &Path, target: &Path) -> Seen {
     let found_by = match partition["captured"].as_str().expect("how") {
         "used-blocks" if is_partclones => "partclone",
         "used-blocks" => "EZIO",
-        "recipe" => "made anew",
+        "recipe" => "made again",
         "whole" => "copied whole",
         other => panic!("{}: {other}", volume.name),
     };

@@ -27,7 +27,7 @@ const ZEROS_LEN: usize = 1 << 20;
 /// Of a file that nobody had before; the umask takes away from it.
 const FILE_MODE: u32 = 0o666;
 
-/// Gives a disk image back, or an image's torrent.
+/// Exports an image as a disk image, or its torrent.
 #[derive(Debug, Args)]
 pub struct Export {
     /// The image's name.
@@ -69,7 +69,7 @@ impl Export {
             Some(_) if to_stdout => {
                 ensure!(
                     !io::stdout().is_terminal(),
-                    "a disk image on a terminal helps nobody: redirect it, or name a file"
+                    "a terminal cannot take a disk image: redirect the output, or name a file"
                 );
                 // Not through Stdout, which looks for lines.
                 let out = io::stdout().as_fd().try_clone_to_owned().context("opening standard output")?;

@@ -44,7 +44,7 @@ pub struct Import {
     /// Of a Clonezilla image with several disks: which one, such as sda.
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
-    /// Of what is no BT files: leave blocks of zeros out of the image, and make them anew when it is restored. Only EZIO
+    /// Of what is no BT files: leave blocks of zeros out of the image, and write them again when it is restored. Only EZIO
     /// knows how.
     #[arg(long)]
     skip_zeros: bool,

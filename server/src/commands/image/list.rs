@@ -99,7 +99,7 @@ pub fn list(library: &Library, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     for pull in library.unfinished()? {
-        say!("unfinished: {}; `ezio image pull` goes on with it or discards it", unfinished_line(&pull));
+        say!("unfinished: {}; `ezio image pull` continues or discards it", unfinished_line(&pull));
     }
     if list.images.is_empty() {
         say!("no images in {} yet: `ezio capture` makes them", library.dir().display());

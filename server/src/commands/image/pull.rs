@@ -137,7 +137,7 @@ fn discard(library: &Library, source: Option<&str>) -> anyhow::Result<()> {
 
 fn kept(draft: &Draft) -> String {
     let what = if draft.content_path().metadata().is_ok_and(|content| content.len() > 0) {
-        "what came is kept: run the same command again to go on, or add --discard to delete it"
+        "what came is kept: run the same command again to continue, or add --discard to delete it"
     } else {
         "nothing came"
     };
@@ -186,7 +186,7 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
     };
     // Here the content is a file, whatever it is there; and nobody elsewhere says which disk of ours is given away.
     manifest.live = None;
-    ensure!(!stop.load(Ordering::Relaxed), "interrupted; run the same command again to go on");
+    ensure!(!stop.load(Ordering::Relaxed), "interrupted; run the same command again to continue");
     draft.completed()?;
     // Where it was announced there says nothing here.
     draft.publish(&torrent_file::with_announce(&offer.torrent, None)?, &manifest)

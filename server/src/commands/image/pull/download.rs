@@ -160,7 +160,9 @@ impl Download<'_> {
         asked.extend(self.peers.iter().map(|peer| format!("the peer {peer}")));
         let asked = asked.join(" and ");
         match connected {
-            0 => format!("asked {asked}, connected to nobody; is the other server on, and are its ports open to us?"),
+            0 => format!(
+                "asked {asked}, but no peer connected; is the other server on, and are its ports open to this machine?"
+            ),
             count => format!("asked {asked}, connected to {count} that have nothing for us"),
         }
     }

@@ -154,7 +154,7 @@ fn get(url: &str, limit: u64, stop: &AtomicBool) -> anyhow::Result<Option<Vec<u8
         ensure!(!stop.load(Ordering::Relaxed), "interrupted");
         let answer = agent.get(url).call();
         let mut answer = answer.with_context(|| {
-            format!("{url}: nobody answers; check the address, that `ezio serve` runs there, and firewalls between")
+            format!("{url}: no answer; check the address, that `ezio serve` runs there, and the firewalls in between")
         })?;
         match answer.status().as_u16() {
             200 => {

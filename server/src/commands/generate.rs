@@ -1,0 +1,34 @@
+//! `ezio generate`: man pages and shell completions, from the same definitions as the help texts.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Command};
+use clap_complete::Shell;
+
+/// Writes man pages and shell completions.
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub struct GenerateCommand {
+    /// The directory that `man/` and `completions/` are made in.
+    dir: PathBuf,
+}
+
+impl GenerateCommand {
+    /// Writes them for `command`, which is all of `ezio`.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn run(self, command: Command) -> anyhow::Result<()> {
+        let [man, completions] = ["man", "completions"].map(|name| self.dir.join(name));
+        for dir in [&man, &completions] {
+            fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        }
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            clap_complete::generate_to(shell, &mut command.clone(), "ezio", &completions)
+                .with_context(|| format!("writing to {}", completions.display()))?;
+        }
+        clap_mangen::generate_to(command, &man).with_context(|| format!("writing to {}", man.display()))
+    }
+}
