@@ -9,17 +9,15 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use metainfo::{BLOCK_LEN, PieceIndex};
+use metainfo::PieceIndex;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use swarm::bits::PieceSet;
-use swarm::core::{Action, Said};
 use swarm::pace::{SLOT_STALL, TICK, UNACKNOWLEDGED};
 use swarm::picker::Ask;
-use swarm::wire::Request;
 
-use crate::node::Node;
+use crate::node::{Node, Said};
 use crate::room::{Death, Outcome, Room, index};
 
 /// What a connection's buffers hold between the sender's decision and the receiver.
@@ -34,6 +32,7 @@ const PATIENCE: u32 = 30;
 enum Event {
     Connect(u32, u32),
     Say { from: u32, to: u32, said: Said },
+    TellAll { from: u32, piece: PieceIndex },
     Sent { from: u32, to: u32, ask: Ask },
     Arrived { from: u32, to: u32, ask: Ask },
     Verified { node: u32, piece: PieceIndex },
@@ -148,14 +147,23 @@ impl World {
         match event {
             Event::Connect(a, b) => self.connect(a, b),
             Event::Say { from, to, said } => self.hear(from, to, said),
+            Event::TellAll { from, piece } => {
+                for peer in self.nodes[index(from)].neighbours.clone() {
+                    let is_known = self.nodes[index(peer)].link(from).is_some();
+                    if is_known && self.is_alive(peer) {
+                        self.hear_haves(from, peer, &[piece]);
+                    }
+                }
+            }
             Event::Sent { from, to, ask } => self.sent(from, to, ask),
             Event::Arrived { from, to, ask } => self.arrived(from, to, ask),
             Event::Verified { node, piece } => self.verified(node, piece),
             Event::Tick(node) => self.tick(node),
             Event::Dies(node, death) => self.dies(node, death),
             Event::Gone { node, peer } if self.is_alive(node) => {
-                self.nodes[index(node)].disconnect(peer, self.now);
-                self.act(node);
+                self.nodes[index(node)].disconnect(peer);
+                self.wake(node);
+                self.pump(node);
             }
             Event::Gone { .. } => {}
         }
@@ -166,59 +174,61 @@ impl World {
             return;
         }
         for (from, to) in [(a, b), (b, a)] {
-            let haves = self.nodes[index(from)].connect(to, self.now);
+            let haves = self.nodes[index(from)].connect(to);
             if !haves.is_empty() {
                 let said = Said { haves, ..Said::default() };
                 self.soon(self.room.latency, Event::Say { from, to, said });
             }
-            self.act(from);
-            self.speak(from, to);
+            self.compose(from, to);
         }
     }
 
     fn hear(&mut self, from: u32, to: u32, said: Said) {
-        let (now, geometry) = (self.now, self.room.picked());
         let node = &mut self.nodes[index(to)];
-        let Some(key) = node.key(from).filter(|_| node.is_alive) else { return };
-        if !said.haves.is_empty() {
-            node.core.heard_haves(key, said.haves);
+        if !node.is_alive || node.link(from).is_none() {
+            return;
         }
-        let request = |ask: Ask| Request::block(&geometry, ask.piece, ask.block);
-        for ask in said.cancels {
-            node.core.heard_cancel(key, &request(ask), now);
-        }
-        for ask in said.asks {
-            assert!(node.core.heard_request(key, request(ask), now), "asked for what it does not have");
-        }
-        self.act(to);
-        // Whatever a peer says wakes its link.
-        self.speak(to, from);
-    }
-
-    /// Carries out what a machine's core has decided, and keeps its uplink busy.
-    fn act(&mut self, node: u32) {
-        for action in self.nodes[index(node)].core.take_actions() {
-            match action {
-                Action::Wake(key) => self.speak(node, self.nodes[index(node)].machine(key)),
-                Action::Verify(piece) => self.soon(HASHING, Event::Verified { node, piece }),
-                Action::Complete => {
-                    self.nodes[index(node)].finished_at = Some(self.now);
-                    self.unfinished -= 1;
-                }
-                // Links between two that have everything cost nothing here, and neither does memory.
-                Action::Finish(_) | Action::Abandon(_) => {}
+        if let Some(link) = node.link(from) {
+            link.uploads.retain(|ask| !said.cancels.contains(ask));
+            link.uploads.extend(&said.asks);
+            if link.uploads.is_empty() {
+                node.turns.forget(from);
+            } else {
+                node.turns.want(from);
             }
+            self.pump(to);
         }
-        self.pump(node);
+        if !said.haves.is_empty() {
+            self.hear_haves(from, to, &said.haves);
+        }
     }
 
-    /// Says what there is to say to one peer.
+    fn hear_haves(&mut self, from: u32, to: u32, pieces: &[PieceIndex]) {
+        if self.nodes[index(to)].heard_haves(from, pieces) {
+            self.wake(to);
+        } else {
+            self.compose(to, from);
+        }
+    }
+
+    /// Says what there is to say to one peer, if that could be anything.
+    fn compose(&mut self, from: u32, to: u32) {
+        if self.nodes[index(from)].might_speak(to) {
+            self.speak(from, to);
+        }
+    }
+
     fn speak(&mut self, from: u32, to: u32) {
-        let node = &mut self.nodes[index(from)];
-        let Some(key) = node.key(to) else { return };
-        let said = node.core.compose(key, self.now);
+        let said = self.nodes[index(from)].compose(to, self.now);
         if !said.is_empty() {
             self.soon(self.room.latency, Event::Say { from, to, said });
+        }
+    }
+
+    /// Says what there is to say to everybody.
+    fn wake(&mut self, node: u32) {
+        for peer in self.nodes[index(node)].neighbours.clone() {
+            self.compose(node, peer);
         }
     }
 
@@ -229,21 +239,28 @@ impl World {
         if node.uplink_is_busy || !node.is_alive {
             return;
         }
-        let Some(to) = node.next_on_wire(window) else { return };
+        let next = {
+            let mut turns = std::mem::replace(&mut node.turns, crate::turns::Turns::new(0, &self.room));
+            let peeking = &mut *node;
+            let free: Vec<u32> = turns
+                .held()
+                .into_iter()
+                .filter(|&peer| peeking.link(peer).is_some_and(|link| link.in_flight < window))
+                .collect();
+            let next = turns.next(|peer| free.contains(&peer));
+            node.turns = turns;
+            next
+        };
+        let Some(to) = next else { return };
         let Some(link) = node.link(to) else { return };
+        let Some(ask) = link.uploads.pop_front() else { return };
         link.in_flight += 1;
         link.last_progress = now;
-        let key = link.key;
-        let mut taken = 0;
-        let one = |_: &Request| {
-            taken += 1;
-            taken == 1
-        };
-        let Some(request) = node.core.take_uploads(key, one).pop() else { return };
+        let has_more = !link.uploads.is_empty();
+        node.turns.used(to, has_more);
         node.uplink_is_busy = true;
         node.blocks_sent += 1;
         let after = node.block_time;
-        let ask = Ask { piece: request.piece, block: request.begin / BLOCK_LEN };
         self.soon(after, Event::Sent { from, to, ask });
     }
 
@@ -251,11 +268,10 @@ impl World {
         if !self.is_alive(from) {
             return;
         }
+        let block_bytes = self.room.block_bytes();
         let node = &mut self.nodes[index(from)];
         node.uplink_is_busy = false;
-        if let Some(key) = node.key(to) {
-            node.core.sent(key, ask.piece, BLOCK_LEN, self.now);
-        }
+        let made_room = node.plan.as_mut().filter(|r| !r.is_over()).is_some_and(|r| r.sent(to, ask.piece, block_bytes));
         if self.is_alive(to) {
             let receiver = &mut self.nodes[index(to)];
             let arrives = self.now.saturating_sub(receiver.block_time);
@@ -263,9 +279,10 @@ impl World {
             let at = receiver.downlink_free_at + self.room.latency;
             self.at(at, Event::Arrived { from, to, ask });
         }
-        // Whoever is served hears the news between its blocks.
-        self.speak(from, to);
-        self.act(from);
+        if made_room {
+            self.compose(from, to);
+        }
+        self.pump(from);
     }
 
     fn arrived(&mut self, from: u32, to: u32, ask: Ask) {
@@ -274,16 +291,21 @@ impl World {
         if let Some(link) = sender.link(to) {
             link.in_flight = link.in_flight.saturating_sub(1);
             link.last_progress = now;
-            let key = link.key;
-            sender.core.caught_up(key, now);
-            self.act(from);
+            if !link.uploads.is_empty() {
+                sender.turns.want(to);
+            }
+            self.pump(from);
         }
-        let receiver = &mut self.nodes[index(to)];
-        let Some(key) = receiver.key(from).filter(|_| receiver.is_alive) else { return };
-        if !receiver.core.block_arrived(key, ask, now) {
-            receiver.blocks_wasted += 1;
+        if !self.is_alive(to) {
+            return;
         }
-        self.act(to);
+        let arrived = self.nodes[index(to)].block_arrived(from, ask, now);
+        if let Some(piece) = arrived.complete {
+            self.soon(HASHING, Event::Verified { node: to, piece });
+        }
+        if let Some(other) = arrived.cancel {
+            self.compose(to, other);
+        }
         self.speak(to, from);
     }
 
@@ -292,15 +314,20 @@ impl World {
         if !machine.is_alive {
             return;
         }
-        machine.core.verified(piece);
-        let count = machine.core.have().count();
+        machine.picker.verified(piece);
+        let count = machine.picker.have().count();
         if count == self.room.piece_count.div_ceil(10) {
             machine.tenth_at = self.now;
         }
         if count == self.room.piece_count / 10 * 9 {
             machine.nine_tenths_at = self.now;
         }
-        self.act(node);
+        if machine.picker.have().is_full() {
+            machine.finished_at = Some(self.now);
+            self.unfinished -= 1;
+        }
+        self.soon(self.room.latency, Event::TellAll { from: node, piece });
+        self.wake(node);
         self.spread.insert(piece);
         if self.spread.is_full() && self.room.seeder_leaves_early {
             self.dies(0, Death::PowerCut(self.now));
@@ -313,16 +340,17 @@ impl World {
         if !machine.is_alive {
             return;
         }
-        machine.core.tick(now);
-        for peer in machine.neighbours() {
-            let Some(link) = machine.link(peer) else { continue };
-            let is_stuck = link.in_flight >= window && now.saturating_sub(link.last_progress) >= SLOT_STALL;
-            let key = link.key;
-            if is_stuck && machine.core.next_upload(key).is_some() {
-                machine.core.stalled(key, now);
+        machine.tick(now);
+        for peer in machine.turns.held() {
+            let is_stuck = |link: &crate::node::Link| {
+                link.in_flight >= window && now.saturating_sub(link.last_progress) >= SLOT_STALL
+            };
+            if machine.link(peer).is_some_and(|link| is_stuck(link)) {
+                machine.turns.forget(peer);
             }
         }
-        self.act(node);
+        self.wake(node);
+        self.pump(node);
         self.soon(TICK, Event::Tick(node));
     }
 
@@ -339,7 +367,7 @@ impl World {
             Death::Killed(_) => self.room.latency,
             Death::PowerCut(_) => UNACKNOWLEDGED,
         };
-        for peer in machine.neighbours() {
+        for peer in machine.neighbours.clone() {
             self.soon(after, Event::Gone { node: peer, peer: node });
         }
     }
