@@ -15,6 +15,8 @@ MINUTES ?= 10
 # Cargo profile of what is built: release to ship, quick for the demo.
 PROFILE ?= release
 FEATURES ?=
+# Where the server goes; the demo's, which lacks `ezio image pull`, goes elsewhere.
+PROGRAM ?= build/ezio
 
 .PHONY: all setup build image install demo test corpus bench fuzz check docs clean
 
@@ -27,7 +29,7 @@ setup:
 # The server, build/ezio, and the RAM system's program, build/init.
 build: setup
 	$(CARGO) build --profile $(PROFILE) --locked -p server -p image -p qemu-tests $(FEATURES)
-	install -D target/$(PROFILE)/ezio build/ezio
+	install -D target/$(PROFILE)/ezio $(PROGRAM)
 	PROFILE=$(PROFILE) scripts/build-init
 
 # One boot directory, build/boot/$(FLAVOUR).
@@ -51,8 +53,8 @@ install:
 
 # A room of machines, from power-on to the clone's login prompt.
 demo:
-	$(MAKE) --no-print-directory image FLAVOUR=cloud LEVEL=3 PROFILE=quick FEATURES=--no-default-features
-	target/quick/rack demo
+	$(MAKE) --no-print-directory image FLAVOUR=cloud LEVEL=3 PROFILE=quick FEATURES=--no-default-features PROGRAM=build/quick/ezio
+	EZIO_BIN=build/quick/ezio target/quick/rack demo
 
 # Every unit, property and rack test; the last line of the output counts them.
 test:

@@ -117,16 +117,17 @@ pub enum RestoreError {
     },
     /// Its table could not be written, and what is there of it could not be taken off again.
     #[error(
-        "{why}; what was written of the table could not be taken off {path} again: the disk may look as if it could boot, \
+        "what was written of the table could not be taken off {path} again ({wipe}): the disk may look as if it could boot, \
          so replace it"
     )]
     NotWiped {
         /// The device.
         path: PathBuf,
-        /// Why its table is not right.
+        /// Why the table is still there.
+        wipe: io::Error,
+        /// Why the table is not right.
+        #[source]
         why: Box<RestoreError>,
-        /// Why it is still there.
-        source: io::Error,
     },
     /// The proof's thread ended without a result.
     #[error("the read-back of {path} was cut short")]
@@ -427,7 +428,7 @@ impl Run {
         };
         Err(match wiped {
             Ok(()) => why,
-            Err(source) => RestoreError::NotWiped { path, why: Box::new(why), source },
+            Err(wipe) => RestoreError::NotWiped { path, wipe, why: Box::new(why) },
         })
     }
 }
