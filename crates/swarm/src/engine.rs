@@ -1,6 +1,6 @@
-//! What all links of a swarm share: the picker, the buffers, who is connected; and what happens between them.
+//! What all links of a swarm share: the core, the buffers, who is connected; and what the core wants done.
 //!
-//! One lock guards every decision ([`Core`]); it is held for microseconds and never across I/O, hashing or a copy.
+//! One lock guards every decision ([`State`]); it is held for microseconds and never across I/O, hashing or a copy.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use metainfo::{Geometry, Metainfo, PieceIndex};
+use metainfo::{BLOCK_LEN, Geometry, Metainfo, PieceIndex};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{Notify, watch};
@@ -16,17 +16,19 @@ use tokio::sync::{Notify, watch};
 mod exchange;
 mod membership;
 
+pub(crate) use crate::engine::exchange::Wish;
+
 use crate::announce::{self, Progress};
 use crate::bits::PieceSet;
 use crate::book::Book;
 use crate::buffers::{Cache, PieceBuf, Pool, lock};
+use crate::core::{Action, Core, Setup};
 use crate::error::SwarmError;
 use crate::hash_queue::Hashing;
-use crate::link::LinkState;
+use crate::limiter::Limiter;
+use crate::link::Link;
 use crate::pace::TICK;
-use crate::picker::{Ask, Picker};
-use crate::super_seeding::SuperSeeding;
-use crate::upload::{Limiter, Slots};
+use crate::picker::PeerKey;
 use crate::{Have, Options, Stats, Storage};
 
 /// Wrong pieces after which a peer is not talked to again.
@@ -70,14 +72,13 @@ pub(crate) struct Shared {
     pub(crate) max_peers: usize,
     pub(crate) pool: Pool,
     pub(crate) cache: Mutex<Cache>,
-    pub(crate) slots: Slots,
     pub(crate) up: Limiter,
     pub(crate) down: Limiter,
     pub(crate) counters: Counters,
     pub(crate) hashing: Mutex<Hashing>,
     /// Somebody may have to be dialled.
     pub(crate) dial: Notify,
-    core: Mutex<Core>,
+    state: Mutex<State>,
     started: Instant,
     last_upload: Mutex<Option<Instant>>,
     tracker_error: Mutex<Option<String>>,
@@ -85,21 +86,19 @@ pub(crate) struct Shared {
     outcome: watch::Sender<Outcome>,
 }
 
-struct Core {
-    picker: Picker,
-    rng: StdRng,
-    /// While we are a seeder whose pieces nobody else has.
-    plan: Option<SuperSeeding>,
-    /// Pieces verified since the start, in that order; each link knows how far it has told its peer.
-    have_log: Vec<PieceIndex>,
-    links: HashMap<u32, LinkState>,
-    next_key: u32,
+/// What the lock guards: the core, and what its keys and pieces stand for.
+struct State {
+    core: Core,
+    links: HashMap<PeerKey, Arc<Link>>,
+    /// Of pieces that are being asked for, so bounded by the picker's budget.
     buffers: HashMap<PieceIndex, Arc<PieceBuf>>,
-    bytes_have: u64,
     book: Book,
     strikes: HashMap<[u8; 20], u32>,
     ip_strikes: HashMap<IpAddr, u32>,
 }
+
+/// A piece that has all its blocks.
+type Full = (PieceIndex, Arc<PieceBuf>);
 
 impl Shared {
     pub(crate) fn new(meta: Arc<Metainfo>, storage: Arc<dyn Storage>, options: &Options, port: u16) -> Shared {
@@ -123,20 +122,18 @@ impl Shared {
         let mut peer_id = *b"-EZ0100-            ";
         rng.fill(&mut peer_id[8..]);
         let is_complete = have.is_full();
-        let budget = u64::try_from(in_flight).expect("fits");
-        let picker = match options.have {
-            Have::Unknown => Picker::of_unknown(geometry, budget, &mut rng),
-            _ => Picker::new(geometry, &have, budget, &mut rng),
-        };
-        let core = Core {
-            picker,
-            plan: is_complete.then(|| SuperSeeding::new(geometry, &mut rng)),
+        let core = Core::new(Setup {
+            geometry,
+            block_bytes: BLOCK_LEN,
+            have: (options.have != Have::Unknown).then_some(have),
+            budget: u64::try_from(in_flight).expect("fits"),
+            upload_slots: options.upload_slots,
             rng,
-            have_log: Vec::new(),
+        });
+        let state = State {
+            core,
             links: HashMap::new(),
-            next_key: 1,
             buffers: HashMap::new(),
-            bytes_have: have.iter().map(|piece| u64::from(geometry.len_of(piece))).sum(),
             book: Book::default(),
             strikes: HashMap::new(),
             ip_strikes: HashMap::new(),
@@ -149,13 +146,12 @@ impl Shared {
             max_peers: options.max_peers.max(1),
             pool: Pool::default(),
             cache: Mutex::new(Cache::new(cache)),
-            slots: Slots::new(options.upload_slots, geometry.piece_len()),
             up: Limiter::new(options.up_bytes_per_s),
             down: Limiter::new(options.down_bytes_per_s),
             counters: Counters::default(),
             hashing: Mutex::new(Hashing::default()),
             dial: Notify::new(),
-            core: Mutex::new(core),
+            state: Mutex::new(state),
             started: Instant::now(),
             last_upload: Mutex::new(None),
             tracker_error: Mutex::new(None),
@@ -194,16 +190,8 @@ impl Shared {
     /// The store cannot be written: nothing more is received or served.
     pub(crate) fn fail(&self, error: SwarmError) {
         log::error!("swarm {}: {error}", self.meta.infohash);
-        self.outcome.send_if_modified(|outcome| {
-            let is_first = outcome.is_none();
-            if is_first {
-                *outcome = Some(Err(error));
-            }
-            is_first
-        });
-        for state in lock(&self.core).links.values() {
-            state.link.close.notify_one();
-        }
+        self.end_with(Err(error));
+        lock(&self.state).links.values().for_each(|link| link.close.notify_one());
     }
 
     /// Looks at deadlines until the swarm ends.
@@ -219,18 +207,49 @@ impl Shared {
 
     fn tick(&self) {
         let now = self.now();
-        let core = &mut *lock(&self.core);
-        let overdue = core.picker.tick(now);
-        for (key, ask) in overdue.cancels {
-            core.cancel(key, ask);
-        }
-        for piece in overdue.abandoned {
-            if let Some((data, _)) = core.buffers.remove(&piece).and_then(|buf| buf.take()) {
-                self.pool.put(data);
+        self.with(|state| state.core.tick(now));
+    }
+
+    // The core.
+
+    /// Locks the state, and carries out what the core decides meanwhile.
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let state = &mut *lock(&self.state);
+        let result = act(state);
+        // Pieces become full by blocks alone, and who has brought those has taken care of them.
+        let _ = self.perform(state);
+        result
+    }
+
+    /// Carries out what the core has decided, except for hashing, for which the lock is not held: those pieces come back.
+    #[must_use]
+    fn perform(&self, state: &mut State) -> Vec<Full> {
+        let mut full = Vec::new();
+        for action in state.core.take_actions() {
+            match action {
+                Action::Wake(key) => state.links.get(&key).into_iter().for_each(|link| link.wake.notify_one()),
+                Action::Finish(key) => state.links.get(&key).into_iter().for_each(|link| link.finish.notify_one()),
+                Action::Verify(piece) => full.extend(state.buffers.remove(&piece).map(|buf| (piece, buf))),
+                Action::Abandon(piece) => {
+                    if let Some((data, _)) = state.buffers.remove(&piece).and_then(|buf| buf.take()) {
+                        self.pool.put(data);
+                    }
+                }
+                Action::Complete => self.end_with(Ok(())),
             }
         }
-        let all = core.plan.as_mut().is_some_and(|plan| plan.tick(now));
-        core.wake(all);
+        full
+    }
+
+    /// The first outcome stays.
+    fn end_with(&self, result: Result<(), SwarmError>) {
+        self.outcome.send_if_modified(|outcome| {
+            let is_first = outcome.is_none();
+            if is_first {
+                *outcome = Some(result);
+            }
+            is_first
+        });
     }
 
     // For the owner.
@@ -239,44 +258,29 @@ impl Shared {
         let progress = Progress {
             uploaded: self.counters.uploaded.load(Ordering::Relaxed),
             downloaded: self.counters.downloaded.load(Ordering::Relaxed),
-            left: self.geometry.content_len() - lock(&self.core).bytes_have,
+            left: self.geometry.content_len() - lock(&self.state).core.bytes_have(),
         };
         announce::url(tracker, self.meta.infohash, &self.peer_id, self.port, progress, event)
     }
 
     pub(crate) fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let core = lock(&self.core);
+        let state = lock(&self.state);
+        let core = &state.core;
         Stats {
-            pieces_have: core.picker.have().count(),
+            pieces_have: core.have().count(),
             piece_count: self.geometry.piece_count(),
-            bytes_have: core.bytes_have,
+            bytes_have: core.bytes_have(),
             downloaded: load(&self.counters.downloaded),
             uploaded: load(&self.counters.uploaded),
             wasted: load(&self.counters.wasted),
-            peers: core.links.len(),
-            seeders: core.links.keys().filter(|&&key| core.picker.is_seeder(key)).count(),
-            pieces_nowhere: core.picker.nowhere(),
+            peers: core.peer_count(),
+            seeders: core.seeder_count(),
+            pieces_nowhere: core.nowhere(),
             bad_pieces: load(&self.counters.bad_pieces),
             bad_packets: load(&self.counters.bad_packets),
             last_upload: *lock(&self.last_upload),
             tracker_error: lock(&self.tracker_error).clone(),
-        }
-    }
-}
-
-impl Core {
-    fn cancel(&mut self, key: u32, ask: Ask) {
-        if let Some(state) = self.links.get_mut(&key) {
-            state.cancels.push(ask);
-            state.link.wake.notify_one();
-        }
-    }
-
-    /// Wakes all links, or those that could ask for more.
-    fn wake(&self, all: bool) {
-        for state in self.links.values().filter(|state| all || state.is_hungry) {
-            state.link.wake.notify_one();
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod announce;
 pub mod bits;
+pub mod core;
 pub mod options;
 pub mod pace;
 pub mod picker;
@@ -23,9 +24,9 @@ mod engine;
 mod error;
 mod handshake_slots;
 mod hash_queue;
+mod limiter;
 mod link;
 mod peer;
-mod upload;
 mod verify;
 
 pub use crate::error::SwarmError;

@@ -19,26 +19,30 @@ use tokio::time::timeout;
 
 use crate::bits::PieceSet;
 use crate::buffers::{PieceBuf, SEGMENT_LEN, lock};
-use crate::engine::{Shared, count};
+use crate::engine::{Shared, Wish, count};
 use crate::handshake_slots::HandshakeSlot;
 use crate::link::Link;
 use crate::pace::{SLOT_STALL, UNACKNOWLEDGED};
 use crate::picker::Ask;
-use crate::upload::Turn;
 use crate::wire::{self, HANDSHAKE_LEN, Handshake, Message, Request, WireError};
 
-/// Longest wait for a connection, and for the other side's handshake.
+/// Longest wait for a connection: on a LAN one lost SYN is sent again after a second, two after three.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for the other side's handshake: a machine that is busy with its own start needs a second or two.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that says nothing for this long is gone (BEP 3: keep-alives come every two minutes).
 const SILENCE: Duration = Duration::from_secs(150);
+/// Where nothing else is said, half of the two minutes after which a peer may close (BEP 3).
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Between probes of a connection on which nothing moves, so that a dead machine is noticed although nothing is sent.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes the kernel holds that it has not sent: more would only delay what we ask for behind what we serve.
 const UNSENT_BYTES: u32 = 256 << 10;
 /// Bytes read at a time.
 const READ_LEN: usize = 256 << 10;
-/// Blocks sent before looking up again, and their bytes, as long as there are two.
+/// Blocks sent before looking up again: one system call writes them all.
 const BATCH: usize = 16;
+/// Their bytes at most, unless the first one alone is more.
 const BATCH_BYTES: u32 = 256 << 10;
 
 /// Why a link ended.
@@ -139,8 +143,7 @@ async fn run(shared: Arc<Shared>, stream: TcpStream, addr: SocketAddr, theirs: H
 fn tune(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let _ = stream.set_nodelay(true);
-    let _ =
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(Duration::from_secs(5)));
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(PROBE_INTERVAL));
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
 }
@@ -161,30 +164,43 @@ async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> R
     }
 }
 
+/// What a run of messages came to, other than what was acted on at once.
+#[derive(Default)]
+struct Sorted {
+    /// Blocks that are in their buffers.
+    arrived: Vec<(Ask, Arc<PieceBuf>)>,
+    /// Pieces that the peer says it has, and did not say before.
+    haves: Vec<PieceIndex>,
+    /// What it wants to be sent, or no longer.
+    wishes: Vec<Wish>,
+}
+
 /// Acts on every whole message in `bytes`; how many bytes those were. `said` is what the peer has said that it has: the
-/// engine, which is everybody's, hears of each piece once.
+/// engine, which is everybody's, hears of each piece once, and of many things at a time.
 fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8], said: &mut PieceSet) -> Result<usize, LinkError> {
-    let (mut arrived, mut haves) = (Vec::new(), Vec::new());
-    let used = sort_messages(shared, link, bytes, said, &mut arrived, &mut haves);
+    let mut sorted = Sorted::default();
+    let used = sort_messages(shared, link, bytes, said, &mut sorted);
     // Also if nonsense follows them: they are in their buffers, which take no block twice.
-    if !arrived.is_empty() {
-        shared.blocks_arrived(link, &arrived);
+    if !sorted.arrived.is_empty() {
+        shared.blocks_arrived(link, &sorted.arrived);
     }
-    if !haves.is_empty() && !shared.peer_has(link, haves.into_iter()) {
+    if !sorted.wishes.is_empty() {
+        shared.peer_wants(link, &sorted.wishes).map_err(LinkError::NotOurs)?;
+    }
+    if !sorted.haves.is_empty() && !shared.peer_has(link, sorted.haves) {
         return Err(LinkError::Useless);
     }
     used
 }
 
-/// Acts on every whole message in `bytes`, but leaves it to the caller to account for the blocks that are in their
-/// buffers and the pieces that the peer now says it has, many at a time. How many bytes the messages were.
+/// Acts on every whole message in `bytes`, but leaves it to the caller to tell the engine what came of them. How many
+/// bytes the messages were.
 fn sort_messages(
     shared: &Arc<Shared>,
     link: &Link,
     bytes: &[u8],
     said: &mut PieceSet,
-    arrived: &mut Vec<(Ask, Arc<PieceBuf>)>,
-    haves: &mut Vec<PieceIndex>,
+    sorted: &mut Sorted,
 ) -> Result<usize, LinkError> {
     let mut used = 0;
     while let Some((message, len)) = wire::decode(&bytes[used..], &shared.geometry)? {
@@ -197,20 +213,15 @@ fn sort_messages(
                     && u32::try_from(data.len()) == Ok(shared.geometry.block_len(piece, ask.block));
                 let buf = if is_block { lock(&link.asked).remove(&ask) } else { None };
                 match buf.filter(|buf| buf.put(ask.block, data, u64::from(link.key))) {
-                    Some(buf) => arrived.push((ask, buf)),
+                    Some(buf) => sorted.arrived.push((ask, buf)),
                     None => count(&shared.counters.wasted, data.len()),
                 }
             }
-            Message::Request(request) => {
-                if !shared.holds(request.piece) {
-                    return Err(LinkError::NotOurs(request.piece));
-                }
-                lock(&link.uploads).push(request);
-            }
-            Message::Cancel(request) => lock(&link.uploads).cancel(&request),
-            Message::Have(piece) => haves.extend(said.insert(piece).then_some(piece)),
+            Message::Request(request) => sorted.wishes.push(Wish::Request(request)),
+            Message::Cancel(request) => sorted.wishes.push(Wish::Cancel(request)),
+            Message::Have(piece) => sorted.haves.extend(said.insert(piece).then_some(piece)),
             // BEP 3 has it first and once. aria2 sends it again, when that is shorter than all its news one by one.
-            Message::Bitfield(set) => haves.extend(said.unite(&set)),
+            Message::Bitfield(set) => sorted.haves.extend(said.unite(&set)),
             Message::Unchoke => shared.peer_lets_us_ask(link, true),
             Message::Choke => shared.peer_lets_us_ask(link, false),
             Message::Interested | Message::NotInterested | Message::KeepAlive | Message::Ignored(_) => {}
@@ -227,55 +238,49 @@ async fn write(
 ) -> Result<(), LinkError> {
     let mut out = bitfield.unwrap_or_default();
     wire::encode(&Message::Unchoke, &mut out);
-    let mut turn = shared.slots.turn();
     loop {
         shared.compose(link, &mut out);
         if !out.is_empty() {
-            let rest = send(&mut writer, &[&out], &mut turn).await?;
+            let rest = send(&mut writer, &[&out]).await?;
             out.clear();
-            writer.write_all(&rest).await?;
+            send_rest(shared, link, &mut writer, &rest).await?;
         }
-        let has_uploads = !lock(&link.uploads).is_empty();
-        if !has_uploads {
-            turn.give_up();
-        } else if turn.is_held() {
-            serve(shared, link, &mut writer, &mut turn).await?;
+        if let Some(first) = shared.next_upload(link) {
+            serve(shared, link, &mut writer, first).await?;
             // Between batches others get the thread.
             tokio::task::consume_budget().await;
             continue;
         }
         tokio::select! {
             () = link.wake.notified() => {}
-            () = turn.wait(), if has_uploads => link.note_turn(shared.now()),
             () = tokio::time::sleep(KEEP_ALIVE) => wire::encode(&Message::KeepAlive, &mut out),
         }
     }
 }
 
-/// Sends the next blocks that the peer asked for, as many as lie in one run of memory.
+/// Sends the next ranges that the peer asked for, as many as lie in one run of memory with the first one.
 async fn serve(
     shared: &Arc<Shared>,
     link: &Link,
     writer: &mut OwnedWriteHalf,
-    turn: &mut Turn,
+    first: Request,
 ) -> Result<(), LinkError> {
-    let Some(first) = lock(&link.uploads).first() else { return Ok(()) };
     let (data, base) = load(shared, first).await?;
     let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
-    let mut batch: Vec<Request> = Vec::with_capacity(BATCH);
-    let mut bytes: u32 = 0;
-    {
-        let mut uploads = lock(&link.uploads);
-        while let Some(next) = uploads.first() {
-            let is_here = next.piece == first.piece && next.begin >= base && u64::from(next.begin + next.len) <= end;
-            let is_enough = batch.len() == BATCH || !batch.is_empty() && bytes + next.len > BATCH_BYTES;
-            if !is_here || is_enough {
-                break;
-            }
+    let (mut taken, mut bytes) = (0, 0);
+    let batch = shared.take_uploads(link, |next| {
+        let is_here = next.piece == first.piece && next.begin >= base && u64::from(next.begin + next.len) <= end;
+        let is_enough = taken == BATCH || taken > 0 && bytes + next.len > BATCH_BYTES;
+        let fits = is_here && !is_enough;
+        if fits {
+            taken += 1;
             bytes += next.len;
-            batch.push(next);
-            uploads.cancel(&next);
         }
+        fits
+    });
+    if batch.is_empty() {
+        // Cancelled while it was read.
+        return Ok(());
     }
     let headers: Vec<[u8; 13]> =
         batch.iter().map(|request| wire::piece_header(request.piece, request.begin, request.len)).collect();
@@ -286,15 +291,12 @@ async fn serve(
         parts.push(&data[start..start + usize::try_from(request.len).expect("fits usize")]);
     }
     shared.up.pass(usize::try_from(bytes).expect("fits usize")).await;
-    let rest = send(writer, &parts, turn).await?;
+    let rest = send(writer, &parts).await?;
     // The whole piece may be held by this alone, and there are more links than there is memory for pieces.
     drop(data);
-    writer.write_all(&rest).await?;
+    send_rest(shared, link, writer, &rest).await?;
     shared.counters.uploaded.fetch_add(u64::from(bytes), Ordering::Relaxed);
-    turn.used(u64::from(bytes));
-    if bytes > 0 {
-        shared.sent(link, first.piece, bytes);
-    }
+    shared.sent(link, first.piece, bytes);
     Ok(())
 }
 
@@ -326,14 +328,13 @@ async fn load(shared: &Arc<Shared>, request: Request) -> Result<(Arc<Vec<u8>>, u
     Ok((data, base))
 }
 
-/// Writes parts, all of them if the peer takes them. One that does not loses its turn, not what it asked for: a copy of
-/// what is left comes back, still to be written. So what the parts lie in is held only by those whose turn it is.
-async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]], turn: &mut Turn) -> Result<Vec<u8>, LinkError> {
+/// Writes parts, all of them if the peer takes them. Of one that does not, a copy of what is left comes back, still to be
+/// written: so what the parts lie in is held only by those whose turn it is.
+async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]]) -> Result<Vec<u8>, LinkError> {
     let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
     let mut left = &mut slices[..];
     while !left.is_empty() {
         let Ok(written) = timeout(SLOT_STALL, writer.write_vectored(left)).await else {
-            turn.give_up();
             return Ok(left.iter().map(|part| &**part).collect::<Vec<_>>().concat());
         };
         let written = written?;
@@ -343,6 +344,16 @@ async fn send(writer: &mut OwnedWriteHalf, parts: &[&[u8]], turn: &mut Turn) -> 
         IoSlice::advance_slices(&mut left, written);
     }
     Ok(Vec::new())
+}
+
+/// Writes what the peer would not take at once. It loses its turn meanwhile, not what it asked for.
+async fn send_rest(shared: &Shared, link: &Link, writer: &mut OwnedWriteHalf, rest: &[u8]) -> Result<(), LinkError> {
+    if !rest.is_empty() {
+        shared.stalled(link);
+        writer.write_all(rest).await?;
+        shared.caught_up(link);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -371,14 +382,14 @@ mod tests {
         let first = Message::Bitfield(some);
         let bytes = bytes_of(&[first.clone(), first.clone(), Message::Have(PieceIndex(3))]);
         let mut said = PieceSet::new(200);
-        let (mut arrived, mut haves) = (Vec::new(), Vec::new());
-        let used = sort_messages(&shared, &link, &bytes, &mut said, &mut arrived, &mut haves);
-        assert_eq!((used.expect("no nonsense"), haves.len()), (bytes.len(), 199));
+        let mut sorted = Sorted::default();
+        let used = sort_messages(&shared, &link, &bytes, &mut said, &mut sorted);
+        assert_eq!((used.expect("no nonsense"), sorted.haves.len()), (bytes.len(), 199));
         // aria2 says it this way when it has got many at a time.
-        haves.clear();
+        sorted.haves.clear();
         let bytes = bytes_of(&[Message::Bitfield(PieceSet::full(200)), first]);
-        sort_messages(&shared, &link, &bytes, &mut said, &mut arrived, &mut haves).expect("no nonsense");
-        assert_eq!(haves, [PieceIndex(77)]);
+        sort_messages(&shared, &link, &bytes, &mut said, &mut sorted).expect("no nonsense");
+        assert_eq!(sorted.haves, [PieceIndex(77)]);
     }
 
     /// A peer asks for all of a piece and reads none of it: what it is still to be sent is in no piece.
@@ -397,14 +408,14 @@ mod tests {
         SockRef::from(&ours).set_send_buffer_size(64 << 10).expect("a small buffer");
         SockRef::from(&theirs).set_recv_buffer_size(64 << 10).expect("a small buffer");
         let (_, mut writer) = ours.into_split();
-        for block in 0..shared.geometry.blocks_of(piece) {
-            lock(&link.uploads).push(Request::block(&shared.geometry, piece, block));
-        }
+        let blocks = 0..shared.geometry.blocks_of(piece);
+        let wishes: Vec<_> =
+            blocks.map(|block| Wish::Request(Request::block(&shared.geometry, piece, block))).collect();
+        shared.peer_wants(&link, &wishes).expect("we hold it");
         let serving = async {
-            let mut turn = shared.slots.turn();
-            while !lock(&link.uploads).is_empty() {
-                turn.wait().await;
-                serve(&shared, &link, &mut writer, &mut turn).await.expect("a good connection");
+            // Nobody else wants a turn, so it always has one.
+            while let Some(first) = shared.next_upload(&link) {
+                serve(&shared, &link, &mut writer, first).await.expect("a good connection");
             }
         };
         let mut serving = std::pin::pin!(serving);

@@ -1,76 +1,75 @@
-//! What links do with the shared state: what a peer said comes in, what there is to say to it goes out.
+//! What links do with the core: what a peer said goes in, what there is to say and to send to it comes out.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use metainfo::{BLOCK_LEN, PieceIndex};
+use metainfo::PieceIndex;
 
 use crate::buffers::{PieceBuf, lock};
-use crate::engine::{Core, Shared, count};
+use crate::core::Said;
+use crate::engine::{Shared, State, count};
 use crate::link::Link;
-use crate::pace::{OUTSTANDING_BYTES, OUTSTANDING_LEAST};
-use crate::picker::{Ask, Received};
+use crate::picker::Ask;
 use crate::wire::{self, Message, Request};
+
+/// A peer's word on what it wants to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// This range.
+    Request(Request),
+    /// No longer this one.
+    Cancel(Request),
+}
 
 impl Shared {
     // Messages from a peer.
 
     /// The peer has these pieces. False if neither of us can give the other anything, ever.
-    pub(crate) fn peer_has(&self, link: &Link, pieces: impl Iterator<Item = PieceIndex>) -> bool {
-        let core = &mut *lock(&self.core);
-        let mut made_room = false;
-        for piece in pieces {
-            let is_first = core.picker.availability(piece) == 0;
-            core.picker.peer_has(link.key, piece);
-            // What somebody had already is shown to nobody as a first copy.
-            if let Some(plan) = core.plan.as_mut().filter(|plan| is_first && !plan.is_over()) {
-                made_room |= plan.seen(piece);
-            }
-        }
-        if made_room {
-            core.wake(true);
-        }
-        !(core.picker.have().is_full() && core.picker.is_seeder(link.key))
+    pub(crate) fn peer_has(&self, link: &Link, pieces: Vec<PieceIndex>) -> bool {
+        self.with(|state| state.core.heard_haves(link.key, pieces))
     }
 
     pub(crate) fn peer_lets_us_ask(&self, link: &Link, can_ask: bool) {
-        let core = &mut *lock(&self.core);
-        core.picker.set_can_ask(link.key, can_ask);
-        if !can_ask {
-            lock(&link.asked).clear();
-            core.wake(false);
-        }
+        self.with(|state| {
+            state.core.heard_unchoke(link.key, can_ask);
+            if !can_ask {
+                lock(&link.asked).clear();
+            }
+        });
     }
 
-    pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
-        lock(&self.core).picker.have().contains(piece)
+    /// What the peer wants, in its order.
+    ///
+    /// # Errors
+    /// The first piece that it asks for and we do not hold.
+    pub(crate) fn peer_wants(&self, link: &Link, wishes: &[Wish]) -> Result<(), PieceIndex> {
+        let now = self.now();
+        self.with(|state| {
+            for wish in wishes {
+                match wish {
+                    Wish::Request(request) if state.core.heard_request(link.key, *request, now) => {}
+                    Wish::Request(request) => return Err(request.piece),
+                    Wish::Cancel(request) => state.core.heard_cancel(link.key, request, now),
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Blocks that are in these buffers now.
     pub(crate) fn blocks_arrived(self: &Arc<Self>, link: &Link, blocks: &[(Ask, Arc<PieceBuf>)]) {
         let now = self.now();
-        let mut full = Vec::new();
-        let core = &mut *lock(&self.core);
-        for &(ask, ref buf) in blocks {
-            // The piece may have been given up meanwhile, and begun again with another buffer.
-            let is_current = core.buffers.get(&ask.piece).is_some_and(|current| Arc::ptr_eq(current, buf));
-            let received = if is_current { core.picker.received(link.key, ask, now) } else { Received::Useless };
-            match received {
-                Received::Fresh { piece_complete, cancel } => {
-                    link.note_payload(now);
-                    if let Some(key) = cancel {
-                        core.cancel(key, ask);
-                    }
-                    if piece_complete && let Some(buf) = core.buffers.remove(&ask.piece) {
-                        full.push((ask.piece, buf));
-                    }
-                }
-                Received::Useless => {
+        let full = self.with(|state| {
+            for &(ask, ref buf) in blocks {
+                // The piece may have been given up meanwhile, and begun again with another buffer.
+                let is_current = state.buffers.get(&ask.piece).is_some_and(|current| Arc::ptr_eq(current, buf));
+                if !is_current || !state.core.block_arrived(link.key, ask, now) {
                     let len = usize::try_from(self.geometry.block_len(ask.piece, ask.block)).unwrap_or(0);
                     count(&self.counters.wasted, len);
                 }
             }
-        }
+            self.perform(state)
+        });
         for (piece, buf) in full {
             if let Some((data, givers)) = buf.take() {
                 self.hash_soon(piece, data, givers);
@@ -83,116 +82,88 @@ impl Shared {
     /// Appends everything there is to say to the peer, other than the blocks it asked for.
     pub(crate) fn compose(&self, link: &Link, out: &mut Vec<u8>) {
         let now = self.now();
-        let core = &mut *lock(&self.core);
-        let asking = core.links.values().filter(|state| state.is_interested).count().max(1);
-        let Some(state) = core.links.get_mut(&link.key) else { return };
-        if state.shows_little
-            && let Some(plan) = core.plan.as_mut()
-        {
-            let picker = &core.picker;
-            for piece in plan.refill(link.key, now, |piece| picker.availability(piece) > 0) {
-                wire::encode(&Message::Have(piece), out);
-            }
-            if plan.is_over() {
-                state.shows_little = false;
-                for piece in picker.have().iter().filter(|&piece| !plan.was_shown(link.key, piece)) {
-                    wire::encode(&Message::Have(piece), out);
+        let said = self.with(|state| {
+            let mut said = state.core.compose(link.key, now);
+            if !said.cancels.is_empty() || !said.asks.is_empty() {
+                let mut asked = lock(&link.asked);
+                // What is being copied into its buffer at this moment has come.
+                said.cancels.retain(|ask| asked.remove(ask).is_some());
+                for &ask in &said.asks {
+                    asked.insert(ask, self.buffer(state, ask.piece));
                 }
             }
-        }
-        for &piece in &core.have_log[state.told_haves..] {
-            wire::encode(&Message::Have(piece), out);
-        }
-        state.told_haves = core.have_log.len();
-        let wants = core.picker.wants_from(link.key);
-        if wants != state.is_interested {
-            state.is_interested = wants;
-            wire::encode(if wants { &Message::Interested } else { &Message::NotInterested }, out);
-        }
-        let mut asked = lock(&link.asked);
-        for ask in state.cancels.drain(..) {
-            if asked.remove(&ask).is_some() {
-                wire::encode(&Message::Cancel(Request::block(&self.geometry, ask.piece, ask.block)), out);
-            }
-        }
-        let share = OUTSTANDING_BYTES / u32::try_from(asking).unwrap_or(u32::MAX);
-        let limit = usize::try_from(share.max(OUTSTANDING_LEAST) / BLOCK_LEN).expect("fits usize");
-        // A refill for every block would cost a packet and a system call each; by quarters the peer never runs dry.
-        let lacking = limit.saturating_sub(core.picker.outstanding(link.key));
-        let asks =
-            if lacking * 4 >= limit { core.picker.request(link.key, limit, now, &mut core.rng) } else { Vec::new() };
-        for ask in asks {
-            let buf = core.buffers.entry(ask.piece).or_insert_with(|| {
-                let len = usize::try_from(self.geometry.len_of(ask.piece)).expect("fits usize");
-                Arc::new(PieceBuf::new(self.pool.get(len)))
-            });
-            asked.insert(ask, Arc::clone(buf));
-            wire::encode(&Message::Request(Request::block(&self.geometry, ask.piece, ask.block)), out);
-        }
-        state.is_hungry = wants && core.picker.outstanding(link.key) < limit;
+            said
+        });
+        self.encode(&said, out);
     }
 
-    /// Bytes of a piece have gone out.
+    fn encode(&self, said: &Said, out: &mut Vec<u8>) {
+        let request = |ask: &Ask| Request::block(&self.geometry, ask.piece, ask.block);
+        said.haves.iter().for_each(|&piece| wire::encode(&Message::Have(piece), out));
+        if let Some(wants) = said.interest {
+            wire::encode(if wants { &Message::Interested } else { &Message::NotInterested }, out);
+        }
+        said.cancels.iter().for_each(|ask| wire::encode(&Message::Cancel(request(ask)), out));
+        said.asks.iter().for_each(|ask| wire::encode(&Message::Request(request(ask)), out));
+    }
+
+    /// Where the bytes of a piece go that has been begun.
+    fn buffer(&self, state: &mut State, piece: PieceIndex) -> Arc<PieceBuf> {
+        let buf = state.buffers.entry(piece).or_insert_with(|| {
+            let len = usize::try_from(self.geometry.len_of(piece)).expect("fits usize");
+            Arc::new(PieceBuf::new(self.pool.get(len)))
+        });
+        Arc::clone(buf)
+    }
+
+    // What a peer is sent.
+
+    /// What to send to the peer now, if it has its turn.
+    pub(crate) fn next_upload(&self, link: &Link) -> Option<Request> {
+        lock(&self.state).core.next_upload(link.key)
+    }
+
+    /// Ranges off the front of what the peer asked for, as long as they fit.
+    pub(crate) fn take_uploads(&self, link: &Link, fits: impl FnMut(&Request) -> bool) -> Vec<Request> {
+        self.with(|state| state.core.take_uploads(link.key, fits))
+    }
+
+    /// Bytes of a piece have gone out, all that was taken for the peer.
     pub(crate) fn sent(&self, link: &Link, piece: PieceIndex, bytes: u32) {
         *lock(&self.last_upload) = Some(Instant::now());
-        link.note_payload(self.now());
-        let core = &mut *lock(&self.core);
-        if let Some(plan) = core.plan.as_mut().filter(|plan| !plan.is_over())
-            && plan.sent(link.key, piece, bytes)
-        {
-            link.wake.notify_one();
-        }
+        let now = self.now();
+        self.with(|state| state.core.sent(link.key, piece, bytes, now));
+    }
+
+    pub(crate) fn stalled(&self, link: &Link) {
+        let now = self.now();
+        self.with(|state| state.core.stalled(link.key, now));
+    }
+
+    pub(crate) fn caught_up(&self, link: &Link) {
+        let now = self.now();
+        self.with(|state| state.core.caught_up(link.key, now));
     }
 
     // Hashing and the owner have news.
 
+    pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
+        lock(&self.state).core.have().contains(piece)
+    }
+
     pub(crate) fn piece_verified(&self, piece: PieceIndex) {
-        let core = &mut *lock(&self.core);
-        core.picker.verified(piece);
-        self.now_held(core, &[piece]);
-        // Who waits for something that it asked of us hears of the piece together with that, in one packet: it has enough
-        // to ask for, and a packet for each piece to each peer is a good part of the load. Anything it says wakes its link.
-        for state in core.links.values() {
-            if state.is_hungry || lock(&state.link.uploads).is_empty() {
-                state.link.wake.notify_one();
-            }
-        }
-    }
-
-    pub(crate) fn found(&self, pieces: &[PieceIndex]) {
-        let core = &mut *lock(&self.core);
-        let news: Vec<PieceIndex> = pieces.iter().copied().filter(|&piece| core.picker.found(piece)).collect();
-        self.now_held(core, &news);
-        core.wake(true);
-    }
-
-    pub(crate) fn lacks(&self, pieces: &[PieceIndex]) {
-        let core = &mut *lock(&self.core);
-        for &piece in pieces {
-            core.picker.lacks(piece);
-        }
-        core.wake(true);
-    }
-
-    fn now_held(&self, core: &mut Core, pieces: &[PieceIndex]) {
-        core.bytes_have += pieces.iter().map(|&piece| u64::from(self.geometry.len_of(piece))).sum::<u64>();
-        core.have_log.extend_from_slice(pieces);
-        if core.picker.have().is_full() {
-            self.outcome.send_if_modified(|outcome| {
-                let is_first = outcome.is_none();
-                if is_first {
-                    *outcome = Some(Ok(()));
-                }
-                is_first
-            });
-            let seeders = core.links.iter().filter(|(key, _)| core.picker.is_seeder(**key));
-            seeders.for_each(|(_, state)| state.link.finish.notify_one());
-        }
+        self.with(|state| state.core.verified(piece));
     }
 
     pub(crate) fn piece_was_wrong(&self, piece: PieceIndex, givers: &[u64]) {
-        let core = &mut *lock(&self.core);
-        core.picker.failed(piece, givers.len() > 1);
-        core.wake(true);
+        self.with(|state| state.core.failed(piece, givers.len()));
+    }
+
+    pub(crate) fn found(&self, pieces: &[PieceIndex]) {
+        self.with(|state| state.core.found(pieces));
+    }
+
+    pub(crate) fn lacks(&self, pieces: &[PieceIndex]) {
+        self.with(|state| state.core.lacks(pieces));
     }
 }

@@ -5,25 +5,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::buffers::lock;
-use crate::engine::{Core, Refused, STRIKES, Shared};
+use crate::engine::{Refused, STRIKES, Shared, State};
 use crate::handshake_slots::share;
-use crate::link::{Link, LinkState};
+use crate::link::Link;
 use crate::wire::{self, Message};
 
 /// A link that came to us and on which nothing has moved for this long makes room for a newcomer. A turn at a server with
 /// all its places taken comes round sooner, unless its link is a slow one.
 const IDLE: Duration = Duration::from_secs(60);
+/// Two links to one peer that began within this of each other began at once: a dial takes as long as a handshake over a
+/// LAN, and a machine that is slow to start needs a second.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// The part of all links that we dial; the rest is left to those who dial us, or late comers would find everybody full.
+const DIALLED: (usize, usize) = (2, 3);
+/// No address has a share of its own in the places before this part of them is taken.
+const SCARCE_FROM: (usize, usize) = (1, 2);
 
 impl Shared {
     pub(crate) fn heard(&self, peers: &[SocketAddr]) {
         *lock(&self.tracker_error) = None;
         let now = self.now();
-        let mut core = lock(&self.core);
+        let mut state = lock(&self.state);
         let mut is_news = false;
         for &addr in peers {
-            is_news |= core.book.add(addr, now);
+            is_news |= state.book.add(addr, now);
         }
-        drop(core);
+        drop(state);
         if is_news {
             self.dial.notify_one();
         }
@@ -31,7 +38,7 @@ impl Shared {
 
     /// The owner names a peer.
     pub(crate) fn add_peer(&self, addr: SocketAddr) {
-        if lock(&self.core).book.add_given(addr, self.now()) {
+        if lock(&self.state).book.add_given(addr, self.now()) {
             self.dial.notify_one();
         }
     }
@@ -40,20 +47,20 @@ impl Shared {
         *lock(&self.tracker_error) = Some(text);
     }
 
-    /// Whom to dial now. A third of the links is left to those who dial us, or late comers would find everybody full.
+    /// Whom to dial now.
     pub(crate) fn to_dial(&self) -> Vec<SocketAddr> {
         if self.has_failed() {
             return Vec::new();
         }
-        let core = &mut *lock(&self.core);
-        let most = (self.max_peers * 2).div_ceil(3);
-        let room = most.saturating_sub(core.links.len() + core.book.dialling());
-        let links = &core.links;
-        core.book.due(self.now(), room, |id| links.values().any(|state| state.link.peer_id == *id))
+        let state = &mut *lock(&self.state);
+        let most = (self.max_peers * DIALLED.0).div_ceil(DIALLED.1);
+        let room = most.saturating_sub(state.links.len() + state.book.dialling());
+        let links = &state.links;
+        state.book.due(self.now(), room, |id| links.values().any(|link| link.peer_id == *id))
     }
 
     pub(crate) fn dial_failed(&self, addr: SocketAddr) {
-        lock(&self.core).book.lost(addr, self.now(), false);
+        lock(&self.state).book.lost(addr, self.now(), false);
     }
 
     /// Takes a peer in after its handshake, unless there is a reason not to. Of two links to one peer, one goes; and of all
@@ -65,61 +72,52 @@ impl Shared {
         is_dialled: bool,
     ) -> Result<(Arc<Link>, Option<Vec<u8>>), Refused> {
         let now = self.now();
-        let core = &mut *lock(&self.core);
-        let refusal = core.make_room(self, peer_id, addr, is_dialled, now).err();
-        if is_dialled {
-            match refusal {
-                None => core.book.connected(addr, now),
-                Some(Refused::Own | Refused::Banned) => core.book.never(addr),
-                Some(Refused::Connected) => core.book.alias(addr, peer_id, now),
-                Some(Refused::Full) => core.book.lost(addr, now, false),
+        self.with(|state| {
+            let refusal = state.make_room(self, peer_id, addr, is_dialled, now).err();
+            if is_dialled {
+                match refusal {
+                    None => state.book.connected(addr, now),
+                    Some(Refused::Own | Refused::Banned) => state.book.never(addr),
+                    Some(Refused::Connected) => state.book.alias(addr, peer_id, now),
+                    Some(Refused::Full) => state.book.lost(addr, now, false),
+                }
             }
-        }
-        if let Some(refusal) = refusal {
-            return Err(refusal);
-        }
-        let key = core.next_key;
-        core.next_key += 1;
-        let link = Arc::new(Link::new(key, peer_id, addr, is_dialled, now));
-        core.picker.add_peer(key);
-        let shows_little = match core.plan.as_mut().filter(|plan| !plan.is_over()) {
-            Some(plan) => {
-                plan.join(key);
-                true
+            if let Some(refusal) = refusal {
+                return Err(refusal);
             }
-            None => false,
-        };
-        let have = core.picker.have();
-        let bitfield = (!shows_little && have.count() > 0).then(|| {
-            let mut out = Vec::new();
-            wire::encode(&Message::Bitfield(have.clone()), &mut out);
-            out
-        });
-        core.links.insert(key, LinkState::new(Arc::clone(&link), core.have_log.len(), shows_little));
-        Ok((link, bitfield))
+            let (key, held) = state.core.join(now);
+            let link = Arc::new(Link::new(key, peer_id, addr, is_dialled, now));
+            state.links.insert(key, Arc::clone(&link));
+            let bitfield = held.map(|held| {
+                let mut out = Vec::new();
+                wire::encode(&Message::Bitfield(held), &mut out);
+                out
+            });
+            Ok((link, bitfield))
+        })
     }
 
     pub(crate) fn remove(&self, link: &Link, is_useless: bool) {
         let now = self.now();
-        lock(&self.core).drop_link(link, now, is_useless);
+        self.with(|state| state.drop_link(link, now, is_useless));
         self.dial.notify_one();
     }
 
     /// The peer gave every byte of a piece whose hash is wrong.
     pub(crate) fn blame(&self, key: u32) {
-        let core = &mut *lock(&self.core);
-        let Some(link) = core.links.get(&key).map(|state| Arc::clone(&state.link)) else { return };
+        let state = &mut *lock(&self.state);
+        let Some(link) = state.links.get(&key) else { return };
         log::warn!("peer {}: sent a wrong piece, dropped", link.addr);
-        *core.strikes.entry(link.peer_id).or_default() += 1;
+        *state.strikes.entry(link.peer_id).or_default() += 1;
         // On loopback many peers share an address, so there only the peer's id counts.
         if !link.addr.ip().is_loopback() {
-            *core.ip_strikes.entry(link.addr.ip()).or_default() += 1;
+            *state.ip_strikes.entry(link.addr.ip()).or_default() += 1;
         }
         link.close.notify_one();
     }
 }
 
-impl Core {
+impl State {
     /// Room for a peer, at the cost of another link if need be; or why there is none.
     fn make_room(
         &mut self,
@@ -139,18 +137,20 @@ impl Core {
         if strikes(self.strikes.get(&peer_id)) || strikes(self.ip_strikes.get(&addr.ip())) {
             return Err(Refused::Banned);
         }
-        let links = || self.links.values().map(|state| &state.link);
+        let links = || self.links.values();
+        let core = &self.core;
+        let idle_for = |link: &Link| core.idle(link.key, now).unwrap_or_default();
         let is_near = |link: &&Arc<Link>| link.addr.ip() == addr.ip();
         let known = links().filter(|link| link.peer_id == peer_id).max_by_key(is_near).cloned();
         let neighbours = links().filter(is_near).filter(|link| link.peer_id != peer_id).count();
-        let known = known.map(|old| (which_stays(&old, shared.peer_id, addr, is_dialled, now), old));
+        let known = known.map(|old| (which_stays(&old, idle_for(&old), shared.peer_id, addr, is_dialled, now), old));
         let idlest = |from_there: bool| {
-            let idle = links().filter(|link| !link.is_dialled && !link.is_in_queue() && link.idle(now) >= IDLE);
+            let idle = links().filter(|link| !link.is_dialled && !core.is_in_queue(link.key) && idle_for(link) >= IDLE);
             let idle = idle.filter(|link| !from_there || is_near(link));
-            idle.max_by_key(|link| link.idle(now)).map(Arc::clone).ok_or(Refused::Full)
+            idle.max_by_key(|link| idle_for(link)).map(Arc::clone).ok_or(Refused::Full)
         };
         // As long as there is plenty, a room behind one router may have it.
-        let is_scarce = links().count() >= shared.max_peers / 2;
+        let is_scarce = links().count() >= shared.max_peers * SCARCE_FROM.0 / SCARCE_FROM.1;
         let has_enough = is_scarce && share(shared.max_peers, addr.ip()).is_some_and(|share| neighbours >= share);
         let goes = match known {
             Some((Stays::Old, _)) => return Err(Refused::Connected),
@@ -173,15 +173,10 @@ impl Core {
         if self.links.remove(&link.key).is_none() {
             return;
         }
-        self.picker.remove_peer(link.key);
-        if let Some(plan) = self.plan.as_mut() {
-            plan.leave(link.key);
-        }
+        self.core.leave(link.key, now);
         if link.is_dialled {
             self.book.lost(link.addr, now, is_useless);
         }
-        let shows_little = self.plan.is_some();
-        self.wake(shows_little);
     }
 }
 
@@ -193,11 +188,18 @@ enum Stays {
 }
 
 /// Of two links that say they lead to the same peer.
-fn which_stays(old: &Link, own_id: [u8; 20], addr: SocketAddr, is_dialled: bool, now: Duration) -> Stays {
+fn which_stays(
+    old: &Link,
+    idle: Duration,
+    own_id: [u8; 20],
+    addr: SocketAddr,
+    is_dialled: bool,
+    now: Duration,
+) -> Stays {
     // Two that dialled each other at once both keep the link that the smaller id dialled. Later on the old link stays,
     // unless the same side dials again: then it knows that the old one is dead.
     let smaller_dialled = is_dialled == (own_id < old.peer_id);
-    let is_young = now.saturating_sub(old.since) < Duration::from_secs(2);
+    let is_young = now.saturating_sub(old.since) < AT_ONCE;
     let is_same_side = old.is_dialled == is_dialled;
     if old.addr.ip() == addr.ip() {
         return if is_same_side || is_young && smaller_dialled { Stays::New } else { Stays::Old };
@@ -206,7 +208,7 @@ fn which_stays(old: &Link, own_id: [u8; 20], addr: SocketAddr, is_dialled: bool,
     // dialled while we did sees both links as ours, from one address, and closes one.
     if !is_same_side && is_young && smaller_dialled {
         Stays::Both
-    } else if !old.is_dialled && old.idle(now) >= IDLE {
+    } else if !old.is_dialled && idle >= IDLE {
         Stays::New
     } else {
         Stays::Old
@@ -215,9 +217,12 @@ fn which_stays(old: &Link, own_id: [u8; 20], addr: SocketAddr, is_dialled: bool,
 
 #[cfg(test)]
 mod tests {
+    use metainfo::PieceIndex;
+
     use super::*;
-    use crate::Options;
+    use crate::engine::exchange::Wish;
     use crate::engine::testing;
+    use crate::{Have, Options};
 
     const SOMEBODY: [u8; 20] = [7; 20];
 
@@ -238,7 +243,7 @@ mod tests {
     }
 
     fn is_in(shared: &Shared, link: &Link) -> bool {
-        lock(&shared.core).links.contains_key(&link.key)
+        lock(&shared.state).links.contains_key(&link.key)
     }
 
     #[test]
@@ -251,7 +256,7 @@ mod tests {
         assert_eq!(shared.admit(SOMEBODY, addr(1, 100), true).err(), Some(Refused::Full), "also when we dial it");
         testing::age(&mut shared, IDLE);
         assert!(come(&shared, addr(1, 101)).is_ok(), "a neighbour that does nothing makes room");
-        assert_eq!(lock(&shared.core).links.len(), 21);
+        assert_eq!(lock(&shared.state).links.len(), 21);
         let shared = swarm(40);
         let taken = (1..=40).filter(|&port| come(&shared, addr(1, port)).is_ok()).count();
         assert_eq!(taken, 20, "half of them as long as nobody else wants any");
@@ -266,9 +271,10 @@ mod tests {
         let links: Vec<_> = (1..=4).map(|host| come(&shared, addr(host, host.into())).expect("room")).collect();
         assert_eq!(come(&shared, addr(9, 9)).err(), Some(Refused::Full), "none is idle yet");
         testing::age(&mut shared, IDLE * 2);
-        links[0].note_payload(shared.now() - IDLE / 2);
-        links[1].note_payload(shared.now() - IDLE);
-        links[3].note_payload(shared.now() - IDLE * 3 / 2);
+        let now = shared.now();
+        for (link, ago) in [(&links[0], IDLE / 2), (&links[1], IDLE), (&links[3], IDLE * 3 / 2)] {
+            lock(&shared.state).core.sent(link.key, PieceIndex(0), 16384, now - ago);
+        }
         assert_eq!(shared.admit(SOMEBODY, addr(9, 9), true).err(), Some(Refused::Full), "we need not dial");
         for (newcomer, out) in [(9, 2), (10, 3), (11, 1)] {
             assert!(come(&shared, addr(newcomer, newcomer.into())).is_ok());
@@ -276,18 +282,24 @@ mod tests {
         }
         assert_eq!(come(&shared, addr(12, 12)).err(), Some(Refused::Full));
         assert!(is_in(&shared, &links[0]), "it did something lately");
-        assert_eq!(lock(&shared.core).links.len(), 4);
+        assert_eq!(lock(&shared.state).links.len(), 4);
     }
 
     #[test]
     fn who_waits_for_its_turn_is_not_put_out() {
-        let mut shared = swarm(1);
-        let link = come(&shared, addr(1, 1)).expect("room");
-        lock(&link.uploads).push(wire::Request::block(&shared.geometry, metainfo::PieceIndex(0), 0));
+        let options = Options { max_peers: 2, upload_slots: 1, have: Have::All, ..Options::default() };
+        let mut shared = testing::shared(8, 16384, &options);
+        let (served, _) = shared.admit(SOMEBODY, addr(3, 3), true).expect("room");
+        let waits = come(&shared, addr(1, 1)).expect("room");
+        let first = wire::Request::block(&shared.geometry, PieceIndex(0), 0);
+        for link in [&served, &waits] {
+            shared.peer_wants(link, &[Wish::Request(first)]).expect("we hold it");
+        }
         testing::age(&mut shared, IDLE * 2);
         assert_eq!(come(&shared, addr(2, 2)).err(), Some(Refused::Full), "we let it wait");
-        link.note_turn(shared.now());
-        assert!(come(&shared, addr(2, 2)).is_ok(), "it had its turn and took nothing");
+        shared.peer_wants(&served, &[Wish::Cancel(first)]).expect("a cancel");
+        assert_eq!(shared.next_upload(&waits), Some(first), "it has its turn");
+        assert!(come(&shared, addr(2, 2)).is_ok() && !is_in(&shared, &waits), "and took nothing");
     }
 
     #[test]

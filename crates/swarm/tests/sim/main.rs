@@ -1,11 +1,10 @@
-//! Rooms of up to two hundred machines under a deterministic simulation: the real picker, the real seeder's plan and the
-//! engine's order of serving, on simulated links. Times are simulated; a run depends on its seed alone.
+//! Rooms of up to two hundred machines under a deterministic simulation: the very core that the engine drives, on
+//! simulated links. Times are simulated; a run depends on its seed alone.
 //!
 //! `cargo test -p swarm --test sim -- --nocapture` prints one line a run.
 
 mod node;
 mod room;
-mod turns;
 mod world;
 
 use std::time::Duration;

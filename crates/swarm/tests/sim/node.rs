@@ -1,55 +1,30 @@
-//! One machine: the real picker and the real seeder's plan, driven as the engine drives them.
-//!
-//! This mirrors the engine's `compose`, `blocks_arrived` and `piece_verified`, with messages as values instead of bytes.
+//! One machine: the real core, and what its driver keeps of each link.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use metainfo::PieceIndex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use swarm::bits::PieceSet;
-use swarm::pace::{MEMORY_BYTES, OUTSTANDING_BYTES, OUTSTANDING_LEAST};
-use swarm::picker::{Ask, Picker, Received};
-use swarm::super_seeding::SuperSeeding;
+use swarm::core::{Core, Setup};
+use swarm::pace::MEMORY_BYTES;
+use swarm::picker::PeerKey;
 
 use crate::room::{Room, index};
-use crate::turns::Turns;
-
-/// What one machine has to say to another, at once.
-#[derive(Debug, Default)]
-pub struct Said {
-    pub haves: Vec<PieceIndex>,
-    pub cancels: Vec<Ask>,
-    pub asks: Vec<Ask>,
-}
-
-impl Said {
-    pub fn is_empty(&self) -> bool {
-        self.haves.is_empty() && self.cancels.is_empty() && self.asks.is_empty()
-    }
-}
 
 /// One machine's end of a link.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Link {
-    shows_little: bool,
-    is_interested: bool,
-    is_hungry: bool,
-    cancels: Vec<Ask>,
-    asked: HashSet<Ask>,
-    /// What the peer asked for, in its order.
-    pub uploads: VecDeque<Ask>,
+    /// The core's name for the peer.
+    pub key: PeerKey,
     /// Blocks on their way to the peer: what TCP's buffers hold.
     pub in_flight: u32,
     pub last_progress: Duration,
 }
 
 pub struct Node {
-    pub picker: Picker,
-    pub plan: Option<SuperSeeding>,
-    pub turns: Turns,
-    pub neighbours: Vec<u32>,
+    pub core: Core,
     pub is_alive: bool,
     pub finished_at: Option<Duration>,
     pub tenth_at: Duration,
@@ -60,27 +35,32 @@ pub struct Node {
     pub downlink_free_at: Duration,
     pub blocks_sent: u64,
     pub blocks_wasted: u64,
-    links: Vec<Option<Box<Link>>>,
-    rng: StdRng,
-    interested: u32,
-    block_bytes: u32,
+    links: Vec<Option<Link>>,
+    /// Machines by the core's keys, which count from 1.
+    machines: Vec<u32>,
+    /// Connected machines, in the order in which they came.
+    neighbours: Vec<u32>,
+    /// Those of them that are being served; the first one is next on the wire.
+    on_wire: VecDeque<u32>,
 }
 
 impl Node {
     pub fn new(room: &Room, node: u32) -> Node {
-        let mut rng = StdRng::seed_from_u64(room.seed << 16 | u64::from(node));
         let is_seeder = node == 0;
-        let have = if is_seeder { PieceSet::full(room.piece_count) } else { PieceSet::new(room.piece_count) };
         let geometry = room.picked();
         // Two thirds of the memory, as in the engine.
         let in_flight = u64::try_from(MEMORY_BYTES / 3 * 2).expect("fits");
-        let budget = in_flight / u64::from(room.piece_len) * u64::from(geometry.piece_len());
         let rate = if room.slow.contains(&node) { room.rate / 10.0 } else { room.rate };
+        let core = Core::new(Setup {
+            geometry,
+            block_bytes: room.block_bytes(),
+            have: Some(if is_seeder { PieceSet::full(room.piece_count) } else { PieceSet::new(room.piece_count) }),
+            budget: in_flight / u64::from(room.piece_len) * u64::from(geometry.piece_len()),
+            upload_slots: room.slots,
+            rng: StdRng::seed_from_u64(room.seed << 16 | u64::from(node)),
+        });
         Node {
-            picker: Picker::new(geometry, &have, budget, &mut rng),
-            plan: is_seeder.then(|| SuperSeeding::new(room.real(), &mut rng)),
-            turns: Turns::new(room.slots, room),
-            neighbours: Vec::new(),
+            core,
             is_alive: true,
             finished_at: is_seeder.then_some(Duration::ZERO),
             tenth_at: Duration::ZERO,
@@ -91,132 +71,62 @@ impl Node {
             blocks_sent: 0,
             blocks_wasted: 0,
             links: (0..=room.receivers).map(|_| None).collect(),
-            rng,
-            interested: 0,
-            block_bytes: room.block_bytes(),
+            machines: Vec::new(),
+            neighbours: Vec::new(),
+            on_wire: VecDeque::new(),
         }
     }
 
     pub fn link(&mut self, peer: u32) -> Option<&mut Link> {
-        self.links[index(peer)].as_deref_mut()
+        self.links[index(peer)].as_mut()
     }
 
-    /// A link is up; the bitfield to send.
-    pub fn connect(&mut self, peer: u32) -> Vec<PieceIndex> {
-        self.picker.add_peer(peer);
-        self.picker.set_can_ask(peer, true);
-        let shows_little = self.plan.as_mut().is_some_and(|plan| !plan.is_over());
-        if let Some(plan) = self.plan.as_mut().filter(|_| shows_little) {
-            plan.join(peer);
-        }
-        self.links[index(peer)] = Some(Box::new(Link { shows_little, ..Link::default() }));
+    /// The core's name for a connected machine.
+    pub fn key(&self, peer: u32) -> Option<PeerKey> {
+        self.links[index(peer)].as_ref().map(|link| link.key)
+    }
+
+    /// The machine that the core calls this, connected or not.
+    pub fn machine(&self, key: PeerKey) -> u32 {
+        self.machines[index(key) - 1]
+    }
+
+    /// Machines linked to this one.
+    pub fn neighbours(&self) -> Vec<u32> {
+        self.neighbours.clone()
+    }
+
+    /// A link is up, and the peer lets us ask; the pieces to tell it of.
+    pub fn connect(&mut self, peer: u32, now: Duration) -> Vec<PieceIndex> {
+        let (key, bitfield) = self.core.join(now);
+        self.core.heard_unchoke(key, true);
+        self.links[index(peer)] = Some(Link { key, in_flight: 0, last_progress: now });
+        self.machines.push(peer);
         self.neighbours.push(peer);
-        if shows_little { Vec::new() } else { self.picker.have().iter().collect() }
+        bitfield.map_or(Vec::new(), |held| held.iter().collect())
     }
 
     /// The link is gone.
-    pub fn disconnect(&mut self, peer: u32) {
-        let Some(link) = self.links[index(peer)].take() else { return };
-        self.neighbours.retain(|&neighbour| neighbour != peer);
-        self.interested -= u32::from(link.is_interested);
-        self.turns.forget(peer);
-        self.picker.remove_peer(peer);
-        if let Some(plan) = self.plan.as_mut() {
-            plan.leave(peer);
+    pub fn disconnect(&mut self, peer: u32, now: Duration) {
+        if let Some(link) = self.links[index(peer)].take() {
+            self.neighbours.retain(|&other| other != peer);
+            self.core.leave(link.key, now);
         }
     }
 
-    /// The peer has these pieces; whether all links must be woken.
-    pub fn heard_haves(&mut self, peer: u32, pieces: &[PieceIndex]) -> bool {
-        let mut made_room = false;
-        for &piece in pieces {
-            self.picker.peer_has(peer, piece);
-            if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over()) {
-                made_room |= plan.seen(piece);
-            }
-        }
-        made_room
+    /// Who gets the next block that goes out, of those whose turn it is and whose window has room: they alternate, as
+    /// connections that share a link do.
+    pub fn next_on_wire(&mut self, window: u32) -> Option<u32> {
+        let is_served = |peer: u32| self.key(peer).is_some_and(|key| self.core.next_upload(key).is_some());
+        let mut on_wire = self.on_wire.clone();
+        on_wire.retain(|&peer| is_served(peer));
+        let newcomers = self.neighbours.iter().filter(|&&peer| is_served(peer) && !self.on_wire.contains(&peer));
+        on_wire.extend(newcomers);
+        self.on_wire = on_wire;
+        let has_room = |peer: &u32| self.links[index(*peer)].as_ref().is_some_and(|link| link.in_flight < window);
+        let at = self.on_wire.iter().position(has_room)?;
+        let peer = self.on_wire.remove(at)?;
+        self.on_wire.push_back(peer);
+        Some(peer)
     }
-
-    /// Whether composing for that peer could say anything.
-    pub fn might_speak(&self, peer: u32) -> bool {
-        let Some(link) = self.links[index(peer)].as_deref() else { return false };
-        link.shows_little
-            || !link.cancels.is_empty()
-            || link.is_hungry
-            || link.is_interested != self.picker.wants_from(peer)
-    }
-
-    /// Everything there is to say to the peer, other than the pieces that everybody is told of.
-    pub fn compose(&mut self, peer: u32, now: Duration) -> Said {
-        let mut said = Said::default();
-        let asking = self.interested.max(1);
-        let Some(link) = self.links[index(peer)].as_deref_mut() else { return said };
-        if link.shows_little
-            && let Some(plan) = self.plan.as_mut()
-        {
-            said.haves = plan.refill(peer, now, |piece| self.picker.availability(piece) > 0);
-            if plan.is_over() {
-                link.shows_little = false;
-                let rest = self.picker.have().iter().filter(|&piece| !plan.was_shown(peer, piece));
-                said.haves.extend(rest);
-            }
-        }
-        let wants = self.picker.wants_from(peer);
-        if wants != link.is_interested {
-            link.is_interested = wants;
-            self.interested = if wants { self.interested + 1 } else { self.interested - 1 };
-        }
-        for ask in link.cancels.drain(..) {
-            if link.asked.remove(&ask) {
-                said.cancels.push(ask);
-            }
-        }
-        let share = (OUTSTANDING_BYTES / asking).max(OUTSTANDING_LEAST);
-        let limit = index(share.div_ceil(self.block_bytes));
-        said.asks = self.picker.request(peer, limit, now, &mut self.rng);
-        link.asked.extend(&said.asks);
-        link.is_hungry = wants && self.picker.outstanding(peer) < limit;
-        said
-    }
-
-    /// A block is here; the piece, if that was its last one.
-    pub fn block_arrived(&mut self, peer: u32, ask: Ask, now: Duration) -> Arrived {
-        let is_asked = self.link(peer).is_some_and(|link| link.asked.remove(&ask));
-        let received = if is_asked { self.picker.received(peer, ask, now) } else { Received::Useless };
-        match received {
-            Received::Useless => {
-                self.blocks_wasted += 1;
-                Arrived::default()
-            }
-            Received::Fresh { piece_complete, cancel } => {
-                if let Some(other) = cancel {
-                    self.cancel(other, ask);
-                }
-                Arrived { complete: piece_complete.then_some(ask.piece), cancel }
-            }
-        }
-    }
-
-    /// Looks at deadlines; whether every link must be woken.
-    pub fn tick(&mut self, now: Duration) -> bool {
-        for (peer, ask) in self.picker.tick(now).cancels {
-            self.cancel(peer, ask);
-        }
-        self.plan.as_mut().is_some_and(|plan| plan.tick(now))
-    }
-
-    fn cancel(&mut self, peer: u32, ask: Ask) {
-        if let Some(link) = self.link(peer) {
-            link.cancels.push(ask);
-        }
-    }
-}
-
-/// What a block led to.
-#[derive(Debug, Default)]
-pub struct Arrived {
-    pub complete: Option<PieceIndex>,
-    /// Who has to be told that the block is no longer wanted.
-    pub cancel: Option<u32>,
 }

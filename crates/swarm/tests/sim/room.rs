@@ -72,15 +72,10 @@ impl Room {
         self.ideal().mul_f64(1.0 + f64::from(self.receivers.ilog2()) / f64::from(self.piece_count))
     }
 
-    /// As the picker sees it: simulated blocks are its blocks.
+    /// As the core sees it: simulated blocks are its blocks.
     pub fn picked(&self) -> Geometry {
         let piece_len = self.blocks * BLOCK_LEN;
         Geometry::new(u64::from(self.piece_count) * u64::from(piece_len), piece_len).expect("blocks a power of two")
-    }
-
-    /// As the seeder's plan sees it.
-    pub fn real(&self) -> Geometry {
-        Geometry::new(u64::from(self.piece_count) * u64::from(self.piece_len), self.piece_len).expect("a power of two")
     }
 
     /// Bytes a simulated block stands for.

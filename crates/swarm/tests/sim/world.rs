@@ -9,15 +9,17 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use metainfo::PieceIndex;
+use metainfo::{BLOCK_LEN, PieceIndex};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use swarm::bits::PieceSet;
+use swarm::core::{Action, Said};
 use swarm::pace::{SLOT_STALL, TICK, UNACKNOWLEDGED};
 use swarm::picker::Ask;
+use swarm::wire::Request;
 
-use crate::node::{Node, Said};
+use crate::node::Node;
 use crate::room::{Death, Outcome, Room, index};
 
 /// What a connection's buffers hold between the sender's decision and the receiver.
@@ -32,7 +34,6 @@ const PATIENCE: u32 = 30;
 enum Event {
     Connect(u32, u32),
     Say { from: u32, to: u32, said: Said },
-    TellAll { from: u32, piece: PieceIndex },
     Sent { from: u32, to: u32, ask: Ask },
     Arrived { from: u32, to: u32, ask: Ask },
     Verified { node: u32, piece: PieceIndex },
@@ -147,23 +148,14 @@ impl World {
         match event {
             Event::Connect(a, b) => self.connect(a, b),
             Event::Say { from, to, said } => self.hear(from, to, said),
-            Event::TellAll { from, piece } => {
-                for peer in self.nodes[index(from)].neighbours.clone() {
-                    let is_known = self.nodes[index(peer)].link(from).is_some();
-                    if is_known && self.is_alive(peer) {
-                        self.hear_haves(from, peer, &[piece]);
-                    }
-                }
-            }
             Event::Sent { from, to, ask } => self.sent(from, to, ask),
             Event::Arrived { from, to, ask } => self.arrived(from, to, ask),
             Event::Verified { node, piece } => self.verified(node, piece),
             Event::Tick(node) => self.tick(node),
             Event::Dies(node, death) => self.dies(node, death),
             Event::Gone { node, peer } if self.is_alive(node) => {
-                self.nodes[index(node)].disconnect(peer);
-                self.wake(node);
-                self.pump(node);
+                self.nodes[index(node)].disconnect(peer, self.now);
+                self.act(node);
             }
             Event::Gone { .. } => {}
         }
@@ -174,61 +166,59 @@ impl World {
             return;
         }
         for (from, to) in [(a, b), (b, a)] {
-            let haves = self.nodes[index(from)].connect(to);
+            let haves = self.nodes[index(from)].connect(to, self.now);
             if !haves.is_empty() {
                 let said = Said { haves, ..Said::default() };
                 self.soon(self.room.latency, Event::Say { from, to, said });
             }
-            self.compose(from, to);
-        }
-    }
-
-    fn hear(&mut self, from: u32, to: u32, said: Said) {
-        let node = &mut self.nodes[index(to)];
-        if !node.is_alive || node.link(from).is_none() {
-            return;
-        }
-        if let Some(link) = node.link(from) {
-            link.uploads.retain(|ask| !said.cancels.contains(ask));
-            link.uploads.extend(&said.asks);
-            if link.uploads.is_empty() {
-                node.turns.forget(from);
-            } else {
-                node.turns.want(from);
-            }
-            self.pump(to);
-        }
-        if !said.haves.is_empty() {
-            self.hear_haves(from, to, &said.haves);
-        }
-    }
-
-    fn hear_haves(&mut self, from: u32, to: u32, pieces: &[PieceIndex]) {
-        if self.nodes[index(to)].heard_haves(from, pieces) {
-            self.wake(to);
-        } else {
-            self.compose(to, from);
-        }
-    }
-
-    /// Says what there is to say to one peer, if that could be anything.
-    fn compose(&mut self, from: u32, to: u32) {
-        if self.nodes[index(from)].might_speak(to) {
+            self.act(from);
             self.speak(from, to);
         }
     }
 
-    fn speak(&mut self, from: u32, to: u32) {
-        let said = self.nodes[index(from)].compose(to, self.now);
-        if !said.is_empty() {
-            self.soon(self.room.latency, Event::Say { from, to, said });
+    fn hear(&mut self, from: u32, to: u32, said: Said) {
+        let (now, geometry) = (self.now, self.room.picked());
+        let node = &mut self.nodes[index(to)];
+        let Some(key) = node.key(from).filter(|_| node.is_alive) else { return };
+        if !said.haves.is_empty() {
+            node.core.heard_haves(key, said.haves);
         }
+        let request = |ask: Ask| Request::block(&geometry, ask.piece, ask.block);
+        for ask in said.cancels {
+            node.core.heard_cancel(key, &request(ask), now);
+        }
+        for ask in said.asks {
+            assert!(node.core.heard_request(key, request(ask), now), "asked for what it does not have");
+        }
+        self.act(to);
+        // Whatever a peer says wakes its link.
+        self.speak(to, from);
     }
 
-    /// Says what there is to say to everybody.
-    fn wake(&mut self, node: u32) {
-        for peer in self.nodes[index(node)].neighbours.clone() {
-            self.compose(node, peer);
+    /// Carries out what a machine's core has decided, and keeps its uplink busy.
+    fn act(&mut self, node: u32) {
+        for action in self.nodes[index(node)].core.take_actions() {
+            match action {
+                Action::Wake(key) => self.speak(node, self.nodes[index(node)].machine(key)),
+                Action::Verify(piece) => self.soon(HASHING, Event::Verified { node, piece }),
+                Action::Complete => {
+                    self.nodes[index(node)].finished_at = Some(self.now);
+                    self.unfinished -= 1;
+                }
+                // Links between two that have everything cost nothing here, and neither does memory.
+                Action::Finish(_) | Action::Abandon(_) => {}
+            }
+        }
+        self.pump(node);
+    }
+
+    /// Says what there is to say to one peer.
+    fn speak(&mut self, from: u32, to: u32) {
+        let node = &mut self.nodes[index(from)];
+        let Some(key) = node.key(to) else { return };
+        let said = node.core.compose(key, self.now);
+        if !said.is_empty() {
+            self.soon(self.room.latency, Event::Say { from, to, said });
         }
     }
 
@@ -239,28 +229,21 @@ impl World {
         if node.uplink_is_busy || !node.is_alive {
             return;
         }
-        let next = {
-            let mut turns = std::mem::replace(&mut node.turns, crate::turns::Turns::new(0, &self.room));
-            let peeking = &mut *node;
-            let free: Vec<u32> = turns
-                .held()
-                .into_iter()
-                .filter(|&peer| peeking.link(peer).is_some_and(|link| link.in_flight < window))
-                .collect();
-            let next = turns.next(|peer| free.contains(&peer));
-            node.turns = turns;
-            next
-        };
-        let Some(to) = next else { return };
+        let Some(to) = node.next_on_wire(window) else { return };
         let Some(link) = node.link(to) else { return };
-        let Some(ask) = link.uploads.pop_front() else { return };
         link.in_flight += 1;
         link.last_progress = now;
-        let has_more = !link.uploads.is_empty();
-        node.turns.used(to, has_more);
+        let key = link.key;
+        let mut taken = 0;
+        let one = |_: &Request| {
+            taken += 1;
+            taken == 1
+        };
+        let Some(request) = node.core.take_uploads(key, one).pop() else { return };
         node.uplink_is_busy = true;
         node.blocks_sent += 1;
         let after = node.block_time;
+        let ask = Ask { piece: request.piece, block: request.begin / BLOCK_LEN };
         self.soon(after, Event::Sent { from, to, ask });
     }
 
@@ -268,10 +251,11 @@ impl World {
         if !self.is_alive(from) {
             return;
         }
-        let block_bytes = self.room.block_bytes();
         let node = &mut self.nodes[index(from)];
         node.uplink_is_busy = false;
-        let made_room = node.plan.as_mut().filter(|r| !r.is_over()).is_some_and(|r| r.sent(to, ask.piece, block_bytes));
+        if let Some(key) = node.key(to) {
+            node.core.sent(key, ask.piece, BLOCK_LEN, self.now);
+        }
         if self.is_alive(to) {
             let receiver = &mut self.nodes[index(to)];
             let arrives = self.now.saturating_sub(receiver.block_time);
@@ -279,10 +263,9 @@ impl World {
             let at = receiver.downlink_free_at + self.room.latency;
             self.at(at, Event::Arrived { from, to, ask });
         }
-        if made_room {
-            self.compose(from, to);
-        }
-        self.pump(from);
+        // Whoever is served hears the news between its blocks.
+        self.speak(from, to);
+        self.act(from);
     }
 
     fn arrived(&mut self, from: u32, to: u32, ask: Ask) {
@@ -291,21 +274,16 @@ impl World {
         if let Some(link) = sender.link(to) {
             link.in_flight = link.in_flight.saturating_sub(1);
             link.last_progress = now;
-            if !link.uploads.is_empty() {
-                sender.turns.want(to);
-            }
-            self.pump(from);
+            let key = link.key;
+            sender.core.caught_up(key, now);
+            self.act(from);
         }
-        if !self.is_alive(to) {
-            return;
+        let receiver = &mut self.nodes[index(to)];
+        let Some(key) = receiver.key(from).filter(|_| receiver.is_alive) else { return };
+        if !receiver.core.block_arrived(key, ask, now) {
+            receiver.blocks_wasted += 1;
         }
-        let arrived = self.nodes[index(to)].block_arrived(from, ask, now);
-        if let Some(piece) = arrived.complete {
-            self.soon(HASHING, Event::Verified { node: to, piece });
-        }
-        if let Some(other) = arrived.cancel {
-            self.compose(to, other);
-        }
+        self.act(to);
         self.speak(to, from);
     }
 
@@ -314,20 +292,15 @@ impl World {
         if !machine.is_alive {
             return;
         }
-        machine.picker.verified(piece);
-        let count = machine.picker.have().count();
+        machine.core.verified(piece);
+        let count = machine.core.have().count();
         if count == self.room.piece_count.div_ceil(10) {
             machine.tenth_at = self.now;
         }
         if count == self.room.piece_count / 10 * 9 {
             machine.nine_tenths_at = self.now;
         }
-        if machine.picker.have().is_full() {
-            machine.finished_at = Some(self.now);
-            self.unfinished -= 1;
-        }
-        self.soon(self.room.latency, Event::TellAll { from: node, piece });
-        self.wake(node);
+        self.act(node);
         self.spread.insert(piece);
         if self.spread.is_full() && self.room.seeder_leaves_early {
             self.dies(0, Death::PowerCut(self.now));
@@ -340,17 +313,16 @@ impl World {
         if !machine.is_alive {
             return;
         }
-        machine.tick(now);
-        for peer in machine.turns.held() {
-            let is_stuck = |link: &crate::node::Link| {
-                link.in_flight >= window && now.saturating_sub(link.last_progress) >= SLOT_STALL
-            };
-            if machine.link(peer).is_some_and(|link| is_stuck(link)) {
-                machine.turns.forget(peer);
+        machine.core.tick(now);
+        for peer in machine.neighbours() {
+            let Some(link) = machine.link(peer) else { continue };
+            let is_stuck = link.in_flight >= window && now.saturating_sub(link.last_progress) >= SLOT_STALL;
+            let key = link.key;
+            if is_stuck && machine.core.next_upload(key).is_some() {
+                machine.core.stalled(key, now);
             }
         }
-        self.wake(node);
-        self.pump(node);
+        self.act(node);
         self.soon(TICK, Event::Tick(node));
     }
 
@@ -367,7 +339,7 @@ impl World {
             Death::Killed(_) => self.room.latency,
             Death::PowerCut(_) => UNACKNOWLEDGED,
         };
-        for peer in machine.neighbours.clone() {
+        for peer in machine.neighbours() {
             self.soon(after, Event::Gone { node: peer, peer: node });
         }
     }

@@ -1,0 +1,110 @@
+//! Receiving: what a peer has and sends comes in, what we say to it and ask of it goes out.
+
+use std::time::Duration;
+
+use metainfo::PieceIndex;
+
+use crate::core::{Action, Core};
+use crate::pace::{OUTSTANDING_BYTES, OUTSTANDING_LEAST};
+use crate::picker::{Ask, PeerKey, Received};
+
+/// Everything there is to say to one peer, in the order of the fields, other than the blocks it asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Pieces we have.
+    pub haves: Vec<PieceIndex>,
+    /// That we are interested, or are no longer.
+    pub interest: Option<bool>,
+    /// Blocks it need not send any more.
+    pub cancels: Vec<Ask>,
+    /// Blocks we ask for.
+    pub asks: Vec<Ask>,
+}
+
+impl Said {
+    /// Whether there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.haves.is_empty() && self.interest.is_none() && self.cancels.is_empty() && self.asks.is_empty()
+    }
+}
+
+impl Core {
+    /// The peer has these pieces. False if neither end can give the other anything, ever.
+    pub fn heard_haves(&mut self, key: PeerKey, pieces: impl IntoIterator<Item = PieceIndex>) -> bool {
+        let mut made_room = false;
+        for piece in pieces {
+            let is_first = self.picker.availability(piece) == 0;
+            self.picker.peer_has(key, piece);
+            // What somebody had already is shown to nobody as a first copy.
+            if let Some(plan) = self.plan.as_mut().filter(|plan| is_first && !plan.is_over()) {
+                made_room |= plan.seen(piece);
+            }
+        }
+        if made_room {
+            self.wake(true);
+        }
+        !(self.picker.have().is_full() && self.picker.is_seeder(key))
+    }
+
+    /// The peer lets us ask (unchoke), or no longer does (choke); then it sends nothing of what it was asked for.
+    pub fn heard_unchoke(&mut self, key: PeerKey, can_ask: bool) {
+        self.picker.set_can_ask(key, can_ask);
+        if !can_ask {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.asked.clear();
+            }
+            self.wake(false);
+        }
+    }
+
+    /// This block has come from the peer. False if it is of no use: unasked, or here already.
+    pub fn block_arrived(&mut self, key: PeerKey, ask: Ask, now: Duration) -> bool {
+        let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.asked.contains(&ask)) else { return false };
+        peer.asked.remove(&ask);
+        let Received::Fresh { piece_complete, cancel } = self.picker.received(key, ask, now) else { return false };
+        peer.last_payload = Some(now);
+        if let Some(other) = cancel {
+            self.cancel(other, ask);
+        }
+        if piece_complete {
+            self.actions.push(Action::Verify(ask.piece));
+        }
+        true
+    }
+
+    /// Everything there is to say to the peer; what this names counts as said.
+    pub fn compose(&mut self, key: PeerKey, now: Duration) -> Said {
+        let mut said = Said::default();
+        let Some(peer) = self.peers.get_mut(&key) else { return said };
+        let asking = self.interesting.max(1);
+        let picker = &mut self.picker;
+        if peer.shows_little
+            && let Some(plan) = self.plan.as_mut()
+        {
+            said.haves = plan.refill(key, now, |piece| picker.availability(piece) > 0);
+            if plan.is_over() {
+                peer.shows_little = false;
+                said.haves.extend(picker.have().iter().filter(|&piece| !plan.was_shown(key, piece)));
+            }
+        }
+        said.haves.extend_from_slice(&self.have_log[peer.told_haves..]);
+        peer.told_haves = self.have_log.len();
+        let wants = picker.wants_from(key);
+        if wants != peer.is_interesting {
+            peer.is_interesting = wants;
+            self.interesting = if wants { self.interesting + 1 } else { self.interesting - 1 };
+            said.interest = Some(wants);
+        }
+        said.cancels.extend(peer.cancels.drain(..).filter(|ask| peer.asked.remove(ask)));
+        let share = (OUTSTANDING_BYTES / asking).max(OUTSTANDING_LEAST);
+        let limit = usize::try_from((share / self.block_bytes).max(1)).expect("fits usize");
+        // A refill for every block would cost a packet and a system call each; by quarters the peer never runs dry.
+        let lacking = limit.saturating_sub(picker.outstanding(key));
+        if lacking * 4 >= limit {
+            said.asks = picker.request(key, limit, now, &mut self.rng);
+            peer.asked.extend(&said.asks);
+        }
+        peer.is_hungry = wants && picker.outstanding(key) < limit;
+        said
+    }
+}

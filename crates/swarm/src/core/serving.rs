@@ -1,0 +1,116 @@
+//! Giving: what peers ask of us, and in which order they get it.
+//!
+//! A peer that asked for something and takes what it is sent waits for its turn, or has it. While something is being sent
+//! to it neither changes: what it asks for meanwhile is looked at when that is out.
+
+use std::time::Duration;
+
+use metainfo::{BLOCK_LEN, PieceIndex};
+
+use crate::core::{Action, Core};
+use crate::picker::PeerKey;
+use crate::wire::Request;
+
+impl Core {
+    /// The peer asks for a range. False if that is of a piece we do not hold.
+    pub fn heard_request(&mut self, key: PeerKey, request: Request, now: Duration) -> bool {
+        if !self.picker.have().contains(request.piece) {
+            return false;
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.uploads.push(request);
+        }
+        self.settle(key, now);
+        true
+    }
+
+    /// The peer no longer wants a range.
+    pub fn heard_cancel(&mut self, key: PeerKey, request: &Request, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.uploads.cancel(request);
+        }
+        self.settle(key, now);
+    }
+
+    /// What to send to the peer now: the first range it asked for, if it has its turn.
+    pub fn next_upload(&self, key: PeerKey) -> Option<Request> {
+        let peer = self.peers.get(&key).filter(|_| self.turns.is_held(key))?;
+        peer.uploads.first()
+    }
+
+    /// Takes ranges that the peer asked for off the front, as long as `fits` says so; [`Core::sent`] has to follow.
+    pub fn take_uploads(&mut self, key: PeerKey, mut fits: impl FnMut(&Request) -> bool) -> Vec<Request> {
+        let mut taken = Vec::new();
+        let Some(peer) = self.peers.get_mut(&key) else { return taken };
+        while let Some(next) = peer.uploads.first().filter(&mut fits) {
+            peer.uploads.cancel(&next);
+            taken.push(next);
+        }
+        peer.is_sending |= !taken.is_empty();
+        taken
+    }
+
+    /// So many bytes of a piece have gone to the peer, all that was taken for it.
+    pub fn sent(&mut self, key: PeerKey, piece: PieceIndex, bytes: u32, now: Duration) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.is_sending = false;
+        peer.last_payload = Some(now);
+        let bytes = bytes.saturating_mul(self.block_bytes / BLOCK_LEN);
+        if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over())
+            && plan.sent(key, piece, bytes)
+        {
+            self.actions.push(Action::Wake(key));
+        }
+        if self.turns.is_used_up(key, bytes) {
+            self.give_up_turn(key, now);
+        }
+        self.settle(key, now);
+    }
+
+    /// The peer has taken nothing for [`SLOT_STALL`](crate::pace::SLOT_STALL): others have its turn until
+    /// [`Core::caught_up`].
+    pub fn stalled(&mut self, key: PeerKey, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.is_stalled = true;
+            self.give_up_turn(key, now);
+        }
+    }
+
+    /// The peer has taken what it was being sent after all.
+    pub fn caught_up(&mut self, key: PeerKey, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.is_stalled = false;
+            self.settle(key, now);
+        }
+    }
+
+    /// Whether the peer waits for its turn, and has not let the last one pass.
+    pub fn is_in_queue(&self, key: PeerKey) -> bool {
+        self.peers.get(&key).is_some_and(|peer| !peer.uploads.is_empty() && peer.last_payload >= peer.last_turn)
+    }
+
+    /// Who wants to be served queues up, who does not makes room.
+    fn settle(&mut self, key: PeerKey, now: Duration) {
+        let Some(peer) = self.peers.get(&key).filter(|peer| !peer.is_sending && !peer.is_stalled) else { return };
+        if peer.uploads.is_empty() {
+            self.give_up_turn(key, now);
+        } else {
+            self.turns.want(key);
+            self.hand_out_turns(now);
+        }
+    }
+
+    pub(super) fn give_up_turn(&mut self, key: PeerKey, now: Duration) {
+        self.turns.give_up(key);
+        self.hand_out_turns(now);
+    }
+
+    fn hand_out_turns(&mut self, now: Duration) {
+        while let Some(key) = self.turns.hand_out() {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.last_turn = Some(now);
+            }
+            self.actions.push(Action::Wake(key));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What one peer asked for and has not been sent.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::wire::Request;
+
+/// Requests remembered per peer; stock clients keep at most 500 or so. More are not answered.
+const MAX_UPLOADS: usize = 2048;
+
+/// Ranges a peer asked for, each once, in its order. Nothing here looks through all of them: every message of a peer may
+/// ask for it.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    by_age: BTreeMap<u64, Request>,
+    age: HashMap<Request, u64>,
+    clock: u64,
+}
+
+impl Uploads {
+    pub(super) fn push(&mut self, request: Request) {
+        if self.age.len() < MAX_UPLOADS && !self.age.contains_key(&request) {
+            self.clock += 1;
+            self.age.insert(request, self.clock);
+            self.by_age.insert(self.clock, request);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, request: &Request) {
+        if let Some(age) = self.age.remove(request) {
+            self.by_age.remove(&age);
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<Request> {
+        self.by_age.first_key_value().map(|(_, &request)| request)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.age.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metainfo::PieceIndex;
+
+    #[test]
+    fn ranges_are_served_in_order_once_and_not_after_a_cancel() {
+        let request = |begin| Request { piece: PieceIndex(1), begin, len: 16384 };
+        let mut uploads = Uploads::default();
+        [3, 1, 2, 1, 0].into_iter().for_each(|begin| uploads.push(request(begin)));
+        uploads.cancel(&request(2));
+        uploads.cancel(&request(9));
+        let mut served = Vec::new();
+        while let Some(first) = uploads.first() {
+            served.push(first.begin);
+            uploads.cancel(&first);
+        }
+        assert_eq!(served, [3, 1, 0]);
+        assert!(uploads.is_empty());
+        (0..9000).for_each(|begin| uploads.push(request(begin)));
+        assert_eq!((uploads.age.len(), uploads.by_age.len()), (MAX_UPLOADS, MAX_UPLOADS));
+    }
+}
