@@ -320,6 +320,11 @@ pub(crate) mod testing {
         Arc::new(Shared::new(Arc::new(meta), Arc::new(Zeros), options, 1))
     }
 
+    /// Looks at deadlines.
+    pub(crate) fn tick(shared: &Shared) {
+        shared.tick();
+    }
+
     /// Lets time pass.
     pub(crate) fn age(shared: &mut Arc<Shared>, by: Duration) {
         Arc::get_mut(shared).expect("nobody else's").started -= by;

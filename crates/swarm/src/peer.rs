@@ -392,6 +392,54 @@ mod tests {
         assert_eq!(sorted.haves, [PieceIndex(77)]);
     }
 
+    /// Between the copying of a block and the engine's hearing of it the peer chokes us, goes, or is given up; what it gave is
+    /// taken all the same, as no second copy would be.
+    #[tokio::test]
+    async fn a_block_that_is_in_its_buffer_counts_whatever_became_of_its_giver() {
+        enum Fate {
+            Chokes,
+            Goes,
+            IsGivenUp,
+        }
+        for fate in [Fate::Chokes, Fate::Goes, Fate::IsGivenUp] {
+            let mut shared = testing::shared(1, 2 * BLOCK_LEN, &Options::default());
+            let all = [PieceIndex(0)];
+            let (giver, _) = shared.admit([1; 20], addr([10, 0, 0, 1]), false).expect("taken in");
+            let (other, _) = shared.admit([2; 20], addr([10, 0, 0, 2]), false).expect("taken in");
+            for link in [&giver, &other] {
+                assert!(shared.peer_has(link, all.to_vec()));
+                shared.peer_lets_us_ask(link, true);
+            }
+            shared.compose(&giver, &mut Vec::new());
+            assert_eq!(lock(&giver.asked).len(), 2, "asked for both blocks");
+            let block = vec![0; BLOCK_LEN as usize];
+            let mut bytes = bytes_of(&[Message::Piece { piece: PieceIndex(0), begin: 0, data: &block }]);
+            if matches!(fate, Fate::Chokes) {
+                bytes.extend(bytes_of(&[Message::Choke]));
+            }
+            let (mut said, mut sorted) = (PieceSet::new(1), Sorted::default());
+            sort_messages(&shared, &giver, &bytes, &mut said, &mut sorted).expect("no nonsense");
+            match fate {
+                Fate::Chokes => {}
+                Fate::Goes => shared.remove(&giver, false),
+                Fate::IsGivenUp => {
+                    testing::age(&mut shared, Duration::from_secs(600));
+                    testing::tick(&shared);
+                    shared.compose(&giver, &mut Vec::new());
+                }
+            }
+            shared.blocks_arrived(&giver, &sorted.arrived);
+            shared.compose(&other, &mut Vec::new());
+            let asked: Vec<Ask> = lock(&other.asked).keys().copied().collect();
+            assert_eq!(asked, [Ask { piece: PieceIndex(0), block: 1 }], "only the block that is not here");
+            let bytes = bytes_of(&[Message::Piece { piece: PieceIndex(0), begin: BLOCK_LEN, data: &block }]);
+            take_messages(&shared, &other, &bytes, &mut said).expect("no nonsense");
+            let mut outcome = shared.completion();
+            let complete = timeout(Duration::from_secs(60), outcome.wait_for(Option::is_some)).await;
+            assert!(complete.is_ok(), "the piece is whole");
+        }
+    }
+
     /// A peer asks for all of a piece and reads none of it: what it is still to be sent is in no piece.
     #[tokio::test]
     async fn who_reads_nothing_keeps_no_piece_in_memory() {

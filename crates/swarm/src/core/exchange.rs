@@ -15,7 +15,7 @@ pub struct Said {
     pub haves: Vec<PieceIndex>,
     /// That we are interested, or are no longer.
     pub interest: Option<bool>,
-    /// Blocks it need not send any more.
+    /// Blocks it need not send any more, of which the driver says and forgets those that have not come.
     pub cancels: Vec<Ask>,
     /// Blocks we ask for.
     pub asks: Vec<Ask>,
@@ -46,23 +46,26 @@ impl Core {
         !(self.picker.have().is_full() && self.picker.is_seeder(key))
     }
 
-    /// The peer lets us ask (unchoke), or no longer does (choke); then it sends nothing of what it was asked for.
+    /// The peer lets us ask (unchoke), or no longer does (choke); then it sends nothing of what it was asked for, and the
+    /// driver forgets all that.
     pub fn heard_unchoke(&mut self, key: PeerKey, can_ask: bool) {
         self.picker.set_can_ask(key, can_ask);
         if !can_ask {
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.asked.clear();
-            }
             self.wake(false);
         }
     }
 
-    /// This block has come from the peer. False if it is of no use: unasked, or here already.
+    /// The driver has taken this block in, which the peer was asked for. False if it is of no use: its piece is not being
+    /// asked for, or the block was here already.
+    ///
+    /// What a peer was asked for is known to the driver alone ([`Said::asks`] less [`Said::cancels`]). It copies a block
+    /// before it says so here, and meanwhile the peer may have choked us, gone, or been given up. The block is there all
+    /// the same, and no other copy of it would be taken.
     pub fn block_arrived(&mut self, key: PeerKey, ask: Ask, now: Duration) -> bool {
-        let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.asked.contains(&ask)) else { return false };
-        peer.asked.remove(&ask);
         let Received::Fresh { piece_complete, cancel } = self.picker.received(key, ask, now) else { return false };
-        peer.last_payload = Some(now);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.last_payload = Some(now);
+        }
         if let Some(other) = cancel {
             self.cancel(other, ask);
         }
@@ -95,14 +98,13 @@ impl Core {
             self.interesting = if wants { self.interesting + 1 } else { self.interesting - 1 };
             said.interest = Some(wants);
         }
-        said.cancels.extend(peer.cancels.drain(..).filter(|ask| peer.asked.remove(ask)));
+        said.cancels.append(&mut peer.cancels);
         let share = (OUTSTANDING_BYTES / asking).max(OUTSTANDING_LEAST);
         let limit = usize::try_from((share / self.block_bytes).max(1)).expect("fits usize");
         // A refill for every block would cost a packet and a system call each; by quarters the peer never runs dry.
         let lacking = limit.saturating_sub(picker.outstanding(key));
         if lacking * 4 >= limit {
             said.asks = picker.request(key, limit, now, &mut self.rng);
-            peer.asked.extend(&said.asks);
         }
         peer.is_hungry = wants && picker.outstanding(key) < limit;
         said

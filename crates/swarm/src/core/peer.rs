@@ -1,6 +1,5 @@
 //! One connected peer, as the core sees it.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::core::uploads::Uploads;
@@ -18,9 +17,7 @@ pub(super) struct Peer {
     pub(super) is_interesting: bool,
     /// Whether it could be asked for more if there were more to ask for.
     pub(super) is_hungry: bool,
-    /// What it was asked for and has not sent. Nothing else is taken from it.
-    pub(super) asked: HashSet<Ask>,
-    /// What it need not send any more and does not know yet: no more than it was asked for.
+    /// What it need not send any more and does not know yet: no more than it was asked for since it was last told.
     pub(super) cancels: Vec<Ask>,
     /// What it asked for.
     pub(super) uploads: Uploads,
@@ -42,7 +39,6 @@ impl Peer {
             shows_little,
             is_interesting: false,
             is_hungry: false,
-            asked: HashSet::new(),
             cancels: Vec::new(),
             uploads: Uploads::default(),
             is_sending: false,

@@ -1,6 +1,6 @@
 //! One machine: the real core, and what its driver keeps of each link.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use metainfo::PieceIndex;
@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use swarm::bits::PieceSet;
 use swarm::core::{Core, Setup};
 use swarm::pace::MEMORY_BYTES;
-use swarm::picker::PeerKey;
+use swarm::picker::{Ask, PeerKey};
 
 use crate::room::{Room, index};
 
@@ -21,6 +21,8 @@ pub struct Link {
     /// Blocks on their way to the peer: what TCP's buffers hold.
     pub in_flight: u32,
     pub last_progress: Duration,
+    /// What the peer was asked for and has not sent. Nothing else is taken from it.
+    pub asked: HashSet<Ask>,
 }
 
 pub struct Node {
@@ -100,7 +102,7 @@ impl Node {
     pub fn connect(&mut self, peer: u32, now: Duration) -> Vec<PieceIndex> {
         let (key, bitfield) = self.core.join(now);
         self.core.heard_unchoke(key, true);
-        self.links[index(peer)] = Some(Link { key, in_flight: 0, last_progress: now });
+        self.links[index(peer)] = Some(Link { key, in_flight: 0, last_progress: now, asked: HashSet::new() });
         self.machines.push(peer);
         self.neighbours.push(peer);
         bitfield.map_or(Vec::new(), |held| held.iter().collect())

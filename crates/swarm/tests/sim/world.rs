@@ -216,7 +216,10 @@ impl World {
     fn speak(&mut self, from: u32, to: u32) {
         let node = &mut self.nodes[index(from)];
         let Some(key) = node.key(to) else { return };
-        let said = node.core.compose(key, self.now);
+        let mut said = node.core.compose(key, self.now);
+        let Some(link) = node.link(to) else { return };
+        said.cancels.retain(|ask| link.asked.remove(ask));
+        link.asked.extend(&said.asks);
         if !said.is_empty() {
             self.soon(self.room.latency, Event::Say { from, to, said });
         }
@@ -279,8 +282,12 @@ impl World {
             self.act(from);
         }
         let receiver = &mut self.nodes[index(to)];
-        let Some(key) = receiver.key(from).filter(|_| receiver.is_alive) else { return };
-        if !receiver.core.block_arrived(key, ask, now) {
+        if !receiver.is_alive {
+            return;
+        }
+        let Some(link) = receiver.link(from) else { return };
+        let (key, was_asked) = (link.key, link.asked.remove(&ask));
+        if !was_asked || !receiver.core.block_arrived(key, ask, now) {
             receiver.blocks_wasted += 1;
         }
         self.act(to);
