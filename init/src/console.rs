@@ -113,11 +113,11 @@ impl Console {
     pub fn progress(&self, report: &Report) {
         let mut shared = self.lock();
         let detail = progress_line(report);
-        shared.picture.big = format!("{}%", report.percent());
+        shared.picture.big = format!("{}%", report.progress.percent());
         shared.picture.detail.clone_from(&detail);
         if shared.last_progress.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
             shared.last_progress = Some(Instant::now());
-            shared.say("", &format!("{} {}% {detail}", report.stage, report.percent()));
+            shared.say("", &format!("{} {}% {detail}", report.stage, report.progress.percent()));
         }
         shared.draw();
     }
@@ -308,12 +308,16 @@ fn title(stage: Stage) -> &'static str {
 
 /// Rate, time left, peers, in one line.
 fn progress_line(report: &Report) -> String {
-    let rate = report.rate_bytes_per_s / 1_000_000;
-    let mut line = format!("{} of {} MB, {rate} MB/s", report.bytes_done / 1_000_000, report.bytes_total / 1_000_000,);
-    if let Some(seconds) = report.eta_seconds() {
+    let rate = report.progress.rate_bytes_per_s / 1_000_000;
+    let mut line = format!(
+        "{} of {} MB, {rate} MB/s",
+        report.progress.bytes_done / 1_000_000,
+        report.progress.bytes_total / 1_000_000,
+    );
+    if let Some(seconds) = report.progress.eta_seconds() {
         line.push_str(&format!(", {}:{:02} left", seconds / 60, seconds % 60));
     }
-    match report.peers {
+    match report.progress.peers {
         1 => line.push_str(", 1 peer"),
         n => line.push_str(&format!(", {n} peers")),
     }

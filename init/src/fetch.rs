@@ -1,9 +1,10 @@
 //! Files by TFTP: `ezio.conf` under its three names, and the torrent.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, anyhow};
 use netboot::MacAddr;
 use netboot::tftp::{Fetch, FetchError, Step};
 use tokio::net::UdpSocket;
@@ -13,47 +14,68 @@ const TFTP_PORT: u16 = 69;
 const BUSY: u16 = 3;
 /// RFC 1350's code for "no such user".
 const NO_SUCH_USER: u16 = 7;
+/// RFC 1350's codes by which servers say that a file does not exist: 1, or 2 or 0 where `ezio.conf` is a file and no
+/// directory.
+const NO_SUCH_FILE: std::ops::RangeInclusive<u16> = 0..=2;
 /// A configuration is some lines.
 const MAX_CONF_LEN: usize = 64 * 1024;
+
+/// What keeps a machine from its order.
+#[derive(Debug)]
+pub enum Obstacle {
+    /// It may pass: the server is silent or busy, or has no order yet.
+    Passing(anyhow::Error),
+    /// It will not pass: what the server sent makes no sense, or does not fit this machine.
+    Lasting(anyhow::Error),
+}
+
+/// Why a file did not come by TFTP.
+#[derive(Debug, thiserror::Error)]
+enum TransferError {
+    #[error("opening a UDP port for TFTP")]
+    Socket(#[source] io::Error),
+    /// The text that comes with the code is about disks.
+    #[error("{server} is busy with other machines; asking for {name} again")]
+    Busy { server: Ipv4Addr, name: String },
+    #[error(transparent)]
+    Server(FetchError),
+}
 
 /// The text of `ezio.conf` for this machine, and the name it was found under.
 ///
 /// # Errors
-/// If the server has none of the three names, or does not answer.
-pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String)> {
+/// If the server has none of the three names, or does not answer; or what it has is not text.
+pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String), Obstacle> {
     let names = [format!("ezio.conf/{}", mac.bootif()), "ezio.conf/default".to_owned(), "ezio.conf".to_owned()];
     for name in names {
-        match fetch(server, &name, MAX_CONF_LEN).await? {
+        match transfer(server, &name, MAX_CONF_LEN).await {
             Ok(bytes) => {
-                let text = String::from_utf8(bytes).with_context(|| format!("{name} on {server} is not text"))?;
-                return Ok((text, name));
+                let text = String::from_utf8(bytes).with_context(|| format!("{name} on {server} is not text"));
+                return text.map(|text| (text, name)).map_err(Obstacle::Lasting);
             }
-            // Servers differ in how they say "no such file": error 1, or 2 or 0 where `ezio.conf` is a file and no
-            // directory.
-            Err(FetchError::Refused { code: 0..=2, .. }) => {}
+            Err(TransferError::Server(FetchError::Refused { code, .. })) if NO_SUCH_FILE.contains(&code) => {}
             // Ours knows this machine and has no order for it: everybody's is not for it either.
-            Err(FetchError::Refused { code: NO_SUCH_USER, .. }) => break,
-            Err(error) => return Err(error).context("fetching ezio.conf"),
+            Err(TransferError::Server(FetchError::Refused { code: NO_SUCH_USER, .. })) => break,
+            Err(error) => return Err(Obstacle::Passing(anyhow!(error).context("fetching ezio.conf"))),
         }
     }
-    anyhow::bail!(
+    Err(Obstacle::Passing(anyhow!(
         "{server} has no ezio.conf for {mac}: nothing is armed for this machine; run `ezio arm IMAGE` on the server"
-    )
+    )))
 }
 
 /// The torrent's bytes.
 ///
 /// # Errors
 /// If it is not there, or the server does not answer.
-pub async fn torrent(server: Ipv4Addr, path: &str) -> Result<Vec<u8>> {
-    fetch(server, path, usize::try_from(metainfo::TORRENT_LEN_MAX).expect("fits"))
-        .await?
-        .context("fetching the torrent that ezio.conf names")
+pub async fn torrent(server: Ipv4Addr, path: &str) -> Result<Vec<u8>, Obstacle> {
+    let most = usize::try_from(metainfo::TORRENT_LEN_MAX).expect("fits");
+    let bytes = transfer(server, path, most).await;
+    bytes.context("fetching the torrent that ezio.conf names").map_err(Obstacle::Passing)
 }
 
-/// One transfer. The outer error is this machine's, the inner one the server's.
-async fn fetch(server: Ipv4Addr, name: &str, max_len: usize) -> Result<Result<Vec<u8>, FetchError>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("opening a UDP port for TFTP")?;
+async fn transfer(server: Ipv4Addr, name: &str, max_len: usize) -> Result<Vec<u8>, TransferError> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.map_err(TransferError::Socket)?;
     let to = SocketAddr::from((server, TFTP_PORT));
     let mut fetch = Fetch::new(to, name, max_len, Instant::now());
     let mut buf = vec![0; 65536];
@@ -68,12 +90,11 @@ async fn fetch(server: Ipv4Addr, name: &str, max_len: usize) -> Result<Result<Ve
                     fetch.receive(from, &buf[..len], Instant::now());
                 }
             }
-            Step::Done(bytes) => return Ok(Ok(bytes)),
-            // The words that come with the code are about disks.
+            Step::Done(bytes) => return Ok(bytes),
             Step::Failed(FetchError::Refused { code: BUSY, .. }) => {
-                anyhow::bail!("{server} is busy with other machines; asking for {name} again")
+                return Err(TransferError::Busy { server, name: name.to_owned() });
             }
-            Step::Failed(error) => return Ok(Err(error)),
+            Step::Failed(error) => return Err(TransferError::Server(error)),
         }
     }
 }

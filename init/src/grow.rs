@@ -16,6 +16,7 @@ const EXT_MAGIC: (u64, [u8; 2]) = (1080, [0x53, 0xef]);
 const MOUNT_POINT: &str = "/run/grown";
 /// A partition shows up soon after the table is read.
 const APPEARS_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Grows the file system in a partition of `disk` to the partition's end. What was done, in words.
 ///
@@ -65,7 +66,7 @@ fn appears(disk: &Path, number: u32) -> Result<PathBuf> {
         match device.filter(|device| device.exists()) {
             Some(device) => return Ok(device),
             None if started.elapsed() > APPEARS_WITHIN => bail!("the kernel has not read the new table"),
-            None => std::thread::sleep(Duration::from_millis(100)),
+            None => std::thread::sleep(LOOK_EVERY),
         }
     }
 }

@@ -21,6 +21,13 @@ const HEAD_START: Duration = Duration::from_secs(4);
 /// After this long without a lease the person at the screen is told; the tries go on. Spanning tree alone may take 50 s.
 const COMPLAIN_AFTER: Duration = Duration::from_secs(90);
 
+/// A card whose address could not be set is tried again after this long.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Where a DHCP client listens (RFC 2131, section 4.1).
+const CLIENT_PORT: u16 = 68;
+/// More than the client lets a server send (option 57, 1,472 bytes).
+const DATAGRAM_MAX: usize = 1500;
+
 /// An interface with an address.
 #[derive(Clone, Debug)]
 pub struct Network {
@@ -93,7 +100,7 @@ async fn lease_one(dev: NetDev, not_before: Instant, leases: mpsc::Sender<Networ
         if leases.is_closed() {
             return;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(AGAIN_AFTER).await;
     }
 }
 
@@ -101,7 +108,7 @@ async fn lease_one(dev: NetDev, not_before: Instant, leases: mpsc::Sender<Networ
 async fn keep_lease(dev: &NetDev, leases: &mpsc::Sender<Network>) -> Result<()> {
     let socket = client_socket(&dev.name).with_context(|| format!("opening port 68 on {}", dev.name))?;
     let mut client = Client::new(dev.mac, rand::random(), Instant::now());
-    let mut buf = [0; 1500];
+    let mut buf = [0; DATAGRAM_MAX];
     let mut was_chosen = false;
     loop {
         match client.poll(Instant::now()) {
@@ -137,7 +144,7 @@ fn client_socket(interface: &str) -> io::Result<UdpSocket> {
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68)).into())?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, CLIENT_PORT)).into())?;
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket.into())
 }

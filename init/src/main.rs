@@ -5,13 +5,16 @@
 
 mod boot_args;
 mod console;
+mod disk;
 mod dry_run;
 mod fetch;
 mod glyphs;
 mod grow;
 mod lease;
+mod memory;
 mod modules;
 mod netdev;
+mod orders;
 mod pid1;
 mod reporter;
 mod stages;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use report::{Report, Stage, StageTime};
+use report::{Progress, Report, Stage, StageTime};
 
 /// Progress goes out this often, and a finished or failed machine goes on saying so.
 const EVERY: Duration = Duration::from_secs(1);
@@ -37,14 +37,8 @@ impl Reporter {
             serial,
             image: String::new(),
             stage: Stage::Network,
-            bytes_done: 0,
-            bytes_total: 0,
-            rate_bytes_per_s: 0,
-            downloaded: 0,
-            uploaded: 0,
+            progress: Progress::default(),
             kept: 0,
-            written: 0,
-            peers: 0,
             disk: String::new(),
             dry_run: false,
             note: String::new(),
@@ -82,8 +76,9 @@ impl Reporter {
         let done = StageTime { stage: state.report.stage, seconds: state.stage_started.elapsed().as_secs_f64() };
         state.report.times.push(done);
         state.report.stage = stage;
-        state.report.bytes_done = if stage.is_verified() { state.report.bytes_total } else { 0 };
-        state.report.rate_bytes_per_s = 0;
+        let progress = &mut state.report.progress;
+        progress.bytes_done = if stage.is_verified() { progress.bytes_total } else { 0 };
+        progress.rate_bytes_per_s = 0;
         state.stage_started = Instant::now();
         state.is_sent = false;
         state.failures = 0;

@@ -56,12 +56,12 @@ fn line(member: &Member) -> String {
         let what = if member.boot_seconds.is_some() { "network" } else { "firmware" };
         return format!("{name:12} {what}");
     };
-    let percent = usize::from(report.percent());
+    let percent = usize::from(report.progress.percent());
     let bar = format!("{}{}", "#".repeat(percent * 30 / 100), ".".repeat(30 - percent * 30 / 100));
-    let rate = megabytes(report.rate_bytes_per_s as f64);
+    let rate = megabytes(report.progress.rate_bytes_per_s as f64);
     match report.stage {
         Stage::Restore | Stage::Verify => {
-            format!("{name:12} {:8} {bar} {percent:3} % {rate:6.1} MB/s  {} peers", report.stage, report.peers)
+            format!("{name:12} {:8} {bar} {percent:3} % {rate:6.1} MB/s  {} peers", report.stage, report.progress.peers)
         }
         stage => format!("{name:12} {stage:8}"),
     }

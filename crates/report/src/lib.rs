@@ -134,6 +134,42 @@ pub struct StageTime {
     pub seconds: f64,
 }
 
+/// How far a machine is in its stage, and what it has moved since the restore began. One type from the restore to the
+/// table that people read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Bytes of content done in this stage.
+    pub bytes_done: u64,
+    /// Bytes of content in all, or zero before it is known.
+    pub bytes_total: u64,
+    /// Rate in this stage over the last seconds, bytes per second.
+    pub rate_bytes_per_s: u64,
+    /// Payload bytes taken from the swarm.
+    pub downloaded: u64,
+    /// Payload bytes given to the swarm.
+    pub uploaded: u64,
+    /// Bytes of content written to the disk.
+    pub written: u64,
+    /// Connected peers.
+    pub peers: u32,
+}
+
+impl Progress {
+    /// Seconds until this stage ends at the current rate; `None` if nothing moves.
+    pub fn eta_seconds(&self) -> Option<u64> {
+        let left = self.bytes_total.saturating_sub(self.bytes_done);
+        left.checked_div(self.rate_bytes_per_s)
+    }
+
+    /// Share of this stage that is done, 0 to 100.
+    pub fn percent(&self) -> u8 {
+        let done = u128::from(self.bytes_done) * 100;
+        let percent = done.checked_div(u128::from(self.bytes_total)).unwrap_or(0);
+        u8::try_from(percent.min(100)).expect("at most 100")
+    }
+}
+
 /// One report. Every field but `mac` and `stage` may be missing, so that an older machine can talk to a newer server; stages
 /// and fields that are not known are kept as they came, so that a newer machine can talk to an older one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,30 +190,12 @@ pub struct Report {
     pub image: String,
     /// Where the machine is.
     pub stage: Stage,
-    /// Bytes of content done in this stage.
-    #[serde(default)]
-    pub bytes_done: u64,
-    /// Bytes of content in all, or zero before it is known.
-    #[serde(default)]
-    pub bytes_total: u64,
-    /// Current rate in this stage.
-    #[serde(default)]
-    pub rate_bytes_per_s: u64,
-    /// Payload bytes taken from the swarm.
-    #[serde(default)]
-    pub downloaded: u64,
-    /// Payload bytes given to the swarm.
-    #[serde(default)]
-    pub uploaded: u64,
+    /// How far it is.
+    #[serde(flatten)]
+    pub progress: Progress,
     /// Bytes of content that were on the disk already.
     #[serde(default)]
     pub kept: u64,
-    /// Bytes of content written to the disk.
-    #[serde(default)]
-    pub written: u64,
-    /// Connected peers.
-    #[serde(default)]
-    pub peers: u32,
     /// The chosen disk in words: name, model, serial, size.
     #[serde(default)]
     pub disk: String,
@@ -198,21 +216,6 @@ pub struct Report {
     pub more: BTreeMap<String, Value>,
 }
 
-impl Report {
-    /// Seconds until this stage ends at the current rate; `None` if nothing moves.
-    pub fn eta_seconds(&self) -> Option<u64> {
-        let left = self.bytes_total.saturating_sub(self.bytes_done);
-        left.checked_div(self.rate_bytes_per_s)
-    }
-
-    /// Share of this stage that is done, 0 to 100.
-    pub fn percent(&self) -> u8 {
-        let done = u128::from(self.bytes_done) * 100;
-        let percent = done.checked_div(u128::from(self.bytes_total)).unwrap_or(0);
-        u8::try_from(percent.min(100)).expect("at most 100")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,17 +224,19 @@ mod tests {
     fn a_report_of_two_fields_is_enough() {
         let report: Report = serde_json::from_str(r#"{"mac":"52:54:00:77:00:01","stage":"network"}"#).expect("short");
         assert_eq!(report.stage, Stage::Network);
-        assert_eq!(report.eta_seconds(), None);
-        assert_eq!(report.percent(), 0);
+        assert_eq!(report.progress, Progress::default());
+        assert_eq!(report.progress.eta_seconds(), None);
+        assert_eq!(report.progress.percent(), 0);
     }
 
     #[test]
     fn what_a_newer_machine_says_is_kept_as_it_came() {
-        let text =
-            r#"{"mac":"m","stage":"defragment","temperature":41,"times":[{"stage":"defragment","seconds":1.5}]}"#;
+        let text = r#"{"mac":"m","stage":"defragment","peers":3,"temperature":41,"times":[{"stage":"defragment","seconds":1.5}]}"#;
         let report: Report = serde_json::from_str(text).expect("newer");
         assert_eq!(report.stage.to_string(), "defragment");
         assert!(!report.stage.is_final() && !report.stage.is_verified());
+        assert_eq!(report.progress.peers, 3);
+        assert_eq!(report.more.keys().collect::<Vec<_>>(), ["temperature"]);
         assert_eq!(report.more["temperature"], 41);
         let again = serde_json::to_value(&report).expect("plain data");
         assert_eq!((again["stage"].as_str(), again["temperature"].as_u64()), (Some("defragment"), Some(41)));
@@ -262,11 +267,9 @@ mod tests {
 
     #[test]
     fn progress_is_a_share_of_the_total() {
-        let mut report: Report = serde_json::from_str(r#"{"mac":"m","stage":"restore"}"#).expect("short");
-        report.bytes_done = u64::MAX / 2;
-        report.bytes_total = u64::MAX;
-        report.rate_bytes_per_s = u64::MAX / 2;
-        assert_eq!(report.percent(), 49);
-        assert_eq!(report.eta_seconds(), Some(1));
+        let (bytes_done, bytes_total) = (u64::MAX / 2, u64::MAX);
+        let progress = Progress { bytes_done, bytes_total, rate_bytes_per_s: u64::MAX / 2, ..Progress::default() };
+        assert_eq!(progress.percent(), 49);
+        assert_eq!(progress.eta_seconds(), Some(1));
     }
 }

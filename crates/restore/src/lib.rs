@@ -22,6 +22,6 @@ mod zeros;
 
 pub use layout::parttable::adapt::{Grow, Grown, Wish};
 pub use look::Sample;
-pub use run::{Lost, Progress, RestoreError, RestoreOptions, Restored, restore, survey};
+pub use run::{Lost, RestoreError, RestoreOptions, Restored, Update, restore, survey};
 pub use store::DiskStore;
 pub use swap::{check_swap, swap_page};

@@ -14,7 +14,7 @@ use layout::parttable::TableKind;
 use layout::parttable::adapt::{Grown, Wish};
 use layout::{Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
-use report::Stage;
+use report::{Progress, Stage};
 use swarm::{Have, Options, Swarm, SwarmError};
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -39,26 +39,14 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// Where a restore is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Progress {
+pub struct Update {
     /// [`Stage::Restore`], [`Stage::Verify`] or [`Stage::Finish`].
     pub stage: Stage,
-    /// Bytes of content done in this stage.
-    pub bytes_done: u64,
-    /// Bytes of content in all.
-    pub bytes_total: u64,
-    /// Rate over the last seconds, bytes per second.
-    pub rate_bytes_per_s: u64,
-    /// Payload bytes taken from the swarm.
-    pub downloaded: u64,
-    /// Payload bytes given to the swarm.
-    pub uploaded: u64,
-    /// Bytes of content written to the disk.
-    pub written: u64,
-    /// Connected peers.
-    pub peers: u32,
+    /// How far it is.
+    pub progress: Progress,
     /// Pieces that came with a wrong hash.
     pub bad_pieces: u64,
-    /// Why nothing comes, in words, if nothing has for a while; it is tried on.
+    /// Why no data is arriving, once none has arrived for a while. The restore keeps trying.
     pub trouble: Option<String>,
 }
 
@@ -222,7 +210,7 @@ pub async fn restore(
     device: Arc<Device>,
     options: Options,
     wishes: RestoreOptions,
-    mut each: impl FnMut(Progress),
+    mut each: impl FnMut(Update),
 ) -> Result<Restored, RestoreError> {
     check(&meta, &layout, &device)?;
     let mut run = Run::start(meta, layout, device, options, wishes).await?;
@@ -295,7 +283,7 @@ impl Run {
     }
 
     /// Until every piece is on the disk, and zeros where they belong; gives the bytes of content that were there already.
-    async fn fetch(&mut self, each: &mut impl FnMut(Progress)) -> Result<u64, RestoreError> {
+    async fn fetch(&mut self, each: &mut impl FnMut(Update)) -> Result<u64, RestoreError> {
         let path = self.device.path().to_owned();
         let (mut looking, mut news) = self.look();
         let mut kept = None;
@@ -324,8 +312,8 @@ impl Run {
                     let stats = self.swarm.stats();
                     let is_disk_busy = kept.is_none() || self.store.ledger().is_writing();
                     let trouble = stall.look(&stats, is_disk_busy, Instant::now()).filter(|_| !is_complete);
-                    let progress = self.meter.progress(Stage::Restore, stats.bytes_have, &self.swarm, &self.store);
-                    each(Progress { trouble, ..progress });
+                    let update = self.meter.update(Stage::Restore, stats.bytes_have, &self.swarm, &self.store);
+                    each(Update { trouble, ..update });
                     let is_time = self.wishes.discard && self.discarding.is_none() && self.store.is_unbootable();
                     if is_time && self.layout.table() != TableKind::None {
                         let (layout, store) = (Arc::clone(&self.layout), Arc::clone(&self.store));
@@ -335,7 +323,7 @@ impl Run {
                 }
             }
         }
-        each(self.meter.progress(Stage::Restore, self.meta.geometry.content_len(), &self.swarm, &self.store));
+        each(self.meter.update(Stage::Restore, self.meta.geometry.content_len(), &self.swarm, &self.store));
         match kept {
             Some(kept) => Ok(kept),
             None => done(looking.await, LOOKING, &path),
@@ -362,7 +350,7 @@ impl Run {
     }
 
     /// Until everything that was written has been read back.
-    async fn prove(&mut self, each: &mut impl FnMut(Progress)) -> Result<(), RestoreError> {
+    async fn prove(&mut self, each: &mut impl FnMut(Update)) -> Result<(), RestoreError> {
         self.store.ledger().complete();
         self.meter.restart(self.proof.bytes_proven());
         let path = self.device.path().to_owned();
@@ -383,24 +371,24 @@ impl Run {
                     Some(disk_offset) => return Err(RestoreError::ReadBack { path, what: Lost::Zeros, disk_offset }),
                 },
                 _ = self.ticks.tick() => if self.wishes.verify {
-                    each(self.meter.progress(Stage::Verify, self.proof.bytes_proven(), &self.swarm, &self.store));
+                    each(self.meter.update(Stage::Verify, self.proof.bytes_proven(), &self.swarm, &self.store));
                 }
             }
         }
         if self.wishes.verify {
-            each(self.meter.progress(Stage::Verify, self.meta.geometry.content_len(), &self.swarm, &self.store));
+            each(self.meter.update(Stage::Verify, self.meta.geometry.content_len(), &self.swarm, &self.store));
         }
         Ok(())
     }
 
     /// Makes the disk bootable.
-    async fn finish(&mut self, each: &mut impl FnMut(Progress)) -> Result<Finished, RestoreError> {
+    async fn finish(&mut self, each: &mut impl FnMut(Update)) -> Result<Finished, RestoreError> {
         let path = self.device.path().to_owned();
         let interrupted = |_| RestoreError::Interrupted { path: path.clone() };
         if let Some(discarding) = self.discarding.take() {
             discarding.await.map_err(interrupted)?;
         }
-        each(self.meter.progress(Stage::Finish, 0, &self.swarm, &self.store));
+        each(self.meter.update(Stage::Finish, 0, &self.swarm, &self.store));
         let (meta, layout, store) = (Arc::clone(&self.meta), Arc::clone(&self.layout), Arc::clone(&self.store));
         let (device, wish) = (Arc::clone(&self.device), self.wishes.table.clone());
         let finish = move || {
@@ -507,7 +495,7 @@ impl Meter {
         self.samples = [(Instant::now(), bytes_done)].into();
     }
 
-    fn progress(&mut self, stage: Stage, bytes_done: u64, swarm: &Swarm, store: &DiskStore) -> Progress {
+    fn update(&mut self, stage: Stage, bytes_done: u64, swarm: &Swarm, store: &DiskStore) -> Update {
         let now = Instant::now();
         self.samples.push_back((now, bytes_done));
         while self.samples.len() > 2 && now.duration_since(self.samples[1].0) > Meter::WINDOW {
@@ -516,8 +504,7 @@ impl Meter {
         let (since, before) = self.samples[0];
         let millis = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX).max(1);
         let stats = swarm.stats();
-        Progress {
-            stage,
+        let progress = Progress {
             bytes_done,
             bytes_total: self.total,
             rate_bytes_per_s: bytes_done.saturating_sub(before).saturating_mul(1000) / millis,
@@ -525,8 +512,7 @@ impl Meter {
             uploaded: stats.uploaded,
             written: store.ledger().bytes_written(),
             peers: u32::try_from(stats.peers).unwrap_or(u32::MAX),
-            bad_pieces: stats.bad_pieces,
-            trouble: None,
-        }
+        };
+        Update { stage, progress, bad_pieces: stats.bad_pieces, trouble: None }
     }
 }

@@ -11,7 +11,7 @@ use blockdev::Device;
 use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts, Zeros};
 use report::Stage;
-use restore::{DiskStore, Grow, Lost, Progress, RestoreError, RestoreOptions, Wish, restore};
+use restore::{DiskStore, Grow, Lost, RestoreError, RestoreOptions, Update, Wish, restore};
 use sha1::{Digest as _, Sha1};
 use swarm::{Have, Options, Storage, Swarm};
 
@@ -101,7 +101,7 @@ impl Room {
         path
     }
 
-    async fn restore(&self, path: &Path, each: impl FnMut(Progress)) -> Result<Cost, RestoreError> {
+    async fn restore(&self, path: &Path, each: impl FnMut(Update)) -> Result<Cost, RestoreError> {
         self.restore_as(path, RestoreOptions::default(), each).await
     }
 
@@ -109,7 +109,7 @@ impl Room {
         &self,
         path: &Path,
         wishes: RestoreOptions,
-        each: impl FnMut(Progress),
+        each: impl FnMut(Update),
     ) -> Result<Cost, RestoreError> {
         let device = Arc::new(Device::open_exclusive(path).expect("a file"));
         let layout = Arc::new(Layout::new(&self.meta).expect("sane"));
@@ -154,12 +154,12 @@ async fn a_disk_gets_every_byte_and_boots_only_at_the_end() {
     let path = room.disk(DISK_LEN + 3 * MIB);
     let watched = std::fs::File::open(&path).expect("the disk");
     let mut stages = Vec::new();
-    room.restore(&path, |progress| {
-        stages.push(progress.stage);
-        if progress.written > 0 && progress.stage <= Stage::Verify {
+    room.restore(&path, |update| {
+        stages.push(update.stage);
+        if update.progress.written > 0 && update.stage <= Stage::Verify {
             let mut head = [1; 4096];
             watched.read_exact_at(&mut head, 0).expect("the disk");
-            assert_eq!(head, [0; 4096], "nothing to boot before the proof, in stage {}", progress.stage);
+            assert_eq!(head, [0; 4096], "nothing to boot before the proof, in stage {}", update.stage);
         }
     })
     .await
@@ -213,8 +213,8 @@ async fn a_disk_that_forgets_is_found_out_and_left_unbootable() {
         }
     });
     let result = room
-        .restore(&path, |progress| {
-            if progress.stage == Stage::Restore && progress.bytes_done == progress.bytes_total {
+        .restore(&path, |update| {
+            if update.stage == Stage::Restore && update.progress.bytes_done == update.progress.bytes_total {
                 sabotage();
             }
         })
@@ -255,7 +255,7 @@ async fn an_unchanged_disk_is_proven_and_left_alone() {
     // The time of its last change proves that nothing is written, not even the same bytes again.
     let before = std::fs::metadata(&path).expect("the disk").modified().expect("a time");
     let mut last = None;
-    let again = room.restore(&path, |progress| last = Some(progress)).await.expect("a sound disk");
+    let again = room.restore(&path, |update| last = Some(update)).await.expect("a sound disk");
     assert_eq!(again, Cost { kept: len, fetched: 0, written: 0 });
     assert_eq!(last.map(|last| last.stage), Some(Stage::Finish));
     assert_eq!(std::fs::metadata(&path).expect("the disk").modified().expect("a time"), before, "written to");
@@ -322,9 +322,9 @@ async fn zeros_without_content_are_made_and_left_alone_where_they_are() {
         watched.read_exact_at(&mut bytes, at).expect("the disk");
         bytes == [0; 4096]
     };
-    room.restore(&path, |progress| {
-        if is_zero_at(3 * MIB + (64 << 10)) && progress.stage <= Stage::Verify {
-            assert!(is_zero_at(0), "nothing to boot once anything is written, in stage {}", progress.stage);
+    room.restore(&path, |update| {
+        if is_zero_at(3 * MIB + (64 << 10)) && update.stage <= Stage::Verify {
+            assert!(is_zero_at(0), "nothing to boot once anything is written, in stage {}", update.stage);
         }
     })
     .await
@@ -357,8 +357,8 @@ async fn a_disk_that_keeps_junk_where_zeros_belong_is_found_out() {
     let room = Room::new(facts_with_zeros()).await;
     let path = room.disk(DISK_LEN);
     let saboteur = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
-    let sabotage = |progress: Progress| {
-        if progress.stage == Stage::Restore && progress.bytes_done == progress.bytes_total {
+    let sabotage = |update: Update| {
+        if update.stage == Stage::Restore && update.progress.bytes_done == update.progress.bytes_total {
             saboteur.write_all_at(&[1], 4 * MIB + 77).expect("the disk");
         }
     };
@@ -392,7 +392,7 @@ async fn without_verify_nothing_is_read_back_but_the_table() {
     let path = room.disk(DISK_LEN);
     let mut stages = Vec::new();
     let wishes = RestoreOptions { verify: false, ..RestoreOptions::default() };
-    room.restore_as(&path, wishes, |progress| stages.push(progress.stage)).await.expect("a sound disk");
+    room.restore_as(&path, wishes, |update| stages.push(update.stage)).await.expect("a sound disk");
     stages.dedup();
     assert_eq!(stages, [Stage::Restore, Stage::Finish]);
     room.expect_restored(&path);

@@ -49,7 +49,7 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
         let mut machine = rack.power_on(&spec)?;
         machine.wait_for("EZIO: stage disk")?;
         let is_there = |report: &Report| match report.stage {
-            Stage::Restore => u64::from(report.percent()) >= moment.min(99),
+            Stage::Restore => u64::from(report.progress.percent()) >= moment.min(99),
             stage => stage > Stage::Restore || moment < 5,
         };
         let report = server.wait_for_report(&machine, "is at the moment for a power cut", is_there)?;
@@ -67,8 +67,8 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
             break;
         }
         cuts += 1;
-        kept.push(report.percent());
-        if report.written > 0 {
+        kept.push(report.progress.percent());
+        if report.progress.written > 0 {
             expect_unbootable(&disk)?;
         }
     }
@@ -99,7 +99,7 @@ pub fn resumed(rack: &mut Rack) -> Result<()> {
     let disk = rack.new_disk("target", MIB + 64)?;
     let spec = direct(rack, "machine", 1).disk(&disk, Bus::Virtio).slow_writes(SLOW);
     let mut machine = rack.power_on(&spec)?;
-    let is_half = |report: &Report| report.stage == Stage::Restore && report.percent() >= 50;
+    let is_half = |report: &Report| report.stage == Stage::Restore && report.progress.percent() >= 50;
     let first = server.wait_for_report(&machine, "is half-way", is_half)?;
     machine.pull_plug();
     expect_unbootable(&disk)?;
@@ -111,12 +111,12 @@ pub fn resumed(rack: &mut Rack) -> Result<()> {
     image.compare(&golden, &disk)?;
     let second = server.wait_for_report(&machine, "is done", |report| report.stage == Stage::Done)?;
     let total = image.meta.geometry.content_len();
-    let twice = (first.downloaded + second.downloaded).saturating_sub(total);
+    let twice = (first.progress.downloaded + second.progress.downloaded).saturating_sub(total);
     println!(
         "cut with {} of {total} bytes fetched; {lacking} were not on the disk; {} fetched afterwards, {twice} for the second time",
-        first.downloaded, second.downloaded
+        first.progress.downloaded, second.progress.downloaded
     );
-    ensure!(second.downloaded <= lacking, "more was fetched than was lacking");
+    ensure!(second.progress.downloaded <= lacking, "more was fetched than was lacking");
     ensure!(second.kept + lacking == total, "what was kept and what was lacking are not the whole");
     // What is on its way or in the page cache, which is kept to 32 MiB, is lost, whatever anybody does.
     ensure!(twice <= 40 << 20, "more than what was in memory was fetched twice");
@@ -167,7 +167,10 @@ pub fn changed_image(rack: &mut Rack) -> Result<()> {
 
     server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;
     let (again, unchanged) = deploy(rack, "golden")?;
-    ensure!((again.downloaded, again.written) == (0, 0), "something was fetched or written again: {again:?}");
+    ensure!(
+        (again.progress.downloaded, again.progress.written) == (0, 0),
+        "something was fetched or written again: {again:?}"
+    );
     image.compare(&golden, &disk)?;
 
     let geometry = image.meta.geometry;
@@ -190,10 +193,18 @@ pub fn changed_image(rack: &mut Rack) -> Result<()> {
     println!(
         "{MIB} MiB over 100 Mbit/s: {full:.1} s; unchanged again {unchanged:.1} s, nothing fetched; {changed} of {pieces} pieces \
          changed: {seconds:.1} s, {} bytes fetched = {:.3} x what changed",
-        delta.downloaded,
-        delta.downloaded as f64 / bytes as f64
+        delta.progress.downloaded,
+        delta.progress.downloaded as f64 / bytes as f64
     );
-    ensure!(delta.downloaded <= bytes + bytes / 10, "{} bytes fetched for {bytes} changed", delta.downloaded);
-    ensure!(delta.written <= bytes + bytes / 10, "{} bytes written for {bytes} changed", delta.written);
+    ensure!(
+        delta.progress.downloaded <= bytes + bytes / 10,
+        "{} bytes fetched for {bytes} changed",
+        delta.progress.downloaded
+    );
+    ensure!(
+        delta.progress.written <= bytes + bytes / 10,
+        "{} bytes written for {bytes} changed",
+        delta.progress.written
+    );
     rack.fault("an image of which 2 % changed", "over the old one", "the changed pieces are fetched, nothing else")
 }

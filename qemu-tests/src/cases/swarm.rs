@@ -34,7 +34,7 @@ fn spec(rack: &Rack, number: u8) -> Result<MachineSpec> {
 }
 
 fn is_mid_way(report: &Report) -> bool {
-    report.stage == Stage::Restore && (10..90).contains(&report.percent())
+    report.stage == Stage::Restore && (10..90).contains(&report.progress.percent())
 }
 
 fn expect_clone(rack: &Rack, image: &Image, golden: &Disk, machine: &mut Machine) -> Result<()> {

@@ -15,7 +15,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
 use layout::parttable::{Table, TableKind, guess_sector_size};
 use metainfo::Metainfo;
-use restore::{Grow, Progress, RestoreOptions, Restored, Wish, restore};
+use report::Progress;
+use restore::{Grow, RestoreOptions, Restored, Update, Wish, restore};
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::sync::mpsc;
 
@@ -114,13 +115,13 @@ impl RestoreCommand {
             options.peers.extend(seeder.as_ref().map(Swarm::local_addr));
             // One is enough: the first ends it.
             let (trouble, mut troubles) = mpsc::channel(1);
-            let show = |progress: Progress| {
-                // There is nobody else to wait for, whose pieces might be right.
-                let is_vain = is_own && (progress.peers == 0 || progress.bad_pieces > 0);
-                if let Some(words) = progress.trouble.as_ref().filter(|_| is_vain) {
+            let show = |update: Update| {
+                // There is no other peer to wait for, whose pieces might be right.
+                let is_vain = is_own && (update.progress.peers == 0 || update.bad_pieces > 0);
+                if let Some(words) = update.trouble.as_ref().filter(|_| is_vain) {
                     let _ = trouble.try_send(words.clone());
                 }
-                screen.show(progress);
+                screen.show(&update);
             };
             let restored = tokio::select! {
                 restored = restore(meta, layout, Arc::clone(&device), options, wishes, show) => restored?,
@@ -249,36 +250,24 @@ impl Screen {
         Screen::Bar(ProgressBar::new(0).with_style(style))
     }
 
-    fn show(&mut self, progress: Progress) {
+    fn show(&mut self, update: &Update) {
+        let Update { stage, progress, trouble, .. } = update;
         match self {
             Screen::Bar(bar) => {
                 bar.set_length(progress.bytes_total);
                 bar.set_position(progress.bytes_done);
-                bar.set_message(progress.stage.to_string());
-                bar.set_prefix(words(&progress));
+                bar.set_message(stage.to_string());
+                bar.set_prefix(words(update));
             }
             Screen::Lines { last } => {
-                let is_due = last.is_none_or(|(stage, at)| stage != progress.stage || at.elapsed() >= LINE_EVERY);
+                let is_due = last.is_none_or(|(before, at)| before != *stage || at.elapsed() >= LINE_EVERY);
                 if is_due {
-                    *last = Some((progress.stage, Instant::now()));
+                    *last = Some((*stage, Instant::now()));
                     let (done, total) = (size_text(progress.bytes_done), size_text(progress.bytes_total));
-                    say!("{} {done} of {total}, {}", progress.stage, words(&progress));
+                    say!("{stage} {done} of {total}, {}", words(update));
                 }
             }
-            Screen::Json => say!(
-                "{}",
-                serde_json::json!({
-                    "stage": progress.stage,
-                    "bytes_done": progress.bytes_done,
-                    "bytes_total": progress.bytes_total,
-                    "rate_bytes_per_s": progress.rate_bytes_per_s,
-                    "downloaded": progress.downloaded,
-                    "uploaded": progress.uploaded,
-                    "written": progress.written,
-                    "peers": progress.peers,
-                    "trouble": progress.trouble,
-                })
-            ),
+            Screen::Json => say!("{}", json(*stage, progress, serde_json::json!({ "trouble": trouble }))),
         }
     }
 
@@ -289,23 +278,22 @@ impl Screen {
         let seconds = took.as_secs_f64();
         let stats = restored.swarm.stats();
         if let Screen::Json = self {
-            say!(
-                "{}",
-                serde_json::json!({
-                    "stage": report::Stage::Done,
-                    "bytes_done": len,
-                    "bytes_total": len,
-                    "rate_bytes_per_s": 0,
-                    "downloaded": stats.downloaded,
-                    "uploaded": stats.uploaded,
-                    "written": restored.written,
-                    "peers": stats.peers,
-                    "kept": restored.kept,
-                    "verified": if verify { "all" } else { "table" },
-                    "seconds": seconds,
-                    "target": target.to_string_lossy(),
-                })
-            );
+            let progress = Progress {
+                bytes_done: len,
+                bytes_total: len,
+                rate_bytes_per_s: 0,
+                downloaded: stats.downloaded,
+                uploaded: stats.uploaded,
+                written: restored.written,
+                peers: u32::try_from(stats.peers).unwrap_or(u32::MAX),
+            };
+            let more = serde_json::json!({
+                "kept": restored.kept,
+                "verified": if verify { "all" } else { "table" },
+                "seconds": seconds,
+                "target": target.to_string_lossy(),
+            });
+            say!("{}", json(report::Stage::Done, &progress, more));
             return;
         }
         let how = if verify { "read back from the medium" } else { "partition table only: --no-verify" };
@@ -319,10 +307,21 @@ impl Screen {
     }
 }
 
-fn words(progress: &Progress) -> String {
+/// One line of `--json`: the stage, all of the progress, and the fields of `more`.
+fn json(stage: report::Stage, progress: &Progress, mut more: serde_json::Value) -> serde_json::Value {
+    let mut line = serde_json::json!(progress);
+    if let (Some(line), Some(more)) = (line.as_object_mut(), more.as_object_mut()) {
+        line.insert("stage".to_owned(), serde_json::json!(stage));
+        line.append(more);
+    }
+    line
+}
+
+fn words(update: &Update) -> String {
+    let progress = &update.progress;
     let rate = size_text(progress.rate_bytes_per_s);
-    let left = progress.bytes_total.saturating_sub(progress.bytes_done).checked_div(progress.rate_bytes_per_s);
+    let left = progress.eta_seconds();
     let eta = left.map(|seconds| format!(", {}:{:02} left", seconds / 60, seconds % 60)).unwrap_or_default();
-    let trouble = progress.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
+    let trouble = update.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
     format!("{rate}/s{eta}, {} peers{trouble}", progress.peers)
 }

@@ -82,15 +82,15 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
         }
         return asked_line(out, machine);
     }
-    let rate = report.rate_bytes_per_s as f64 / 1e6;
-    let is_moving = !report.stage.is_final() && report.bytes_total > 0;
+    let rate = report.progress.rate_bytes_per_s as f64 / 1e6;
+    let is_moving = !report.stage.is_final() && report.progress.bytes_total > 0;
     let row = format!(
         "{} {:<8} {:>4} {:>7} {:>7}",
         start(&report.image),
         stage_words(report),
-        if is_moving { report.percent().to_string() } else { String::new() },
+        if is_moving { report.progress.percent().to_string() } else { String::new() },
         if is_moving { format!("{rate:.1}") } else { String::new() },
-        if is_moving { report.eta_seconds().map(duration).unwrap_or_default() } else { String::new() },
+        if is_moving { report.progress.eta_seconds().map(duration).unwrap_or_default() } else { String::new() },
     );
     line(out, row.trim_end());
     if let Some(error) = &report.error {
