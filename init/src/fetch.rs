@@ -41,18 +41,15 @@ enum TransferError {
     Server(FetchError),
 }
 
-/// The text of `ezio.conf` for this machine, and the name it was found under.
+/// The bytes of `ezio.conf` for this machine, and the name it was found under.
 ///
 /// # Errors
-/// If the server has none of the three names, or does not answer; or what it has is not text.
-pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(String, String), Obstacle> {
+/// If the server has none of the three names, or does not answer.
+pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(Vec<u8>, String), Obstacle> {
     let names = [format!("ezio.conf/{}", mac.bootif()), "ezio.conf/default".to_owned(), "ezio.conf".to_owned()];
     for name in names {
         match transfer(server, &name, MAX_CONF_LEN).await {
-            Ok(bytes) => {
-                let text = String::from_utf8(bytes).with_context(|| format!("{name} on {server} is not text"));
-                return text.map(|text| (text, name)).map_err(Obstacle::Lasting);
-            }
+            Ok(bytes) => return Ok((bytes, name)),
             Err(TransferError::Server(FetchError::Refused { code, .. })) if NO_SUCH_FILE.contains(&code) => {}
             // Ours knows this machine and has no order for it: everybody's is not for it either.
             Err(TransferError::Server(FetchError::Refused { code: NO_SUCH_USER, .. })) => break,

@@ -52,8 +52,8 @@ impl Asking<'_> {
     }
 
     async fn once(self, reporter: &Reporter) -> Result<(Order, Metainfo), Obstacle> {
-        let (text, name) = fetch::conf(self.server, self.mac).await?;
-        let order = self.read(&text, &name, reporter).map_err(Obstacle::Lasting)?;
+        let (conf, name) = fetch::conf(self.server, self.mac).await?;
+        let order = self.read(&conf, &name, reporter).map_err(Obstacle::Lasting)?;
         let torrent = fetch::torrent(self.server, &order.torrent).await?;
         memory::check_torrent(&torrent).map_err(Obstacle::Lasting)?;
         let meta =
@@ -61,9 +61,10 @@ impl Asking<'_> {
         Ok((order, meta.map_err(Obstacle::Lasting)?))
     }
 
-    fn read(self, text: &str, name: &str, reporter: &Reporter) -> Result<Order> {
+    fn read(self, conf: &[u8], name: &str, reporter: &Reporter) -> Result<Order> {
         // Before anything can be wrong with it, or only the screen would know.
-        let value = |key: &str| value_of(text, &self.args.overrides, key);
+        let text = String::from_utf8_lossy(conf);
+        let value = |key: &str| value_of(&text, &self.args.overrides, key);
         if let Some(url) = value("REPORT") {
             reporter.update(|report| {
                 report.deployment = value("DEPLOYMENT").unwrap_or_default();
@@ -71,8 +72,9 @@ impl Asking<'_> {
             });
             reporter.set_url(url);
         }
-        let order =
-            Order::parse(text, &self.args.overrides).with_context(|| format!("reading {name} from {}", self.server))?;
+        let text = str::from_utf8(conf).with_context(|| format!("{name} on {} is not text", self.server))?;
+        let order = Order::parse(text, &self.args.overrides);
+        let order = order.with_context(|| format!("reading {name} from {}", self.server))?;
         for key in order.unknown_in_words() {
             log::warn!("{name}: {key} is not known and means nothing");
         }

@@ -1,15 +1,17 @@
-//! The table of faults tried: every case notes its own, and a run after which every case has passed writes `docs/faults.md`.
+//! The table of faults tried: every case notes its own, and a run after which every case has passed compares all of them
+//! with `docs/faults.md`.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Where a case keeps its notes, in its folder.
 const NOTES: &str = "faults.tsv";
-const HEAD: &str = "# Faults tried\n\nWritten by `make test`, from what happened in its virtual racks. Numbers that differ \
-                    from run to run are left out (…).\n\n| fault | where | what happened |\n|---|---|---|\n";
+const HEAD: &str = "# Faults tried\n\nWhat happened in the virtual racks of `make test`, which compares it with this page; \
+                    `make docs` writes it. A machine's own words are in quotes; their numbers differ from run to run (…).\n\n\
+                    | fault | where | what happened |\n|---|---|---|\n";
 
 /// Keeps a note in a case's folder.
 ///
@@ -19,16 +21,22 @@ pub fn note(folder: &Path, fault: &str, place: &str, happened: &str) -> Result<(
     let path = folder.join(NOTES);
     let file = File::options().create(true).append(true).open(&path);
     let mut file = file.with_context(|| format!("opening {}", path.display()))?;
-    let cells = [fault, place, happened].map(|cell| without_numbers(&cell.replace(['\n', '\t'], " ")));
+    let cells = [fault, place, happened].map(|cell| cell.replace(['\n', '\t'], " "));
     writeln!(file, "{}", cells.join("\t")).with_context(|| format!("writing {}", path.display()))
 }
 
-/// Writes the table of what these cases noted, in their order.
+/// What a machine said, for a note: in quotes, without the numbers that differ from run to run.
+pub fn quoted(words: &str) -> String {
+    format!("“{}”", without_numbers(words))
+}
+
+/// Writes the table of what these cases noted, in their order, and compares it with the page that people read. What
+/// machines said may differ: a failing disk may be noticed by a write or by the next flush.
 ///
 /// # Errors
-/// If a note cannot be read or the table not be written.
-pub fn write_table<'a>(folders: impl Iterator<Item = std::path::PathBuf> + 'a, to: &Path) -> Result<()> {
-    let mut table = HEAD.to_owned();
+/// If a note cannot be read or the table not be written, or the page says something else.
+pub fn check_table(folders: impl Iterator<Item = std::path::PathBuf>, table: &Path, page: &Path) -> Result<()> {
+    let mut text = HEAD.to_owned();
     for folder in folders {
         let path = folder.join(NOTES);
         if !path.exists() {
@@ -36,13 +44,33 @@ pub fn write_table<'a>(folders: impl Iterator<Item = std::path::PathBuf> + 'a, t
         }
         let notes = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         for note in notes.lines() {
-            table += &format!("| {} |\n", note.replace('|', "\\|").replace('\t', " | "));
+            text += &format!("| {} |\n", note.replace('|', "\\|").replace('\t', " | "));
         }
     }
-    if fs::read_to_string(to).is_ok_and(|old| old == table) {
+    fs::write(table, &text).with_context(|| format!("writing {}", table.display()))?;
+    let before = fs::read_to_string(page).with_context(|| format!("reading {}", page.display()))?;
+    let (before, now) = (without_quotes(&before), without_quotes(&text));
+    if before == now {
         return Ok(());
     }
-    fs::write(to, table).with_context(|| format!("writing {}", to.display()))
+    let lines = |text: &str, other: &str, sign: char| -> String {
+        let differs = |line: &&str| !other.lines().any(|there| there == *line);
+        text.lines().filter(differs).map(|line| format!("\n{sign} {line}")).collect()
+    };
+    bail!(
+        "{} does not say what happened; if this run is right, `make docs` writes it:{}{}",
+        page.display(),
+        lines(&before, &now, '-'),
+        lines(&now, &before, '+')
+    )
+}
+
+fn without_quotes(text: &str) -> String {
+    let mut out = String::new();
+    for part in text.split('“') {
+        out += part.split_once('”').map_or(part, |(_, after)| after);
+    }
+    out
 }
 
 /// Numbers of more than three digits, and pieces' numbers, are another in every run.
@@ -71,10 +99,18 @@ mod tests {
             "piece …, byte … of /dev/vda2 (os error 5)"
         );
         let dir = tempfile::tempdir().expect("a folder");
-        note(dir.path(), "EIO | write", "byte 12345", "failed:\nwell said").expect("noted");
-        let table = dir.path().join("faults.md");
-        write_table([dir.path().to_owned(), dir.path().join("none")].into_iter(), &table).expect("written");
-        let text = fs::read_to_string(&table).expect("there");
-        assert!(text.ends_with("|---|---|---|\n| EIO \\| write | byte … | failed: well said |\n"), "{text}");
+        let happened = format!("failed:\nwell, {}", quoted("piece 7 of 134217728 bytes"));
+        note(dir.path(), "EIO | write", "4096-byte sectors", &happened).expect("noted");
+        let (table, page) = (dir.path().join("table.md"), dir.path().join("faults.md"));
+        let check = || check_table([dir.path().to_owned(), dir.path().join("none")].into_iter(), &table, &page);
+        let row = |sector: u32, said: &str| {
+            format!("{HEAD}| EIO \\| write | {sector}-byte sectors | failed: well, “{said}” |\n")
+        };
+        fs::write(&page, row(4096, "another word")).expect("written");
+        check().expect("only a machine's words differ");
+        assert_eq!(fs::read_to_string(&table).expect("there"), row(4096, "piece … of … bytes"));
+        fs::write(&page, row(512, "piece … of … bytes")).expect("written");
+        let text = check().expect_err("another fault").to_string();
+        assert!(text.contains("make docs") && text.contains("\n- ") && text.contains("\n+ | EIO"), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use blockdev::Device;
 use layout::Layout;
 use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex, SwapFacts, Zeros};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use report::Stage;
 use restore::{DiskStore, Grow, Lost, RestoreError, RestoreOptions, Update, Wish, restore};
 use sha1::{Digest as _, Sha1};
@@ -458,4 +461,26 @@ async fn a_larger_disk_has_its_backup_table_at_its_own_end() {
     assert!(anew.written > 0 && anew.written <= 2 * u64::from(PIECE_LEN), "{anew:?}");
     let text = sgdisk(&["-v"], &path);
     assert!(text.contains("No problems found"), "{text}");
+}
+
+/// A disk that refuses every write from the partition table on: what is on it already cannot be taken off again, and the
+/// error says both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_can_be_neither_written_nor_wiped_is_said_to_be_there() {
+    let room = Room::new(ImageFacts::default()).await;
+    let memory = memfd_create("disk", MFdFlags::MFD_ALLOW_SEALING).expect("memory");
+    let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
+    std::fs::write(&path, vec![UNTOUCHED; usize_of(DISK_LEN)]).expect("memory");
+    let seal = |update: Update| {
+        if update.stage == Stage::Finish {
+            fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).expect("nothing maps it");
+        }
+    };
+    let error = room.restore(&path, seal).await.expect_err("the table cannot be written");
+    let RestoreError::NotWiped { wipe, why, .. } = &error else { panic!("{error:?}") };
+    assert!(wipe.to_string().contains("not permitted"), "{wipe}");
+    assert!(matches!(**why, RestoreError::Disk { .. }), "{why:?}");
+    assert!(error.to_string().contains("replace it"), "{error}");
+    let cause = std::error::Error::source(&error).expect("why the table is not right");
+    assert!(cause.to_string().contains("partition table"), "{cause}");
 }

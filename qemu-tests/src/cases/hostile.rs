@@ -1,4 +1,4 @@
-//! Torrents that nobody should have made: the reason on console and server, and not a byte on the disk.
+//! Torrents and orders that must not be obeyed: the reason on console and server, and not a byte on the disk.
 
 use std::fs;
 
@@ -35,14 +35,28 @@ pub fn hostile_torrents(rack: &mut Rack) -> Result<()> {
     ];
     for (number, (name, torrent, words)) in (1..).zip(cases) {
         fs::write(root.join("torrents").join(format!("{name}.torrent")), torrent).context("writing a torrent")?;
-        let conf = format!(
-            "TORRENT=torrents/{name}.torrent\nIMAGE={name}\nTRACKER=http://{SERVER_IP}:{HTTP_PORT}/announce\n\
-             REPORT=http://{SERVER_IP}:{HTTP_PORT}/report\n"
-        );
-        fs::write(root.join("ezio.conf/default"), conf).context("writing ezio.conf")?;
+        fs::write(root.join("ezio.conf/default"), conf(name)).context("writing ezio.conf")?;
         expect_refusal(rack, &server, name, number, words).with_context(|| format!("the torrent {name}"))?;
     }
+    fs::write(root.join("torrents/sound.torrent"), sound).context("writing a torrent")?;
+    let newer = format!("{}FORMAT=2\n", conf("sound"));
+    let no_text = [conf("sound").as_bytes(), b"TARGET=serial=\xff\n"].concat();
+    let orders = [
+        ("newer", newer.into_bytes(), "format 2, and this boot image knows formats up to 1"),
+        ("no-text", no_text, "is not text"),
+    ];
+    for (number, (name, order, words)) in (10..).zip(orders) {
+        fs::write(root.join("ezio.conf/default"), order).context("writing ezio.conf")?;
+        expect_refusal(rack, &server, name, number, words).with_context(|| format!("the order {name}"))?;
+    }
     Ok(())
+}
+
+fn conf(name: &str) -> String {
+    format!(
+        "TORRENT=torrents/{name}.torrent\nIMAGE={name}\nTRACKER=http://{SERVER_IP}:{HTTP_PORT}/announce\n\
+         REPORT=http://{SERVER_IP}:{HTTP_PORT}/report\n"
+    )
 }
 
 fn expect_refusal(rack: &mut Rack, server: &Server, name: &str, number: u8, words: &str) -> Result<()> {

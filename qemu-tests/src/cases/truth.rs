@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cases::lab::{armed, direct, expect_unbootable, inside};
 use crate::disk::{Bus, Disk};
+use crate::faults::quoted;
 use crate::golden::Size;
 use crate::machine::{Fault, Machine, MachineSpec};
 use crate::nbd::{NbdDisk, Temper};
@@ -18,7 +19,7 @@ use crate::server::{HTTP_PORT, Server};
 /// One bad disk, and what has to be said of it.
 struct Bad {
     fault: &'static str,
-    place: String,
+    place: &'static str,
     words: Vec<String>,
     machine: Machine,
     /// `None` if nothing can be read from it.
@@ -33,11 +34,11 @@ pub fn bad_disks(rack: &mut Rack) -> Result<()> {
     let flush = vec!["flushing".to_owned(), eio(), "disk offset".to_owned()];
     let full = vec!["flushing".to_owned(), "disk offset".to_owned()];
     let faults = [
-        (Fault::Write(at), "EIO on a write", format!("sector at byte {at}"), flush),
-        (Fault::Read(at), "EIO on the read-back", format!("sector at byte {at}"), vec!["reading back".into(), eio()]),
-        (Fault::Full(at), "ENOSPC on a write", format!("sector at byte {at}"), full),
-        (Fault::Flush, "EIO on a flush", "the third flush".into(), vec!["flushing".into(), eio()]),
-        (Fault::Hole, "writes dropped", "everywhere".into(), vec!["does not hold what was written".into()]),
+        (Fault::Write(at), "EIO on a write", "one sector", flush),
+        (Fault::Read(at), "EIO on the read-back", "one sector", vec!["reading back".into(), eio()]),
+        (Fault::Full(at), "ENOSPC on a write", "one sector", full),
+        (Fault::Flush, "EIO on a flush", "the third flush", vec!["flushing".into(), eio()]),
+        (Fault::Hole, "writes dropped", "everywhere", vec!["does not hold what was written".into()]),
     ];
     let mut bad = Vec::new();
     for (number, (fault, what, place, words)) in (1..).zip(faults) {
@@ -50,7 +51,7 @@ pub fn bad_disks(rack: &mut Rack) -> Result<()> {
     let nbd = NbdDisk::start("liar.nbd", &disk, Temper::Lying(at..at + 512))?;
     let spec = direct(rack, "liar", 8).disk(&disk, Bus::Virtio).behind(&nbd);
     let words = vec!["does not hold what was written".to_owned(), "disk offset".to_owned()];
-    let (fault, place) = ("writes dropped", format!("sector at byte {at}"));
+    let (fault, place) = ("writes dropped", "one sector");
     bad.push(Bad { fault, place, words, machine: rack.power_on(&spec)?, disk: Some(disk) });
     let well = rack.new_disk("well", 128)?;
     let mut healthy = rack.power_on(&direct(rack, "well", 9).disk(&well, Bus::Virtio))?;
@@ -79,7 +80,8 @@ fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
     ensure!(bad.machine.log().count("EZIO: verified") == 0, "{} said that it is verified", bad.machine.name());
     bad.machine.pull_plug();
     bad.disk.as_ref().map_or(Ok(()), expect_unbootable)?;
-    rack.fault(bad.fault, &bad.place, &format!("failed, the disk does not boot, the others finish: {told}"))
+    let happened = format!("failed, the disk does not boot, the others finish: {}", quoted(&told));
+    rack.fault(bad.fault, bad.place, &happened)
 }
 
 /// Somebody on the LAN has every piece, many of them with one bit flipped.

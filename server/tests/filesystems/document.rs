@@ -12,8 +12,8 @@ use crate::{Seen, SeenOdd};
 const HEAD: &str = "\
 # File systems
 
-What an image holds of each file system, and that it comes back whole. `server/tests/filesystems` writes this page when
-every row of it holds: each volume is made by its own mkfs, filled by its own driver in a virtual machine (small, large,
+What an image holds of each file system, and that it comes back whole. `server/tests/filesystems` compares this page with
+what it sees, and `make docs` writes it. Each volume is made by its own mkfs, filled by its own driver in a virtual machine (small, large,
 sparse and fragmented files, deleted ones, hard and symbolic links where it has them), unmounted, captured by `ezio capture`,
 and restored by `ezio restore` from a peer onto a disk full of random bytes. Then the deepest check that there is for
 it has to find nothing, and every file, name, size, mode and link has to be what it was.
@@ -55,10 +55,10 @@ const TAIL: &str = "
 | ReFS, ZFS, bcachefs and others | copied whole | like UDF above: nothing here knows their used blocks |
 ";
 
-/// Writes the page if it says anything else than before.
-pub fn write(seen: &[Seen], odd: &[SeenOdd]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/filesystems.md");
-    let old = fs::read_to_string(&path).unwrap_or_default();
+/// Compares the page with what was seen, and leaves what it should be for `make docs`.
+pub fn check(seen: &[Seen], odd: &[SeenOdd]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let old = fs::read_to_string(root.join("docs/filesystems.md")).unwrap_or_default();
     let rows_before = rows_by_name(&old);
     let mut text = HEAD.to_owned();
     for (volume, seen) in VOLUMES.iter().zip(seen) {
@@ -93,9 +93,17 @@ pub fn write(seen: &[Seen], odd: &[SeenOdd]) {
             .expect("a string takes it");
     }
     text += TAIL;
-    if text != old {
-        fs::write(&path, text).expect("docs/filesystems.md");
-    }
+    fs::create_dir_all(root.join("build")).expect("build/");
+    fs::write(root.join("build/filesystems.md"), &text).expect("build/filesystems.md");
+    let missing = |a: &str, b: &str| {
+        a.lines().filter(|line| !b.lines().any(|other| other == *line)).collect::<Vec<_>>().join("\n")
+    };
+    assert!(
+        text == old,
+        "docs/filesystems.md does not say what was seen; if this run is right, `make docs` writes it\n- {}\n+ {}",
+        missing(&old, &text),
+        missing(&text, &old)
+    );
 }
 
 /// The cells of each row of the page, by the first of them.

@@ -64,9 +64,14 @@ pub fn import(
     // Named as the disk, because people see it in messages.
     let base = scratch.join(&saved.disk);
     let mut source = None;
-    let mut pieces = Vec::new();
+    let mut streams = Vec::new();
     if let Some(files) = saved.whole_disk()? {
-        pieces.push(Piece { name: saved.disk.clone(), path: base.clone(), len: None, kept: Kept::Stream(files) });
+        streams.push(PartitionStream {
+            name: saved.disk.clone(),
+            path: base.clone(),
+            len: None,
+            kept: Kept::Stream(files),
+        });
     } else {
         let sector_size = table::rebuild(&saved, &base, stop)?;
         let mut disk = Source::open(&base)?;
@@ -88,7 +93,7 @@ pub fn import(
                 }
                 kept => {
                     let path = scratch.join(&name);
-                    pieces.push(Piece { name, path, len: Some(partition.len), kept });
+                    streams.push(PartitionStream { name, path, len: Some(partition.len), kept });
                 }
             }
         }
@@ -98,14 +103,14 @@ pub fn import(
         source = Some((disk, table));
     }
 
-    unpack(&saved.disk, &pieces, &draft, stop)?;
+    unpack(&saved.disk, &streams, &draft, stop)?;
     let source = match source {
         None => Source::open(&base)?,
         Some((mut disk, table)) => {
             for partition in &table.partitions {
                 let name = saved.name_of(partition.number);
-                if let Some(piece) = pieces.iter().find(|piece| piece.name == name) {
-                    disk.set_partition(partition.range(), Some(piece.path.clone()))?;
+                if let Some(stream) = streams.iter().find(|stream| stream.name == name) {
+                    disk.set_partition(partition.range(), Some(stream.path.clone()))?;
                 }
             }
             disk
@@ -173,29 +178,29 @@ pub fn import_file(
         "{shown} is a partclone image, which has no more than the blocks in use: leave --whole out"
     );
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let pieces = [Piece { name, path: scratch.join("partition"), len: None, kept: Kept::Stream(files) }];
-    unpack(&pieces[0].name, &pieces, &draft, stop)?;
-    Ok(make_image(&Source::open(&pieces[0].path)?, draft, options, stop)?.0)
+    let streams = [PartitionStream { name, path: scratch.join("partition"), len: None, kept: Kept::Stream(files) }];
+    unpack(&streams[0].name, &streams, &draft, stop)?;
+    Ok(make_image(&Source::open(&streams[0].path)?, draft, options, stop)?.0)
 }
 
 /// Makes all files of what is called `what`.
-fn unpack(what: &str, pieces: &[Piece], draft: &Draft, stop: &AtomicBool) -> anyhow::Result<()> {
+fn unpack(what: &str, streams: &[PartitionStream], draft: &Draft, stop: &AtomicBool) -> anyhow::Result<()> {
     let scratch = draft.scratch()?;
-    let needed = pieces.iter().map(|piece| piece.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
+    let needed = streams.iter().map(|stream| stream.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
     // The content is as long, and the partitions stay until it is complete.
     check_room(draft.library_dir(), needed.saturating_mul(2)).context("making room for the disk and for its image")?;
     say!("putting {what} together: {} of data, needed twice meanwhile", BinaryBytes(needed));
-    let mut progress = Progress::new("unpacking", pieces.iter().map(Piece::len_packed).sum());
-    for piece in pieces {
-        let unpacking = || format!("unpacking {}", piece.name);
-        piece.unpack(&scratch, &mut progress, stop).with_context(unpacking)?;
+    let mut progress = Progress::new("unpacking", streams.iter().map(PartitionStream::len_packed).sum());
+    for stream in streams {
+        let unpacking = || format!("unpacking {}", stream.name);
+        stream.unpack(&scratch, &mut progress, stop).with_context(unpacking)?;
     }
     progress.finish();
     Ok(())
 }
 
 /// A partition to be unpacked.
-struct Piece {
+struct PartitionStream {
     name: String,
     path: PathBuf,
     /// Of the partition, in bytes; `None` if nobody wrote it down.
@@ -203,7 +208,7 @@ struct Piece {
     kept: Kept,
 }
 
-impl Piece {
+impl PartitionStream {
     /// How much room unpacking it takes, in bytes; as far as its head says.
     fn needed(&self, scratch: &Path) -> anyhow::Result<u64> {
         let Kept::Stream(files) = &self.kept else { return Ok(0) };
