@@ -243,7 +243,7 @@ fn wait_for_server(library: &Path, armed: &Armed) {
 impl Recipients {
     fn library(&self) -> anyhow::Result<Library> {
         let flags = Settings { library: self.library.clone(), ..Settings::default() };
-        Library::open(Settings::load(self.config.as_deref(), flags)?.library_dir())
+        Library::open(Settings::load(self.config.as_deref(), flags)?.library())
     }
 
     /// The config: the file's, else what the running server was told; none if there is neither.

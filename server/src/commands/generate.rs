@@ -1,4 +1,4 @@
-//! `ezio generate`: man pages and shell completions, from the same definitions as the help texts.
+//! `ezio generate`: man pages, shell completions and the config's table of keys, from the definitions of the help texts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,11 +7,13 @@ use anyhow::Context;
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-/// Writes man pages and shell completions.
+use crate::room::config;
+
+/// Writes man pages, shell completions and the table of the config's keys.
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub struct GenerateCommand {
-    /// The directory that `man/` and `completions/` are made in.
+    /// The directory that gets `man/`, `completions/` and `config-keys.md`.
     dir: PathBuf,
 }
 
@@ -25,6 +27,8 @@ impl GenerateCommand {
         for dir in [&man, &completions] {
             fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
+        let keys = self.dir.join("config-keys.md");
+        fs::write(&keys, config::document()).with_context(|| format!("writing {}", keys.display()))?;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             clap_complete::generate_to(shell, &mut command.clone(), "ezio", &completions)
                 .with_context(|| format!("writing to {}", completions.display()))?;

@@ -49,13 +49,12 @@ impl ServeCommand {
 }
 
 async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()> {
-    let library = Library::create(settings.library_dir())?;
+    let library = Library::create(settings.library())?;
     let state_dir = library.state_dir();
     let _lock = running::lock(&state_dir)?;
-    let is_on = |key: Option<bool>| key != Some(false);
-    let (is_tftp_on, is_http_on) = (is_on(settings.tftp), is_on(settings.http));
+    let (is_tftp_on, is_http_on) = (settings.tftp(), settings.http());
     ensure!(
-        is_tftp_on || is_http_on || settings.dhcp == Some(DhcpMode::Off),
+        is_tftp_on || is_http_on || settings.dhcp() == DhcpMode::Off,
         "with TFTP and HTTP off there is nothing to boot: switch one of them on, or set dhcp = \"off\""
     );
     if is_tftp_on || is_http_on {
@@ -101,7 +100,7 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
         tftp_threads.push((stop, tftp::run(service, watcher).context("starting TFTP")?));
     }
     let address = room.bindings.first().map(|binding| binding.address.to_string()).unwrap_or_default();
-    let url = format!("http://{address}:{}", room.http_port());
+    let url = format!("http://{address}:{}", room.settings.http_port());
     ServerNote::here(url, room.settings.clone()).leave(&state_dir)?;
     say!("{}", summary(&room).trim_end());
 
@@ -181,11 +180,11 @@ fn summary(room: &Room) -> String {
     say("ezio", format!("{} serves {}", env!("CARGO_PKG_VERSION"), room.library.dir().display()));
     let at = |b: &Binding| format!("{} ({}/{})", b.interface, b.address, b.prefix_len);
     say("network", room.bindings.iter().map(at).collect::<Vec<_>>().join(", "));
-    let tftp_port = settings.tftp_port.unwrap_or(69);
+    let tftp_port = settings.tftp_port();
     let address = room.bindings.first().map(|binding| binding.address.to_string()).unwrap_or_default();
     say(
         "dhcp",
-        match settings.dhcp.unwrap_or_default() {
+        match settings.dhcp() {
             DhcpMode::Proxy => "beside the site's DHCP server; silent while nothing is armed".into(),
             DhcpMode::Server => {
                 let range = settings.dhcp_range.as_ref().map(|range| format!("{}-{}", range.0.start(), range.0.end()));
@@ -200,17 +199,17 @@ fn summary(room: &Room) -> String {
             ),
         },
     );
-    let on = |key: Option<bool>, text: String| if key == Some(false) { "off".into() } else { text };
-    say("tftp", on(settings.tftp, format!("port {tftp_port}, boot files from {}", room.boot_dir.display())));
-    say("http", on(settings.http, format!("http://{address}:{}/ shows the room", room.http_port())));
+    let on = |is_on: bool, text: String| if is_on { text } else { "off".into() };
+    say("tftp", on(settings.tftp(), format!("port {tftp_port}, boot files from {}", room.boot_dir.display())));
+    say("http", on(settings.http(), format!("http://{address}:{}/ shows the room", settings.http_port())));
     let entries = room.library.images().unwrap_or_default();
     let names: Vec<String> = entries
         .iter()
         .map(|entry| if entry.image.is_ok() { entry.name.clone() } else { format!("{} (damaged)", entry.name) })
         .collect();
     say("images", if names.is_empty() { "none yet: `ezio capture` makes one".into() } else { names.join(", ") });
-    if settings.is_publishing() {
-        say("publish", format!("http://{address}:{}/images/ lists what other sites may copy", room.http_port()));
+    if settings.publish() {
+        say("publish", format!("http://{address}:{}/images/ lists what other sites may copy", settings.http_port()));
     }
     let orders = room.armed().lines(settings);
     if orders.is_empty() {

@@ -47,7 +47,7 @@ impl StatusCommand {
             None => {
                 let flags = Settings { library: self.library.clone(), ..Settings::default() };
                 let settings = Settings::load(self.config.as_deref(), flags)?;
-                let found = ServerNote::find(&settings.library_dir());
+                let found = ServerNote::find(&settings.library());
                 found.context("looking for the server; --server names one")?.url
             }
         };

@@ -3,185 +3,22 @@
 //! `boot_dir = "…"` in the file is `--boot-dir …` on the command line, which wins. Only groups and single machines
 //! are for the file alone.
 
+mod keys;
+mod read;
+mod value;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::Ipv4Addr;
-use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 
-use anyhow::{Context, anyhow, bail, ensure};
-use clap::{Args, ValueEnum};
+use anyhow::{Context, anyhow, ensure};
 use netboot::MacAddr;
-use order::{After, TargetRule};
-use serde::{Deserialize, Serialize};
+use order::TargetRule;
 
+pub use self::keys::{Group, MachineSection, Settings, document};
+use self::read::Mistake;
+pub use self::value::DhcpMode;
 use crate::room::scope::Scope;
-use library::{self, DEFAULT_DIR};
-
-/// Where the boot directory is unless told otherwise.
-const DEFAULT_BOOT_DIR: &str = "/usr/lib/ezio/boot";
-
-/// Every key, each of them optional, from the file or from the command line.
-#[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// Directory of the images, and of what the server remembers [default: /var/lib/ezio].
-    #[arg(long, value_name = "DIR")]
-    pub library: Option<PathBuf>,
-    /// Directory with vmlinuz, initrd.img and the iPXE loaders, as `make image` builds it [default: /usr/lib/ezio/boot].
-    #[arg(long, value_name = "DIR")]
-    pub boot_dir: Option<PathBuf>,
-    /// Network interface to serve; several may be given. Needed when the machine has more than one.
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    #[serde(deserialize_with = "one_or_many")]
-    pub interface: Vec<String>,
-    /// IPv4 address to serve under; needed when the interface has more than one.
-    #[arg(long, value_name = "IP")]
-    pub address: Option<Ipv4Addr>,
-    /// DHCP: `proxy` beside the site's DHCP server, `server` to give out leases, or `off` [default: proxy].
-    #[arg(long, value_enum)]
-    pub dhcp: Option<DhcpMode>,
-    /// Addresses that DHCP mode `server` gives out, such as 10.0.0.50-10.0.0.99.
-    #[arg(long, value_name = "FIRST-LAST")]
-    pub dhcp_range: Option<AddressRange>,
-    /// How long a lease lasts, in seconds [default: 3600].
-    #[arg(long, value_name = "SECONDS")]
-    pub dhcp_lease: Option<u32>,
-    /// Default router that DHCP mode `server` names.
-    #[arg(long, value_name = "IP")]
-    pub dhcp_router: Option<Ipv4Addr>,
-    /// Name servers that DHCP mode `server` names.
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
-    pub dhcp_dns: Vec<Ipv4Addr>,
-    /// Serve TFTP [default: true].
-    #[arg(long, value_name = "BOOL")]
-    pub tftp: Option<bool>,
-    /// UDP port of TFTP; firmware always asks at 69 [default: 69].
-    #[arg(long, value_name = "PORT")]
-    pub tftp_port: Option<u16>,
-    /// Serve HTTP: kernel, boot script, tracker, reports, status [default: true].
-    #[arg(long, value_name = "BOOL")]
-    pub http: Option<bool>,
-    /// TCP port of HTTP [default: 80].
-    #[arg(long, value_name = "PORT")]
-    pub http_port: Option<u16>,
-    /// Seed the armed images from this server [default: true].
-    #[arg(long, value_name = "BOOL")]
-    pub seed: Option<bool>,
-    /// First TCP port for seeding, one more for each armed or published image, and the next one if that is taken; 0 takes
-    /// any free port [default: 6882].
-    #[arg(long, value_name = "PORT")]
-    pub peer_port: Option<u16>,
-    /// Let other sites' servers copy every image of this library with `ezio image pull` [default: false].
-    #[arg(long, value_name = "BOOL")]
-    pub publish: Option<bool>,
-    /// Added to the kernel command line of the imaging system, such as `console=ttyS0`.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub kernel_args: Option<String>,
-    /// Which disk is written: `auto`, or terms such as serial=S4EVNX0N123456 or bus=nvme,min=500G [default: auto].
-    #[arg(long, value_name = "RULE")]
-    pub target: Option<TargetRule>,
-    /// What a machine does when it is done: reboot, poweroff or halt [default: reboot].
-    #[arg(long, value_name = "WHAT")]
-    pub after: Option<After>,
-    /// Seconds without an upload after which a finished machine stops seeding [default: 15].
-    #[arg(long, value_name = "SECONDS")]
-    pub linger: Option<u32>,
-    /// Seconds without a report after which a machine is shown as silent [default: 15].
-    #[arg(long, value_name = "SECONDS")]
-    pub silent_after: Option<u64>,
-    /// Machines with something in common.
-    #[arg(skip)]
-    pub groups: BTreeMap<String, Group>,
-    /// Single machines, by MAC address.
-    #[arg(skip)]
-    pub machines: BTreeMap<MacAddr, Overrides>,
-}
-
-/// How DHCP is done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DhcpMode {
-    /// Beside the site's DHCP server; answers only netboot clients.
-    #[default]
-    Proxy,
-    /// Gives leases: only for a network without any other DHCP server.
-    Server,
-    /// Not at all; the site's DHCP server has to name our boot files.
-    Off,
-}
-
-/// `FIRST-LAST`, both included.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct AddressRange(pub RangeInclusive<Ipv4Addr>);
-
-impl FromStr for AddressRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<AddressRange, String> {
-        let error = || format!("{text:?} is not a range of addresses; write it as 10.0.0.50-10.0.0.99");
-        let (first, last) = text.split_once('-').ok_or_else(error)?;
-        let first: Ipv4Addr = first.trim().parse().map_err(|_| error())?;
-        let last: Ipv4Addr = last.trim().parse().map_err(|_| error())?;
-        if first > last { Err(error()) } else { Ok(AddressRange(first..=last)) }
-    }
-}
-
-impl From<AddressRange> for String {
-    fn from(range: AddressRange) -> String {
-        format!("{}-{}", range.0.start(), range.0.end())
-    }
-}
-
-impl TryFrom<String> for AddressRange {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<AddressRange, String> {
-        text.parse()
-    }
-}
-
-/// Machines with something in common.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Group {
-    /// Who belongs to it.
-    pub machines: Vec<MacAddr>,
-    /// Never to be imaged, whatever is armed.
-    pub never: Option<bool>,
-    /// Image for these machines when the whole room is armed with another one.
-    pub image: Option<String>,
-    /// As the key of that name for everybody.
-    pub target: Option<TargetRule>,
-    /// As the key of that name for everybody.
-    pub after: Option<After>,
-    /// As the key of that name for everybody.
-    pub linger: Option<u32>,
-    /// As the key of that name for everybody.
-    pub kernel_args: Option<String>,
-}
-
-/// What is different for one machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Overrides {
-    /// What people call it.
-    pub name: Option<String>,
-    /// Never to be imaged, whatever is armed; `false` for one machine of a group that is not.
-    pub never: Option<bool>,
-    /// Image for this machine when the whole room is armed with another one.
-    pub image: Option<String>,
-    /// As the key of that name for everybody.
-    pub target: Option<TargetRule>,
-    /// As the key of that name for everybody.
-    pub after: Option<After>,
-    /// As the key of that name for everybody.
-    pub linger: Option<u32>,
-    /// As the key of that name for everybody.
-    pub kernel_args: Option<String>,
-}
 
 /// An image that a group or machine names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,59 +54,14 @@ impl Settings {
             Some(path) => {
                 let text =
                     fs::read_to_string(path).with_context(|| format!("reading the config {}", path.display()))?;
-                let in_file: Settings = toml::from_str(&text)
-                    .map_err(with_hint)
-                    .with_context(|| format!("in the config {}", path.display()))?;
-                in_file.check().with_context(|| format!("in the config {}", path.display()))?;
+                let in_config = || format!("in the config {}", path.display());
+                let in_file = read::read(&text).with_context(in_config)?;
+                in_file.check().map_err(|mistake| mistake.in_file(&text)).with_context(in_config)?;
                 in_file.overlaid(flags)
             }
         };
-        settings.check().context("in the settings")?;
+        settings.check().map_err(|mistake| anyhow!(mistake.why)).context("in the settings")?;
         Ok(settings)
-    }
-
-    fn overlaid(self, flags: Settings) -> Settings {
-        let many = |flag: Vec<_>, file| if flag.is_empty() { file } else { flag };
-        Settings {
-            library: flags.library.or(self.library),
-            boot_dir: flags.boot_dir.or(self.boot_dir),
-            interface: many(flags.interface, self.interface),
-            address: flags.address.or(self.address),
-            dhcp: flags.dhcp.or(self.dhcp),
-            dhcp_range: flags.dhcp_range.or(self.dhcp_range),
-            dhcp_lease: flags.dhcp_lease.or(self.dhcp_lease),
-            dhcp_router: flags.dhcp_router.or(self.dhcp_router),
-            dhcp_dns: if flags.dhcp_dns.is_empty() { self.dhcp_dns } else { flags.dhcp_dns },
-            tftp: flags.tftp.or(self.tftp),
-            tftp_port: flags.tftp_port.or(self.tftp_port),
-            http: flags.http.or(self.http),
-            http_port: flags.http_port.or(self.http_port),
-            seed: flags.seed.or(self.seed),
-            peer_port: flags.peer_port.or(self.peer_port),
-            publish: flags.publish.or(self.publish),
-            kernel_args: flags.kernel_args.or(self.kernel_args),
-            target: flags.target.or(self.target),
-            after: flags.after.or(self.after),
-            linger: flags.linger.or(self.linger),
-            silent_after: flags.silent_after.or(self.silent_after),
-            groups: self.groups,
-            machines: self.machines,
-        }
-    }
-
-    /// Where the images are.
-    pub fn library_dir(&self) -> PathBuf {
-        self.library.clone().unwrap_or_else(|| DEFAULT_DIR.into())
-    }
-
-    /// Where kernel and loaders are.
-    pub fn boot_dir(&self) -> PathBuf {
-        self.boot_dir.clone().unwrap_or_else(|| DEFAULT_BOOT_DIR.into())
-    }
-
-    /// Whether other sites may copy the images.
-    pub fn is_publishing(&self) -> bool {
-        self.publish == Some(true)
     }
 
     /// The group a machine belongs to.
@@ -277,19 +69,10 @@ impl Settings {
         self.groups.iter().find(|(_, group)| group.machines.contains(&mac)).map(|(name, group)| (name.as_str(), group))
     }
 
-    /// What is different for a machine: its own entry, and where that says nothing, its group's.
-    pub fn overrides_of(&self, mac: MacAddr) -> Overrides {
+    /// What is different for a machine: its own section, and where that says nothing, its group's.
+    pub fn overrides_of(&self, mac: MacAddr) -> MachineSection {
         let own = self.machines.get(&mac).cloned().unwrap_or_default();
-        let group = self.group_of(mac).map(|(_, group)| group.clone()).unwrap_or_default();
-        Overrides {
-            name: own.name,
-            never: own.never.or(group.never),
-            image: own.image.or(group.image),
-            target: own.target.or(group.target),
-            after: own.after.or(group.after),
-            linger: own.linger.or(group.linger),
-            kernel_args: own.kernel_args.or(group.kernel_args),
-        }
+        own.over(self.group_of(mac).map(|(_, group)| group.clone()).unwrap_or_default())
     }
 
     /// What people call a machine; empty if the config does not say.
@@ -336,7 +119,7 @@ impl Settings {
         let mut pinned = Vec::new();
         for (place, scope, image, target) in groups.chain(machines) {
             if let Some(image) = image {
-                let target = target.as_ref().or(self.target.as_ref()).cloned().unwrap_or_default();
+                let target = target.clone().unwrap_or_else(|| self.target());
                 pinned.push(Pinned { place, scope, image, target });
             }
         }
@@ -348,44 +131,87 @@ impl Settings {
         !machines.is_empty() && machines.iter().all(|mac| self.is_never(*mac))
     }
 
-    /// Values that parse but cannot be.
-    fn check(&self) -> anyhow::Result<()> {
+    /// Values that can be read and are wrong.
+    fn check(&self) -> Result<(), Mistake> {
         let mut seen: BTreeMap<MacAddr, &str> = BTreeMap::new();
         for (name, group) in &self.groups {
             for mac in &group.machines {
                 if let Some(other) = seen.insert(*mac, name) {
-                    bail!("machine {mac} is in group {other:?} and in group {name:?}: leave it in one of them");
+                    let why =
+                        format!("machine {mac} is in group {other:?} and in group {name:?}: leave it in one of them");
+                    return Err(Mistake { place: place_in_group(name, "machines"), why });
                 }
             }
         }
         let mut names: BTreeMap<&str, MacAddr> = BTreeMap::new();
         for (mac, name) in self.machines.iter().filter_map(|(mac, own)| Some((*mac, own.name.as_deref()?))) {
-            check_line("name", name)?;
-            ensure!(!name.trim().is_empty(), "the name of {} is empty: leave it out", machine_place(mac));
+            let is_wrong = |why| Mistake { place: place_in_machine(mac, "name"), why };
+            check_line("name", name).map_err(|error| is_wrong(error.to_string()))?;
+            if name.trim().is_empty() {
+                return Err(is_wrong(format!("the name of {} is empty: leave it out", machine_place(mac))));
+            }
             if let Some(other) = names.insert(name, mac) {
-                bail!("{name:?} is the name of {other} and of {mac}: give one of them another");
+                let why = format!("{name:?} is the name of {other} and of {mac}: rename one of them");
+                return Err(is_wrong(why));
             }
         }
-        for Pinned { place, image, .. } in self.pinned() {
-            library::check_name(image).with_context(|| format!("image of {place}"))?;
+        for Pinned { place, scope, image, .. } in self.pinned() {
+            let place_of_key = match &scope {
+                Scope::Machine(mac) => place_in_machine(*mac, "image"),
+                Scope::Group(name) => place_in_group(name, "image"),
+                Scope::All => Vec::new(),
+            };
+            library::check_name(image)
+                .map_err(|error| Mistake { place: place_of_key, why: format!("image of {place}: {error:#}") })?;
         }
-        let arguments = [&self.kernel_args].into_iter().chain(self.groups.values().map(|group| &group.kernel_args));
-        for arguments in arguments.chain(self.machines.values().map(|machine| &machine.kernel_args)).flatten() {
-            check_line("kernel_args", arguments)?;
-            ensure!(
-                !arguments.contains("||") && !arguments.contains("&&"),
-                "kernel_args may not contain || or &&, which end a command in the boot script"
-            );
+        let of_groups =
+            self.groups.iter().map(|(name, group)| (place_in_group(name, "kernel_args"), &group.kernel_args));
+        let of_machines =
+            self.machines.iter().map(|(mac, own)| (place_in_machine(*mac, "kernel_args"), &own.kernel_args));
+        for (place, text) in [(key("kernel_args"), &self.kernel_args)].into_iter().chain(of_groups).chain(of_machines) {
+            if let Some(text) = text {
+                check_kernel_args(text).map_err(|error| Mistake { place, why: error.to_string() })?;
+            }
         }
-        ensure!(self.http_port != Some(0), "http_port 0 is no port; `http = false` switches HTTP off");
-        ensure!(self.tftp_port != Some(0), "tftp_port 0 is no port; `tftp = false` switches TFTP off");
-        ensure!(
-            !self.is_publishing() || self.http != Some(false),
-            "publish = true needs HTTP: leave `http` on, or switch `publish` off"
-        );
-        ensure!(self.dhcp_lease.is_none_or(|lease| lease >= 60), "dhcp_lease is at least 60 seconds");
+        let is_wrong = |name: &str, why: &str| Err(Mistake { place: key(name), why: why.to_owned() });
+        if self.http_port == Some(0) {
+            return is_wrong("http_port", "http_port is 1 to 65535; `http = false` switches HTTP off");
+        }
+        if self.tftp_port == Some(0) {
+            return is_wrong("tftp_port", "tftp_port is 1 to 65535; `tftp = false` switches TFTP off");
+        }
+        if self.publish() && !self.http() {
+            return is_wrong("publish", "publish = true needs HTTP: leave `http` on, or switch `publish` off");
+        }
+        if self.dhcp_lease() < LEASE_MIN_S {
+            return is_wrong("dhcp_lease", &format!("dhcp_lease is at least {LEASE_MIN_S} seconds"));
+        }
         Ok(())
     }
+}
+
+/// Shorter leases would make machines ask all the time.
+const LEASE_MIN_S: u32 = 60;
+
+fn key(name: &str) -> read::Place {
+    vec![name.to_owned()]
+}
+
+fn place_in_group(name: &str, key: &str) -> read::Place {
+    ["groups", name, key].map(str::to_owned).into()
+}
+
+fn place_in_machine(mac: MacAddr, key: &str) -> read::Place {
+    vec!["machines".to_owned(), mac.to_string(), key.to_owned()]
+}
+
+fn check_kernel_args(text: &str) -> anyhow::Result<()> {
+    check_line("kernel_args", text)?;
+    ensure!(
+        !text.contains("||") && !text.contains("&&"),
+        "kernel_args may not contain || or &&, which end a command in the boot script"
+    );
+    Ok(())
 }
 
 /// Refuses text that would start a second line in `ezio.conf` or the boot script.
@@ -397,34 +223,10 @@ pub fn check_line(key: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An error of the TOML reader, with the key that may have been meant in place of one that is not known.
-fn with_hint(error: toml::de::Error) -> anyhow::Error {
-    let hint = error.message().strip_prefix("unknown field `").and_then(|rest| {
-        let (key, rest) = rest.split_once('`')?;
-        // The reader lists the known ones in backquotes.
-        order::nearest(key, rest.split('`').skip(1).step_by(2)).map(|near| format!("did you mean `{near}`?"))
-    });
-    match hint {
-        Some(hint) => anyhow!("{error}{hint}"),
-        None => error.into(),
-    }
-}
-
-fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "an interface name, or a list of them")]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(name) => vec![name],
-        OneOrMany::Many(names) => names,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use order::After;
+
     use super::*;
 
     fn load(text: &str) -> anyhow::Result<Settings> {
@@ -482,7 +284,7 @@ mod tests {
         assert!(refused("dhcp_range = \"10.0.0.9-10.0.0.1\"").contains("10.0.0.50-10.0.0.99"));
         assert!(refused("kernel_args = \"a\\nb\"").contains("one line"));
         assert!(refused("http_port = 70000").contains("line 1"));
-        assert!(refused("publish = true\nhttp = false").contains("needs HTTP"));
+        assert!(refused("publish = true\nhttp = false").contains("line 1: publish = true needs HTTP"));
         for (text, line) in [
             ("target = \"serail=X\"", "line 1"),
             ("[groups.a]\ntarget = \"serail=X\"", "line 2"),
@@ -501,21 +303,55 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_has_every_key_and_is_right() {
-        let text = include_str!("../../../docs/config.md");
-        let toml = text.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-        let settings = load(toml).expect("the example is right");
-        let all = serde_json::to_value(&settings).expect("plain data");
-        let mut sections = vec![("the file", &all)];
-        sections.extend(all["groups"].as_object().expect("groups").values().map(|group| ("a group", group)));
-        sections.extend(all["machines"].as_object().expect("machines").values().map(|own| ("a machine", own)));
-        assert_eq!(sections.len(), 3);
-        for (place, section) in sections {
-            for (key, value) in section.as_object().expect("keys") {
-                let is_there = !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
-                assert!(is_there, "docs/config.md lacks {key} in {place}");
-            }
+    fn a_bad_value_is_named_with_line_key_and_choice() {
+        for (text, line, allowed) in [
+            ("http_port = 70000", 1, "`http_port` takes a port number, up to 65535"),
+            ("\nhttp_port = 0", 2, "http_port is 1 to 65535"),
+            ("tftp = \"yes\"", 1, "`tftp` takes `true` or `false`"),
+            ("dhcp = \"yes\"", 1, "`dhcp` takes `\"proxy\"`, `\"server\"` or `\"off\"`"),
+            ("dhcp_dns = [\"10.0.0.1\", \"x\"]", 1, "`dhcp_dns` takes an IPv4 address, or a list of them"),
+            ("interface = 1", 1, "`interface` takes a name, or a list of names"),
+            ("linger = -1", 1, "`linger` takes a number of seconds"),
+            ("\n[groups.a]\nafter = \"explode\"", 3, "`after` takes `\"reboot\"`, `\"poweroff\"` or `\"halt\"`"),
+            ("[groups.a]\nmachines = 1", 2, "`machines` takes a list of MAC addresses"),
+            ("[groups.a]\nimage = \"\"", 2, "image of [groups.a]"),
+            ("\n[machines.52-54-00-00-00-0A]\nname = \" \"", 3, "is empty"),
+            ("[machines.\"52:54:00:00:00:0A\"]\n\nkernel_args = \"a && b\"", 3, "may not contain"),
+            ("[groups.a]\nhttp_port = 80", 2, "`http_port` is for all machines: write it above the first [section]"),
+            ("[machine.\"52:54:00:00:00:0A\"]\nname = \"x\"", 1, "did you mean `machines`?"),
+            ("[machines.\"52:54:00:00:00:0A\"]\nnmae = \"x\"", 2, "did you mean `name`?"),
+            ("dhcp_lease = 5", 1, "at least 60"),
+        ] {
+            let error = refused(text);
+            assert!(error.contains(&format!("line {line}")) && error.contains(allowed), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn one_value_is_a_list_of_one() {
+        let settings = load("interface = \"eth0\"\ndhcp_dns = \"10.0.0.1\"\n").expect("good");
+        assert_eq!((settings.interface, settings.dhcp_dns.len()), (vec!["eth0".to_owned()], 1));
+    }
+
+    #[test]
+    fn the_documentation_has_the_table_of_keys() {
+        let text = include_str!("../../../docs/config.md");
+        let table = text.split("<!-- keys: `make docs` writes this -->\n").nth(1).expect("a place for the table");
+        let table = table.split("<!-- end of keys -->").next().expect("its end");
+        assert_eq!(table, document(), "docs/config.md is not what the table of keys says: run `make docs`");
+        let toml = text.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        load(toml).expect("the example is right");
+    }
+
+    #[test]
+    fn help_shows_the_default_that_holds() {
+        let settings = Settings::default();
+        let shown = |name: &str| Settings::keys().into_iter().find(|key| key.name == name).expect("there").default;
+        assert_eq!(shown("http_port"), Some(settings.http_port().to_string()));
+        assert_eq!(shown("target"), Some(settings.target().to_string()));
+        assert_eq!(shown("after"), Some(settings.after().to_string()));
+        assert_eq!(shown("library"), Some(settings.library().display().to_string()));
+        assert_eq!((shown("dhcp").as_deref(), shown("interface")), (Some("proxy"), None));
     }
 
     #[test]

@@ -275,8 +275,7 @@ impl Order {
             Scope::Group(name) => settings.groups.get(name).and_then(|group| group.target.clone()),
             Scope::Machine(mac) => settings.overrides_of(*mac).target,
         };
-        let target = self.overrides.target.as_ref().or(own.as_ref()).or(settings.target.as_ref()).cloned();
-        let target = target.unwrap_or_default();
+        let target = self.overrides.target.clone().or(own).unwrap_or_else(|| settings.target());
         let what = if self.overrides.dry_run == Some(true) { "dry run" } else { "WRITES DISKS" };
         let since = time_text(self.at);
         Some(format!("{image} for {} since {since}, target {target}, {what}", settings.called_scope(&self.scope)))
@@ -348,15 +347,12 @@ fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> 
         // The order's rule was meant for the order's image: where one takes the disk, the other may be of a partition.
         (image, overrides.target) = (pinned, None);
     }
-    let of_config = |target: &Option<TargetRule>, after, linger| Overrides {
-        target: target.clone(),
-        after,
-        linger,
-        ..Overrides::default()
+    let mut options = Options {
+        target: own.target.unwrap_or_else(|| settings.target()),
+        after: own.after.unwrap_or_else(|| settings.after()),
+        linger: own.linger.unwrap_or_else(|| settings.linger()),
+        ..Options::default()
     };
-    let mut options = Options::default();
-    of_config(&settings.target, settings.after, settings.linger).apply(&mut options);
-    of_config(&own.target, own.after, own.linger).apply(&mut options);
     overrides.apply(&mut options);
     Some(Job {
         image,

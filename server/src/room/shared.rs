@@ -180,12 +180,6 @@ impl Room {
 
     /// How clients reach us under this address.
     pub fn boot_server(&self, address: Ipv4Addr) -> BootServer {
-        let is_on = self.settings.http != Some(false);
-        BootServer { address, http_port: is_on.then(|| self.http_port()) }
-    }
-
-    /// The HTTP port.
-    pub fn http_port(&self) -> u16 {
-        self.settings.http_port.unwrap_or(80)
+        BootServer { address, http_port: self.settings.http().then(|| self.settings.http_port()) }
     }
 }

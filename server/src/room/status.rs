@@ -13,9 +13,6 @@ use crate::room::seeds::SeedStatus;
 use crate::room::shared::{Boot, Room};
 use crate::room::state;
 
-/// Seconds without a report after which a machine is shown as silent, unless the config says otherwise.
-const SILENT_AFTER_S: u64 = 15;
-
 /// Everything there is to show; `GET /status.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -71,7 +68,7 @@ impl Status {
     /// A snapshot.
     pub fn of(room: &Room) -> Status {
         let now = state::unix_now();
-        let silent_after = room.settings.silent_after.unwrap_or(SILENT_AFTER_S);
+        let silent_after = room.settings.silent_after();
         let mut machines: Vec<Machine> = room.fleet().machines().cloned().collect();
         let is_known = |mac: &MacAddr| machines.iter().any(|machine| machine.mac == *mac);
         let is_armed = |mac: &MacAddr| room.armed().job_for(*mac, &room.settings).is_some();

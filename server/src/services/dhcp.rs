@@ -65,7 +65,7 @@ pub fn bind(
     bindings: &[Binding],
     state_dir: &std::path::Path,
 ) -> anyhow::Result<Vec<DhcpService>> {
-    let mode = settings.dhcp.unwrap_or_default();
+    let mode = settings.dhcp();
     if mode == DhcpMode::Off {
         return Ok(Vec::new());
     }
@@ -127,7 +127,7 @@ fn leases(settings: &Settings, binding: &Binding, state_dir: &std::path::Path) -
         range,
         router: settings.dhcp_router,
         dns: settings.dhcp_dns.clone(),
-        lease_s: settings.dhcp_lease.unwrap_or(3600),
+        lease_s: settings.dhcp_lease(),
     };
     Ok(Some(Leases { server: DhcpServer::new(config, records), path, dirty: false }))
 }

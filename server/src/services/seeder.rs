@@ -24,8 +24,6 @@ use library::content::open_image;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Peers of one swarm that we keep links to. They feed each other; we start them.
 const MAX_PEERS: usize = 256;
-/// First port for seeding unless told otherwise; 6881 is that of `ezio seed`.
-const DEFAULT_PORT: u16 = 6882;
 /// Ports tried from the first one on, if some are taken.
 const PORT_TRIES: usize = 64;
 /// How often an image that could not be used is tried again.
@@ -82,7 +80,7 @@ pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch:
 /// The images to seed: what is armed, and if the library is published, all of it.
 async fn wanted(room: &Arc<Room>) -> Vec<String> {
     let mut wanted = room.armed().images(&room.settings);
-    if !room.settings.is_publishing() {
+    if !room.settings.publish() {
         return wanted;
     }
     let library = room.library.clone();
@@ -173,7 +171,7 @@ fn note(broken: &mut BTreeMap<String, Broken>, name: &str, error: String) {
 /// Starts to seed an image, on the lowest port from the configured one on that is free; `own` are those that we have taken
 /// for other images.
 async fn start(room: &Room, image: &Image, own: &[u16]) -> anyhow::Result<Option<Swarm>> {
-    if room.settings.seed == Some(false) {
+    if !room.settings.seed() {
         return Ok(None);
     }
     let address = match &room.bindings[..] {
@@ -181,7 +179,7 @@ async fn start(room: &Room, image: &Image, own: &[u16]) -> anyhow::Result<Option
         _ => Ipv4Addr::UNSPECIFIED,
     };
     let storage = open_image(image)?;
-    let base = room.settings.peer_port.unwrap_or(DEFAULT_PORT);
+    let base = room.settings.peer_port();
     let mut ports: Vec<u16> = (base..=u16::MAX).filter(|port| *port == 0 || !own.contains(port)).collect();
     ports.truncate(if base == 0 { 1 } else { PORT_TRIES });
     let mut result = None;

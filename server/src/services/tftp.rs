@@ -59,7 +59,7 @@ pub struct TftpService {
 /// # Errors
 /// A port in use or a missing right.
 pub fn bind(room: &Arc<Room>, binding: &Binding) -> anyhow::Result<TftpService> {
-    let port = room.settings.tftp_port.unwrap_or(69);
+    let port = room.settings.tftp_port();
     let address = binding.address;
     let socket = UdpSocket::bind((address, port))
         .map_err(|error| binding::explain(error, "TFTP", address, port, true, "tftp_port"))?;

@@ -44,7 +44,7 @@ struct App {
 /// # Errors
 /// A port in use or a missing right.
 pub async fn bind(room: &Room, binding: &Binding) -> anyhow::Result<TcpListener> {
-    let port = room.http_port();
+    let port = room.settings.http_port();
     let listener = TcpListener::bind((binding.address, port)).await;
     listener.map_err(|error| binding::explain(error, "HTTP", binding.address, port, false, "http_port"))
 }

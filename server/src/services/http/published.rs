@@ -22,7 +22,7 @@ static FETCHED: Throttle = Throttle::new(100, Duration::from_secs(60));
 const HOST_LEN_MAX: usize = 260;
 
 pub(super) async fn list(State(app): State<App>) -> Response {
-    if !app.room.settings.is_publishing() {
+    if !app.room.settings.publish() {
         return not_published();
     }
     let list: Vec<Listed> = app
@@ -47,7 +47,7 @@ pub(super) async fn file(
     headers: HeaderMap,
     Path(file): Path<String>,
 ) -> Response {
-    if !app.room.settings.is_publishing() {
+    if !app.room.settings.publish() {
         return not_published();
     }
     let Some((name, kind)) = file.rsplit_once('.') else { return super::not_found() };
