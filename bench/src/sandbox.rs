@@ -1,4 +1,4 @@
-//! Namespaces of the session's own: user, network and mounts, as root or as anybody.
+//! The session's namespaces: user, network and mounts, as root or as any user.
 
 use std::os::unix::process::{CommandExt, parent_id};
 use std::path::Path;

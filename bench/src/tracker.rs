@@ -1,4 +1,4 @@
-//! The tracker of `ezio serve` behind a few lines of HTTP, open before anybody asks.
+//! The tracker of `ezio serve` behind a few lines of HTTP, open before any client asks.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,7 +1,7 @@
 //! Debian's packages, fetched and unpacked without touching the machine's own package state.
 //!
 //! apt runs on a private configuration in the cache directory: it works without root, and sees the component
-//! `non-free-firmware` even where the machine's own sources leave it out. Signatures are checked by apt as ever.
+//! `non-free-firmware` even where the machine's own sources leave it out. apt checks signatures as usual.
 //! What was fetched once is used again until a refresh is asked for, so that building is quick and works offline.
 
 use std::cell::Cell;

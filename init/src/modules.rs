@@ -1,7 +1,7 @@
 //! Coldplug without udev: every device names its driver (`modalias`), `modules.alias` says which module that is.
 //!
 //! The kernel is asked for its devices once, and listened to afterwards: a bus driver finds new devices, which have
-//! drivers of their own.
+//! their own drivers.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;

@@ -1,4 +1,4 @@
-//! Reporting to the server: the newest state each second, from a thread of its own, never in anybody's way.
+//! Reporting to the server: the newest state each second, from a separate thread, so that no other work waits for it.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};

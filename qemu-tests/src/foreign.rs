@@ -1,4 +1,4 @@
-//! Servers of other people: dnsmasq as a site's DHCP, or as all that `/init` needs when our server is not the subject.
+//! Foreign servers: dnsmasq as a site's DHCP, or as all that `/init` needs when our server is not the subject.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! Virtual racks: real firmware, real networks, real disks, in QEMU, with nothing on the host touched.
 //!
-//! A case is a process of its own in namespaces of its own ([`sandbox`]). It makes a [`Network`], starts [`Machine`]s
-//! and perhaps a [`Server`] on it, waits for words on their consoles, and compares [`Disk`]s. Whatever happens to it,
+//! A case is a separate process in separate namespaces ([`sandbox`]). It makes a [`Network`], starts [`Machine`]s
+//! and perhaps a [`Server`] on it, waits for words on their consoles, and compares [`Disk`]s. However it ends,
 //! its machines, taps and namespaces end with it.
 
 pub mod cases;

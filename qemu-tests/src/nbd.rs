@@ -1,5 +1,5 @@
-//! A disk with a mind of its own, behind NBD: it forgets what it was not made to keep when the power goes, or drops writes
-//! and says that it took them.
+//! A faulty disk behind NBD: it forgets what it was not made to keep when the power goes, or drops writes
+//! and reports them as done.
 //!
 //! The protocol is the fixed newstyle handshake and simple replies (`doc/proto.md` of the NBD project), as far as QEMU's
 //! client needs it. One client at a time; the power is cut when it disconnects.

@@ -1,4 +1,4 @@
-//! What every case starts with: a network, the products, and a folder of its own.
+//! What every case starts with: a network, the products, and the case's folder.
 
 use std::path::PathBuf;
 

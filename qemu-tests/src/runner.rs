@@ -1,4 +1,4 @@
-//! Runs cases, each in a process and namespaces of its own, and says how they went.
+//! Runs cases, each in a separate process and separate namespaces, and prints the results.
 
 use std::fs;
 use std::path::{Path, PathBuf};

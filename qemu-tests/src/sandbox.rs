@@ -1,4 +1,4 @@
-//! Namespaces of a case's own: user, network and mounts, as root or as anybody.
+//! A case's namespaces: user, network and mounts, as root or as any user.
 
 use std::os::unix::process::parent_id;
 use std::path::Path;

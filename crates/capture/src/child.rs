@@ -1,4 +1,4 @@
-//! Other people's programs, which have to end when we do.
+//! Foreign programs, which have to end when we do.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -1,7 +1,7 @@
 //! Files that hold a disk, or copies of one, and are none: archives, compressed files, what backup programs write.
 //!
-//! Whoever names one of them means what is in it. Copied as it is, it would be an image that no machine starts from, so it is
-//! named here, with what to do instead. Told by what is in the file, never by its name, and only by marks that no disk
+//! A person who names such a file means what is in it. Copied as it is, it would be an image that no machine starts from, so it is
+//! named here, with what to do instead. It is recognised by its content, never by its name, and only by marks that no disk
 //! carries by chance.
 
 mod archive;

@@ -1,7 +1,7 @@
 //! Capture: a disk becomes an image of the blocks in use.
 //!
 //! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
-//! library, so whatever interrupts it leaves nothing that is listed.
+//! library, so an interrupted capture leaves nothing that is listed.
 
 // For its macros.
 #[macro_use]

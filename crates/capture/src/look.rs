@@ -1,5 +1,5 @@
 //! What no reader speaks for: gaps between partitions, and what lies behind the file systems in them. Zeros may be left out,
-//! everything else may matter to somebody.
+//! everything else may matter.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! The disk, partition or disk image that is captured; opened so that nobody can mount it meanwhile.
+//! The disk, partition or disk image that is captured; opened so that it cannot be mounted meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};

@@ -1,4 +1,4 @@
-//! What is on a disk, in words, for the person who has to tell which one may be overwritten.
+//! What is on a disk, as text for the person who decides which one may be overwritten.
 //!
 //! Only signatures are looked at, in a bounded number of reads, and nothing is believed: labels are cut and cleaned of
 //! what a terminal might obey. The words are for people; no decision may hang on them.

@@ -1,9 +1,9 @@
 //! GPT and MBR as far as capture and safe restore need them.
 //!
-//! [`Table::read`] finds out how a disk is divided, and which of its bytes belong to nobody's partition and still have
+//! [`Table::read`] finds out how a disk is divided, and which of its bytes belong to no partition and still have
 //! to be in an image: the tables themselves and the gaps in which boot loaders live. It takes what the Linux kernel
 //! (`block/partitions`) and libblkid take: partitions in any order and on top of each other, of any type, odd chains of
-//! logical ones. What is odd it says in words. A GPT counts only behind a protective MBR, and a file system's own boot
+//! logical ones. It describes oddities as text. A GPT counts only behind a protective MBR, and a file system's own boot
 //! sector is no MBR. What it reads is hostile until checked: nothing is allocated or computed from a number before that
 //! is bounded.
 

@@ -1,8 +1,8 @@
 //! The images this server holds: `LIBRARY/images/NAME/{image.torrent,manifest.json,content}`.
 //!
-//! An image appears and disappears by one rename, so whatever is listed is whole. Unfinished work lives under
+//! An image appears and disappears by one rename, so every listed image is complete. Unfinished work lives under
 //! `LIBRARY/tmp/`, held by a lock that dies with its process: what a killed capture left there is cleared by the next,
-//! what a killed pull left there goes on ([`unfinished`]).
+//! what a killed pull left there is continued ([`unfinished`]).
 //!
 //! Nothing here knows a server: what machines may need is asked through a [`Guard`].
 

@@ -1,6 +1,6 @@
 //! `manifest.json`: what an image is, for people and for later versions of this program.
 //!
-//! Whatever a client needs travels in the torrent, under the infohash; the manifest holds the rest. It carries a
+//! Everything that a client needs travels in the torrent, under the infohash; the manifest holds the rest. It carries a
 //! schema version, and a manifest newer than this program is refused, not half understood.
 
 use std::collections::BTreeMap;

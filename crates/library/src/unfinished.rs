@@ -1,6 +1,6 @@
 //! Images that come over the network and may take several attempts: `LIBRARY/tmp/pull-INFOHASH/`.
 //!
-//! What is there outlives its process and goes on with the next one that wants the same infohash. `source` says where
+//! The directory outlives its process, and the next pull of the same infohash continues it. `source` says where
 //! it comes from, for people; the rest is as in any draft.
 
 use std::fs::{self, File, Metadata, TryLockError};

@@ -1,6 +1,6 @@
 //! A check of bencode that cannot be made to recurse, allocate or read out of bounds, done before anything is decoded.
 //!
-//! Typed decoding is `serde_bencode`'s work. It trusts lengths and nests as deep as it is told to, so [`check`] goes
+//! Typed decoding is `serde_bencode`'s work. It trusts lengths and nests as deep as the input says, so [`check`] goes
 //! first; and because an infohash is taken over the bytes of `info` as they came, [`dict_value`] finds those.
 
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Everything a machine needs to boot from the network, without sockets, clocks or async: DHCPv4 messages, the DHCP
 //! client of the RAM system, the DHCP server of a private rack, ProxyDHCP and PXE, and a TFTP client.
 //!
-//! Bytes and times come in as arguments, decisions go out as values. Whatever comes from the network may be garbage:
+//! Bytes and times come in as arguments, decisions go out as values. Everything that comes from the network may be garbage:
 //! it is refused as a value ([`message::Malformed`], [`dhcp::Received::Ignored`]), never with a panic.
 
 pub mod loaders;

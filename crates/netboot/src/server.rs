@@ -1,4 +1,4 @@
-//! A DHCP server for a private rack: leases from one range, boot options for whoever netboots (RFC 2131).
+//! A DHCP server for a private rack: leases from one range, boot options for machines that netboot (RFC 2131).
 //!
 //! A machine is its Ethernet address here, not its client identifier: firmware, iPXE, `/init` and the installed
 //! system send four different identifiers (or none), and should all get the same address.

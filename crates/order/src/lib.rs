@@ -1,4 +1,4 @@
-//! What a machine is to do: typed, and as `ezio.conf`, the text in which a server says it.
+//! A machine's order: typed, and as `ezio.conf`, the text that the server sends.
 //!
 //! One table of keys ([`KEYS`]) is used on both sides, so a mistake shows where the order is given. A server that is newer
 //! than the machine may use keys that the machine does not know: they are kept apart and named. A key that it knows with a

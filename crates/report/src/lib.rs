@@ -1,4 +1,4 @@
-//! What a machine tells the server, once a second, as JSON by HTTP POST. Types only.
+//! What a machine reports to the server, once a second, as JSON by HTTP POST. Types only.
 
 use std::collections::BTreeMap;
 use std::fmt;

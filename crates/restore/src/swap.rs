@@ -1,4 +1,4 @@
-//! Swap areas: made anew from their recipe, since their content is worth nothing.
+//! Swap areas: made again from their recipe, since their content is worth nothing.
 
 use std::io;
 

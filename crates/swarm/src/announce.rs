@@ -1,7 +1,7 @@
-//! Telling trackers about us and hearing about others (BEP 3, BEP 23).
+//! Announcing to trackers and learning about peers (BEP 3, BEP 23).
 //!
 //! A room that has just been switched on has to find itself: announces come every few seconds in the first minute,
-//! failed ones are tried again in 0.3 to 5 seconds, for ever.
+//! failed ones are tried again in 0.3 to 5 seconds, without end.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

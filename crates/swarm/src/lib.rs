@@ -1,4 +1,4 @@
-//! A BitTorrent engine for a room of machines that start together: one torrent, one LAN, everybody cooperative.
+//! A BitTorrent engine for a room of machines that start together: one torrent, one LAN, all peers cooperative.
 //!
 //! [`Swarm::start`] is all a caller needs, with a [`Storage`] that takes verified pieces; [`Tracker`] is what the server
 //! mounts over HTTP. Everything that decides is pure; sockets, threads and clocks are in the modules that drive it.

@@ -1,7 +1,7 @@
 //! Super-seeding (BEP 16): what a seeder shows to whom, so that first copies leave it once. Pure.
 //!
-//! While pieces are left that nobody else has, each peer is shown a small window of them that no other peer is shown
-//! (the idea of BEP 16), refilled the moment one has been sent; nobody waits for proof that it was passed on. So all
+//! While pieces are left that no peer has, each peer is shown a small window of them that no other peer is shown
+//! (the idea of BEP 16), refilled the moment one has been sent; no peer waits for proof that it was passed on. So all
 //! receivers pull different pieces, and get the rest from each other. Then everybody is shown everything.
 
 use std::collections::BTreeMap;

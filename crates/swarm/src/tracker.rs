@@ -1,6 +1,6 @@
 //! The tracker's state (BEP 3, BEP 23): who is in which swarm. Pure: addresses and times come in, replies go out.
 //!
-//! Only infohashes that were allowed are tracked, so nobody can fill our memory with swarms of their own.
+//! Only infohashes that were allowed are tracked, so no client can fill our memory with invented swarms.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

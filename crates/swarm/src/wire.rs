@@ -1,4 +1,4 @@
-//! Peer messages (BEP 3) as bytes. Pure: nothing here reads, waits or allocates by a length it was told.
+//! Peer messages (BEP 3) as bytes. Pure: nothing here reads, waits or allocates by a length that a peer claims.
 //!
 //! A message is a 4-byte big-endian length, then that many bytes: one of id, then the payload.
 //!

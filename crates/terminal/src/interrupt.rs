@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM for work that runs in loops of its own.
+//! Ctrl-C and SIGTERM for work that runs in its own loops.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

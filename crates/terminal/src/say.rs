@@ -1,6 +1,6 @@
-//! Lines on standard output and standard error that never end the work: `println!` panics where nobody reads any more.
+//! Lines on standard output and standard error that never end the work: `println!` panics once its reader has gone.
 //!
-//! What others wrote is in them: reports, torrents, manifests, what a tracker said. None of it moves the cursor, changes
+//! They contain text from outside: reports, torrents, manifests, what a tracker said. None of it moves the cursor, changes
 //! colours or names a window.
 
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! A limit on log lines that anybody on the network can cause, by a packet each.
+//! A limit on log lines that any client on the network can cause with one packet each.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};

@@ -1,7 +1,7 @@
 //! A small virtual machine with Debian's kernel, which mounts what this machine's kernel cannot. For tests only.
 //!
 //! Needs programs of Debian (qemu-system-x86, busybox-static, cpio, kmod), and its generic kernel: from the cache of
-//! `make image FLAVOUR=generic` if that ran, else by `apt-get download`. No root, no KVM, no network of its own.
+//! `make image FLAVOUR=generic` if that ran, else by `apt-get download`. It needs no root and no KVM, and has no network.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

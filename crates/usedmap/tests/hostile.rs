@@ -1,4 +1,4 @@
-//! Volumes that lie: whatever is in them, a reader ends, does not panic, and gives ranges inside the volume or an error.
+//! Volumes that lie: a reader always ends, does not panic, and gives ranges inside the volume or an error.
 //! And one bit that flips in a good volume never makes a used byte free.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! Nobody answers, or nobody has orders: the machine says so and goes on trying, without touching its disk.
+//! No server answers, or no server has an order: the machine says so and keeps trying, without touching its disk.
 
 use anyhow::Result;
 

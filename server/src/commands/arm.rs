@@ -1,4 +1,4 @@
-//! `ezio arm` and `ezio disarm`: which machines are to get which image.
+//! `ezio arm` and `ezio disarm`: which machines get which image.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

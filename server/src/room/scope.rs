@@ -1,4 +1,4 @@
-//! Whom an order is for.
+//! The recipients of an order.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Where the server is reachable: interfaces, addresses, and what to say when a port cannot be had.
+//! Where the server is reachable: interfaces, addresses, and what to say when a port cannot be opened.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,4 @@
-//! What a machine that boots from the network is given to read: its iPXE script, and its `ezio.conf`.
+//! The texts for a machine that boots from the network: its iPXE script, and its `ezio.conf`.
 
 use std::net::Ipv4Addr;
 

@@ -1,7 +1,7 @@
 //! TCP for HTTP: a limit on connections, an end to those on which nothing moves, and to requests that never end.
 //!
 //! Without them a client that opens connections and says next to nothing would take every place there is, and every file
-//! descriptor. When there is no place, whoever has been idle for longest makes room.
+//! descriptor. When all places are taken, the connection that has been idle for longest makes room.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};

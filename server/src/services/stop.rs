@@ -1,4 +1,4 @@
-//! How services are told to stop.
+//! The signal that stops the services.
 
 use tokio::sync::watch;
 

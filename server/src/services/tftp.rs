@@ -3,7 +3,7 @@
 //! Nothing outside the tree can be named: a request is compared with the few names there are. The crate ignores a
 //! client's ERROR packets and keeps a transfer until its retries are used up, and meanwhile ignores further requests
 //! from the same port. So a client that gives up (UEFI does, to learn a file's size) costs us ten seconds of
-//! retransmission at most, and a transfer of its own only if it asked again from the very same port within these.
+//! retransmission at most, and a separate transfer only if it asked again from the very same port within these.
 //!
 //! What it has no limit on is requests that wait to be looked at: its loop takes the next packet before anything else, and
 //! keeps a task for each new address and port. So a flood that arrives faster than it is read stops TFTP, and costs

@@ -1,4 +1,4 @@
-//! Tables that Linux reads are read, sector sizes are found, and `--whole` is whole whatever the table says.
+//! Tables that Linux reads are read, sector sizes are found, and `--whole` copies every byte even if the table is wrong.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -1,7 +1,7 @@
-//! A small network: a bridge with the server's address, and stations in namespaces of their own.
+//! A small network: a bridge with the server's address, and stations in separate namespaces.
 //!
 //! Each test runs again as a child under `unshare -Urn`, where it may do as it likes without being root. A station is
-//! a thread that has left for a network namespace of its own; whatever it opens or starts is there.
+//! a thread in a separate network namespace; everything that it opens or starts is there.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Command, Output};

@@ -1,4 +1,4 @@
-//! `ezio serve` as machines and people meet it: the real binary in a network namespace of its own, foreign clients in
+//! `ezio serve` as machines and people meet it: the real binary in a separate network namespace, foreign clients in
 //! another one, and nothing outside of them touched.
 
 mod lan;

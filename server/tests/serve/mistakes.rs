@@ -1,4 +1,4 @@
-//! What people do wrong, and what they are told.
+//! Mistakes that people make, and the messages that they get.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};

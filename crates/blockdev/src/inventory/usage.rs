@@ -1,4 +1,4 @@
-//! What uses a disk: whoever holds it or a partition of it, and what is mounted from it.
+//! What uses a disk: what holds it or one of its partitions, and what is mounted from it.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! Archives, and appliances that are archives.
 //!
-//! Formats: tar is that of POSIX.1-1988 and of Unix V7, OVA that of DSP0243 (DMTF); the others are told as file(1) does.
+//! Formats: tar is that of POSIX.1-1988 and of Unix V7, OVA that of DSP0243 (DMTF); the others are recognised as file(1) does.
 
 use std::io;
 

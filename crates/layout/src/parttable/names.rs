@@ -1,4 +1,4 @@
-//! Partition types in words, for people who look at an image.
+//! Names of partition types, for people who look at an image.
 
 /// A GUID as it is written: the first three groups are little-endian.
 pub(super) fn guid(bytes: &[u8; 16]) -> String {

@@ -1,6 +1,6 @@
-//! Golden packets: what each firmware of `testdata/` sends, and what it is told.
+//! Golden packets: what each firmware of `testdata/` sends, and the answer that it gets.
 //!
-//! `UPDATE_TESTDATA=1 cargo test -p netboot` writes the `.expected` files anew; read the difference before committing.
+//! `UPDATE_TESTDATA=1 cargo test -p netboot` writes the `.expected` files again; read the difference before committing.
 
 use std::fmt::Write as _;
 use std::fs;

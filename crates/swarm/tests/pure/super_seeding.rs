@@ -1,4 +1,4 @@
-//! The seeder's plan: every first copy leaves once, and nobody waits for a peer that does not fetch.
+//! The seeder's plan: every first copy leaves once, and no peer waits for one that does not fetch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

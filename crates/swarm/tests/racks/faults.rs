@@ -1,4 +1,4 @@
-//! Somebody misbehaves, dies or has a broken disk: everybody else finishes, and nothing unverified is written.
+//! A peer misbehaves, dies or has a broken disk: the others finish, and nothing unverified is written.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

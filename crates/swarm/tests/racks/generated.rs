@@ -1,4 +1,4 @@
-//! Peers that do what a generator thinks of: whatever it is, everybody else finishes, and nothing unverified is written.
+//! Peers that do what a generator thinks of: the other peers always finish, and nothing unverified is written.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Everybody behaves: every byte arrives, and the seeder sends few copies.
+//! All peers behave: every byte arrives, and the seeder sends few copies.
 
 use std::sync::Arc;
 use std::time::Instant;

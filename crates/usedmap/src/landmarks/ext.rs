@@ -6,7 +6,7 @@
 //! meta_bg: no table; each block of descriptors is in the first, second and last of the groups that it describes
 //! ```
 //!
-//! Which groups have backups is told by the features sparse_super (0, 1, powers of 3, 5 and 7) and sparse_super2 (two
+//! The groups that have backups follow from the features sparse_super (0, 1, powers of 3, 5 and 7) and sparse_super2 (two
 //! named ones); without them, all have. Source: Linux, `Documentation/filesystems/ext4/{blockgroup,super}.rst`.
 
 use std::io::{Read, Seek};

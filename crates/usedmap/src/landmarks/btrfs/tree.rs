@@ -1,4 +1,4 @@
-//! Trees, whatever is in them.
+//! Trees, independent of their content.
 //!
 //! ```text
 //! node: checksum · file system id 0x20 · own place 0x30 · generation 0x50 · items u32 0x60 · level 0x64 · items at 0x65
