@@ -67,10 +67,10 @@ pub struct Done {
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Manifest { flavour, kernel, modules, firmware, files, .. } = &self.manifest;
-        let size = |name: &str| files.get(name).map_or(0.0, |facts| facts.bytes as f64 / 1e6);
-        write!(f, "{flavour}, kernel {kernel} ({:.1} MB), ", size("vmlinuz"))?;
-        write!(f, "initramfs {:.1} MB ", size("initrd.img"))?;
-        write!(f, "({:.1} MB unpacked, ", self.manifest.initramfs_unpacked_bytes as f64 / 1e6)?;
+        let size = |name: &str| units::size(files.get(name).map_or(0, |facts| facts.bytes));
+        write!(f, "{flavour}, kernel {kernel} ({}), ", size("vmlinuz"))?;
+        write!(f, "initramfs {} ", size("initrd.img"))?;
+        write!(f, "({} unpacked, ", units::size(self.manifest.initramfs_unpacked_bytes))?;
         write!(f, "{} modules, {} firmware files)", modules.len(), firmware.len())?;
         if self.fresh { Ok(()) } else { write!(f, ", up to date") }
     }
@@ -137,7 +137,7 @@ fn firmware_packages(apt: &Apt, flavour: Flavour) -> (Vec<Unpacked>, Vec<String>
         match apt.package(name) {
             Ok(package) => found.push(package),
             Err(error) => {
-                eprintln!("warning: going on without the firmware in {name}: {error:#}");
+                eprintln!("warning: continuing without the firmware in {name}: {error:#}");
                 missing.push((*name).to_owned());
             }
         }

@@ -83,7 +83,7 @@ impl Console {
 
     fn say_left_out(&self, warnings: u32) {
         if warnings > 0 {
-            self.line(&format!("({warnings} more warnings were not shown)"));
+            self.line(&format!("({} not shown)", units::count(warnings, "more warning")));
         }
     }
 
@@ -169,7 +169,7 @@ impl Console {
     pub fn failed(&self, why: &str) {
         let mut shared = self.lock();
         shared.say("failed: ", why);
-        shared.say("", "stopped, until it is switched off and on");
+        shared.say("", "stopped; switch the machine off and on to try again");
         shared.picture.big = "FAIL".to_owned();
         shared.picture.title = "failed".to_owned();
         shared.picture.detail = why.to_owned();
@@ -221,7 +221,7 @@ impl Picture {
         let mut detail = wrap(&self.detail, WIDTH);
         if detail.len() > room {
             detail.truncate(room.saturating_sub(1));
-            detail.push("... all of it: `ezio status` on the server, or the serial console".to_owned());
+            detail.push("... the rest: `ezio status` on the server, or the serial console".to_owned());
         }
         let log: Vec<_> = self.log.iter().flat_map(|line| wrap(line, WIDTH)).collect();
         let log_from = log.len().saturating_sub(room - detail.len());
@@ -308,20 +308,12 @@ fn title(stage: Stage) -> &'static str {
 
 /// Rate, time left, peers, in one line.
 fn progress_line(report: &Report) -> String {
-    let rate = report.progress.rate_bytes_per_s / 1_000_000;
-    let mut line = format!(
-        "{} of {} MB, {rate} MB/s",
-        report.progress.bytes_done / 1_000_000,
-        report.progress.bytes_total / 1_000_000,
-    );
+    let (done, total) = (units::size(report.progress.bytes_done), units::size(report.progress.bytes_total));
+    let mut line = format!("{done} of {total}, {}", units::rate(report.progress.rate_bytes_per_s));
     if let Some(seconds) = report.progress.eta_seconds() {
         line.push_str(&format!(", {}:{:02} left", seconds / 60, seconds % 60));
     }
-    match report.progress.peers {
-        1 => line.push_str(", 1 peer"),
-        n => line.push_str(&format!(", {n} peers")),
-    }
-    line
+    line + ", " + &units::count(report.progress.peers, "peer")
 }
 
 #[cfg(test)]
@@ -347,7 +339,7 @@ mod tests {
     #[test]
     fn a_long_list_does_not_push_the_first_line_off_the_screen() {
         let list =
-            "\n/dev/sda (500.1 GB, ata, Some Model of Disk, serial S3Z, 512-byte sectors; GPT: 1 NTFS): it matches";
+            "\n/dev/sda (465.8 GiB, ata, Some Model of Disk, serial S3Z, 512-byte sectors; GPT: 1 NTFS): it matches";
         let picture = |disks: usize| Picture {
             big: "FAIL".to_owned(),
             detail: format!("2 disks match, nothing was touched:{}", list.repeat(disks)),
@@ -409,7 +401,7 @@ mod tests {
             "failed: 2 disks match:",
             "failed: /dev/sda: no",
             "failed: /dev/sdb: no",
-            "stopped, until it is switched off and on",
+            "stopped; switch the machine off and on to try again",
         ];
         assert_eq!(said, expected);
     }

@@ -4,7 +4,6 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use blockdev::inventory::size_text;
 use layout::Layout;
 use metainfo::Metainfo;
 use restore::Sample;
@@ -24,23 +23,23 @@ pub fn words(
     interface: &str,
     boot_url: Option<&str>,
 ) -> String {
-    let len = size_text(meta.geometry.content_len());
+    let len = units::size(meta.geometry.content_len());
     let there = match (sample.right, sample.looked_at) {
-        (0, _) => "nothing of it is there yet".to_owned(),
-        (right, looked_at) => format!("{right} of {looked_at} pieces looked at are there already"),
+        (0, _) => "none of it is there yet".to_owned(),
+        (right, looked_at) => format!("{right} of {looked_at} sampled pieces are already there"),
     };
-    let smallest = size_text(layout.disk_size());
+    let smallest = units::size(layout.disk_size());
     let disk_rate = rate(sample.bytes, sample.took);
     let network = match boot_url.map(measure) {
-        Some(Ok(bytes_per_s)) => format!("the network brings {}/s", size_text(bytes_per_s)),
+        Some(Ok(bytes_per_s)) => format!("the network delivers {}", units::rate(bytes_per_s)),
         Some(Err(cause)) => format!("the network could not be measured ({cause})"),
         None => "the network was not measured (ezio.conf names no BOOT)".to_owned(),
     };
     let link = link_speed(interface).map(|mbit| format!(" on a link of {mbit} Mbit/s")).unwrap_or_default();
     format!(
         "dry run, nothing was written: would write {len} to {words}; it fits (at least {smallest} are needed); {there}; \
-         the disk reads {}/s; {network}{link}",
-        size_text(disk_rate)
+         the disk reads {}; {network}{link}",
+        units::rate(disk_rate)
     )
 }
 

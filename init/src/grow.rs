@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use blockdev::inventory::size_text;
 use nix::mount::{MsFlags, mount, umount};
 use restore::Grown;
 
@@ -40,7 +39,7 @@ pub fn file_system(disk: &Path, grown: &Grown) -> Result<String> {
     let result = grow_ext4(grown.new_len);
     umount(MOUNT_POINT).with_context(|| format!("unmounting {place}"))?;
     result.with_context(|| format!("growing the ext4 in {place}"))?;
-    Ok(format!("partition {number} and its ext4 now have {}", size_text(grown.new_len)))
+    Ok(format!("partition {number} and its ext4 now have {}", units::size(grown.new_len)))
 }
 
 fn grow_ext4(len: u64) -> Result<()> {

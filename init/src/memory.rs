@@ -21,6 +21,10 @@ fn meminfo(name: &str) -> usize {
     line.and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) * 1024
 }
 
+fn text(bytes: usize) -> String {
+    units::size(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
 /// The swarm's share in bytes: a quarter of what is free, within what is useful. The rest is for page cache and the proof.
 pub fn for_swarm() -> usize {
     (meminfo("MemAvailable") / 4).clamp(SWARM_LEAST, SWARM_MOST)
@@ -35,9 +39,9 @@ pub fn check_unpacked() -> Result<()> {
         return Ok(());
     }
     bail!(
-        "this machine has {} MB of memory, not enough to unpack the RAM system: add memory, or use a smaller boot image \
+        "this machine has {} of memory, not enough to unpack the RAM system: add memory, or use a smaller boot image \
          (FLAVOUR=cloud for virtual machines)",
-        meminfo("MemTotal") >> 20
+        text(meminfo("MemTotal"))
     )
 }
 
@@ -52,12 +56,12 @@ pub fn check_torrent(torrent: &[u8]) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "this machine has {} MB of memory, {} MB of them free: a torrent of {} kB (a very fragmented image) needs {} MB; nothing \
-         was written; add memory, or defragment the file systems and capture the image again",
-        meminfo("MemTotal") >> 20,
-        free >> 20,
-        torrent.len() >> 10,
-        needed >> 20
+        "this machine has {} of memory, of which {} are free: a torrent of {} (a very fragmented image) needs {}; nothing was \
+         written; add memory, or defragment the file systems and capture the image again",
+        text(meminfo("MemTotal")),
+        text(free),
+        text(torrent.len()),
+        text(needed)
     )
 }
 
@@ -74,12 +78,12 @@ pub fn check_pieces(meta: &Metainfo) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "this machine has {} MB of memory, {} MB of them free: pieces of {} kB need {} MB; nothing was written; add memory, \
-         or capture the image again with smaller pieces (--piece-len)",
-        meminfo("MemTotal") >> 20,
-        free >> 20,
-        piece_len >> 10,
-        needed >> 20
+        "this machine has {} of memory, of which {} are free: pieces of {} need {}; nothing was written; add memory, or capture \
+         the image again with smaller pieces (--piece-len)",
+        text(meminfo("MemTotal")),
+        text(free),
+        text(piece_len),
+        text(needed)
     )
 }
 

@@ -76,7 +76,7 @@ impl Asking<'_> {
         let order = Order::parse(text, &self.args.overrides);
         let order = order.with_context(|| format!("reading {name} from {}", self.server))?;
         for key in order.unknown_in_words() {
-            log::warn!("{name}: {key} is not known and means nothing");
+            log::warn!("{name}: the key {key} is unknown and is ignored");
         }
         reporter.update(|report| report.dry_run = order.options.dry_run);
         Ok(order)

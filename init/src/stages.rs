@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use blockdev::inventory;
 use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
@@ -108,10 +107,10 @@ impl Machine<'_> {
         let (order, meta) = asking.until_answered(self.console, self.reporter).await?;
         let layout = Arc::new(Layout::new(&meta).context("the torrent does not describe a disk")?);
         self.console.line(&format!(
-            "image {}: {} in {} pieces",
+            "image {}: {} in {}",
             order.image.as_deref().unwrap_or(&meta.name),
-            inventory::size_text(meta.geometry.content_len()),
-            meta.geometry.piece_count()
+            units::size(meta.geometry.content_len()),
+            units::count(meta.geometry.piece_count(), "piece")
         ));
         Ok(Job { order, meta: Arc::new(meta), layout })
     }
@@ -172,9 +171,9 @@ impl Machine<'_> {
         self.reporter.enter(Stage::Seeding);
         let mut cost = format!(
             "{} kept, {} fetched, {} written",
-            inventory::size_text(restored.kept),
-            inventory::size_text(restored.swarm.stats().downloaded),
-            inventory::size_text(restored.written)
+            units::size(restored.kept),
+            units::size(restored.swarm.stats().downloaded),
+            units::size(restored.written)
         );
         restored.warnings.iter().for_each(|warning| cost += &format!("; {warning}"));
         self.reporter.update(|report| {
@@ -184,7 +183,7 @@ impl Machine<'_> {
         let done = self.reporter.report();
         self.console.verified(&format!(
             "{} on {}: {cost}{}",
-            inventory::size_text(done.progress.bytes_total),
+            units::size(done.progress.bytes_total),
             done.disk,
             if options.verify { "" } else { "; not read back, only the partition table: VERIFY=no" }
         ));

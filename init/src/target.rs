@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use blockdev::inventory::{Disk, is_same_wwn, size_text};
+use blockdev::inventory::{Disk, is_same_wwn};
 use layout::Layout;
 use order::{TargetRule, Term};
 
@@ -38,9 +38,9 @@ fn rejects(term: &Term, disk: &Disk) -> Option<String> {
             let is_it = disk.model.to_lowercase().contains(&wanted.to_lowercase());
             unless(is_it, format!("its model is {:?}, which does not contain {wanted:?}", disk.model))
         }
-        Term::MinLen(min) => unless(disk.len >= *min, format!("it is smaller than {}", size_text(*min))),
-        Term::MaxLen(max) => unless(disk.len <= *max, format!("it is larger than {}", size_text(*max))),
-        Term::Rotational(true) => unless(disk.is_rotational, "it has no platters that rotate".to_owned()),
+        Term::MinLen(min) => unless(disk.len >= *min, format!("it is smaller than {}", units::size(*min))),
+        Term::MaxLen(max) => unless(disk.len <= *max, format!("it is larger than {}", units::size(*max))),
+        Term::Rotational(true) => unless(disk.is_rotational, "it is not rotational".to_owned()),
         Term::Rotational(false) => unless(!disk.is_rotational, "it is rotational".to_owned()),
     }
 }
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(refusal.lines().count(), 3);
         for name in ["sda", "sdb"] {
             let expected =
-                format!("/dev/{name} (10.0 GB, ata, Fast SSD, serial S-{name}, 512-byte sectors): it matches");
+                format!("/dev/{name} (9.3 GiB, ata, Fast SSD, serial S-{name}, 512-byte sectors): it matches");
             assert_eq!(line(&refusal, name), expected);
         }
         assert_eq!(chosen("serial=S-sdb", &[disk("sda"), disk("sdb")]), Ok("sdb".to_owned()));
@@ -322,9 +322,9 @@ mod tests {
         assert!(wrong.starts_with("no disk matches TARGET=serial=X, nothing was touched"), "{wrong}");
         assert!(wrong.contains("its serial number is S-sda, not X"));
         assert!(refusal("wwn=X", Disk { wwn: String::new(), ..disk("sda") }).contains("its WWN is unknown, not X"));
-        assert!(refusal("min=20G", disk("sda")).contains("it is smaller than 20.0 GB"));
+        assert!(refusal("min=20G", disk("sda")).contains("it is smaller than 18.6 GiB"));
         assert!(refusal("max=1T,model=slow", disk("sda")).contains("does not contain \"slow\""));
-        assert!(refusal("rotational=yes", disk("sda")).contains("it has no platters"));
+        assert!(refusal("rotational=yes", disk("sda")).contains("it is not rotational"));
         assert!(refusal("by-id=ata-X", disk("sda")).contains("it is not by-id ata-X"));
         assert!(refusal("by-path=pci-X", disk("sda")).contains("its path is pci-0000:00:1f.2-ata-sda, not pci-X"));
         assert!(chosen("auto", &[]).expect_err("none").contains("no disk that the RAM system can see"));

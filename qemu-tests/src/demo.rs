@@ -80,16 +80,16 @@ fn play(rack: &mut Rack) -> Result<()> {
     let began = Instant::now();
     let golden = rack.golden(Size::Large)?;
     let mib = |bytes: u64| bytes >> 20;
-    println!("golden disk    {} ({} MiB)", golden.path().display(), mib(golden.len()?));
+    println!("golden disk    {} ({})", golden.path().display(), units::size(golden.len()?));
     let mut server = rack.serve(ServerConfig::new(Dhcp::Server))?;
     let capturing = Instant::now();
     let image = server.capture(&golden, "golden")?;
     let content_len = image.layout.content_len();
     println!(
-        "captured       {} MiB in {} extents, {} pieces, in {:.1} s",
-        mib(content_len),
-        image.layout.extents().len(),
-        image.meta.geometry.piece_count(),
+        "captured       {} in {}, {}, in {:.1} s",
+        units::size(content_len),
+        units::count(image.layout.extents().len(), "extent"),
+        units::count(image.meta.geometry.piece_count(), "piece"),
         capturing.elapsed().as_secs_f64()
     );
     server.arm("golden", &["--after", "poweroff", "--linger", "20"])?;

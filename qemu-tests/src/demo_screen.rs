@@ -58,10 +58,14 @@ fn line(member: &Member) -> String {
     };
     let percent = usize::from(report.progress.percent());
     let bar = format!("{}{}", "#".repeat(percent * 30 / 100), ".".repeat(30 - percent * 30 / 100));
-    let rate = megabytes(report.progress.rate_bytes_per_s as f64);
+    let rate = units::rate(report.progress.rate_bytes_per_s);
     match report.stage {
         Stage::Restore | Stage::Verify => {
-            format!("{name:12} {:8} {bar} {percent:3} % {rate:6.1} MB/s  {} peers", report.stage, report.progress.peers)
+            format!(
+                "{name:12} {:8} {bar} {percent:3} % {rate:>11}  {}",
+                report.stage,
+                units::count(report.progress.peers, "peer")
+            )
         }
         stage => format!("{name:12} {stage:8}"),
     }
@@ -73,7 +77,7 @@ pub fn table(room: &[Member], content_len: u64) -> String {
         [Stage::Network, Stage::Fetch, Stage::Disk, Stage::Restore, Stage::Verify, Stage::Finish];
     let mut text = format!("{:12} {:8} {:6} {:>6}", "machine", "firmware", "disk", "boot s");
     STAGES.iter().for_each(|stage| text += &format!(" {stage:>7}"));
-    text += &format!(" {:>7} {:>6} {:>8} {:>6}\n", "total s", "MB/s", "verified", "booted");
+    text += &format!(" {:>7} {:>6} {:>8} {:>6}\n", "total s", "MiB/s", "verified", "booted");
     let yes = |is_so: bool| if is_so { "yes" } else { "NO" };
     let number = |seconds: Option<f64>| seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds:.1}"));
     for member in room {
@@ -82,7 +86,7 @@ pub fn table(room: &[Member], content_len: u64) -> String {
         text += &format!("{:12} {:8} {:6}", member.spec.name(), member.firmware, member.bus);
         text += &format!(" {:>6}", number(member.boot_seconds));
         STAGES.iter().for_each(|&stage| text += &format!(" {:>7}", number(of(stage))));
-        let rate = of(Stage::Restore).map(|seconds| megabytes(content_len as f64 / seconds.max(0.001)));
+        let rate = of(Stage::Restore).map(|seconds| mebibytes(content_len as f64 / seconds.max(0.001)));
         text += &format!(
             " {:>7} {:>6} {:>8} {:>6}\n",
             number(member.total_seconds),
@@ -94,6 +98,6 @@ pub fn table(room: &[Member], content_len: u64) -> String {
     text
 }
 
-fn megabytes(bytes: f64) -> f64 {
-    bytes / 1e6
+fn mebibytes(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
 }

@@ -298,14 +298,11 @@ fn what_is_unfinished_is_listed_for_whoever_may_only_look() {
         succeed(Command::new("unshare").args(["-m", "sh", "-c", script]).arg(EZIO).arg(&library))
     };
     for listed in [nobody(), read_only()] {
-        assert!(
-            listed.contains("unfinished: ") && listed.contains(&url) && listed.contains("going on now"),
-            "{listed}"
-        );
+        assert!(listed.contains("unfinished: ") && listed.contains(&url) && listed.contains("in progress"), "{listed}");
     }
     pulling.0.kill().and_then(|()| pulling.0.wait()).expect("its end");
     for listed in [nobody(), read_only()] {
-        assert!(listed.contains("unfinished: ") && !listed.contains("going on now"), "{listed}");
+        assert!(listed.contains("unfinished: ") && !listed.contains("in progress"), "{listed}");
     }
     for lock in fs::read_dir(library.join("tmp/locks")).expect("there") {
         fs::set_permissions(lock.expect("there").path(), Permissions::from_mode(0o600)).expect("ours");
@@ -326,7 +323,7 @@ fn a_killed_pull_goes_on_where_it_was() {
     assert!(listed.contains("unfinished: ") && listed.contains(&url), "{listed}");
     let before = sites.sent(0);
     let text = succeed(&mut sites.image(&["pull", &url]));
-    assert!(text.contains("are there already"), "{text}");
+    assert!(text.contains("are already here"), "{text}");
     sites.check("golden");
     let again = sites.sent(before) - before;
     assert!(again < 42 * MIB as u64, "{again} bytes were sent again");

@@ -1,4 +1,4 @@
-//! Which disks this machine has, as sysfs tells it, and what is on them.
+//! Which disks this machine has, as sysfs shows them, and what is on them.
 
 mod names;
 mod sysfs;
@@ -61,7 +61,7 @@ impl Disk {
     }
 
     fn facts(&self) -> String {
-        let mut line = size_text(self.len);
+        let mut line = units::size(self.len);
         for (label, value) in [("", &self.bus), ("", &self.model), ("serial ", &self.serial)] {
             if !value.is_empty() {
                 line.push_str(&format!(", {label}{value}"));
@@ -86,18 +86,6 @@ impl Disk {
 /// Whether two world-wide names are the same however they are written: `0x5000…`, `naa.5000…`, `EUI.0025…`.
 pub fn is_same_wwn(a: &str, b: &str) -> bool {
     bare_wwn(a) == bare_wwn(b)
-}
-
-/// A size for people: decimal units, as printed on the drive.
-pub fn size_text(len: u64) -> String {
-    let units = [(1_000_000_000_000u64, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-    match units.iter().find(|(unit, _)| len >= *unit) {
-        Some((unit, name)) => {
-            let tenths = u128::from(len) * 10 / u128::from(*unit);
-            format!("{}.{} {name}", tenths / 10, tenths % 10)
-        }
-        None => format!("{len} bytes"),
-    }
 }
 
 /// The whole disks below `sysfs` (normally `/sys`), by name. Memory disks, loops, optical drives and mapped devices are

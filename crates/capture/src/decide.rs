@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{bail, ensure};
-use indicatif::BinaryBytes;
 use layout::parttable::{Partition, Table, TableKind};
 use usedmap::Landmarks;
 
@@ -267,8 +266,8 @@ impl Decider<'_> {
         let cut = format!(
             "the {} has {}, and is longer than its partition, which has {}: one of them was cut short",
             found.file_system,
-            BinaryBytes(own),
-            BinaryBytes(len)
+            units::size(own),
+            units::size(len)
         );
         ensure!(self.choices.at_own_risk, "{cut}; copy what there is with --whole or --at-own-risk");
         Ok(Err(Decision::whole(found, cut)))
@@ -323,7 +322,7 @@ fn checked(found: Probe, map: UsedMap, landmarks: &Landmarks) -> Decision {
     let mapped: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     if let Some(least) = landmarks.used_min.filter(|least| *least > mapped) {
         let note =
-            format!("its map has {} in use, the file system itself counts {}", BinaryBytes(mapped), BinaryBytes(least));
+            format!("its map has {} in use, the file system itself counts {}", units::size(mapped), units::size(least));
         return Decision::whole(found, note);
     }
     // Behind its own end a file system speaks for nothing, whatever the map says.

@@ -1,5 +1,5 @@
 //! File systems that are not fit to be copied by their map of used blocks: hibernated, not shut down, or spread over several
-//! devices. What a journal has yet to write is in nobody's map, and partclone looks for it only here and there.
+//! devices. What a journal has yet to write is in no map, and partclone looks for it only here and there.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -150,7 +150,7 @@ fn hfsplus(block: &[u8]) -> Health {
 
 fn missing(program: &str, package: &str, what: &str) -> Health {
     Health::Unfit(format!(
-        "{program} is missing, which tells whether {what} was shut down: run `apt install {package}` (as root); or go on \
+        "{program}, which shows whether {what} was shut down, is missing: run `apt install {package}` (as root); or continue \
          without it with --at-own-risk, which copies it whole"
     ))
 }

@@ -344,7 +344,7 @@ pub(super) mod tests {
         let _elsewhere = Holder::new(&other, "<>");
         let reader = Holder::new(&path, "<");
         expect(&path, &[]);
-        refuse_writers(&path).expect("nobody writes");
+        refuse_writers(&path).expect("no program writes");
         for how in ["<>", ">>"] {
             let writer = Holder::new(&path, how);
             expect(&path, &[writer.writer()]);
@@ -352,7 +352,7 @@ pub(super) mod tests {
             fs::hard_link(&path, &link).expect("linked");
             expect(&link, &[writer.writer()]);
             fs::remove_file(link).expect("removed");
-            let said = refuse_writers(&path).expect_err("somebody writes").to_string();
+            let said = refuse_writers(&path).expect_err("a program writes").to_string();
             let named = format!("{} is open for writing in sh (process {}): ", path.display(), writer.0.id());
             assert!(said.starts_with(&named), "{said}");
             for part in ["stop that program", "lvcreate --snapshot", "--at-own-risk"] {
@@ -370,7 +370,7 @@ pub(super) mod tests {
         let path = dir.path().join("disk");
         fs::write(&path, b"bytes").expect("written");
         let writers: Vec<Holder> = (0..NAMED_MAX + 2).map(|_| Holder::new(&path, "<>")).collect();
-        let said = refuse_writers(&path).expect_err("somebody writes").to_string();
+        let said = refuse_writers(&path).expect_err("a program writes").to_string();
         assert_eq!(said.matches("(process ").count(), NAMED_MAX, "{said}");
         assert!(said.contains(", 2 more: "), "{said}");
         assert_eq!(found(&path).len(), writers.len());

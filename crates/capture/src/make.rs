@@ -7,7 +7,6 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
-use indicatif::BinaryBytes;
 use layout::parttable::TableKind;
 use metainfo::{Geometry, ImageFacts, PieceHash, Zeros, usual_piece_len};
 
@@ -186,8 +185,8 @@ impl Copy<'_> {
         if !unreadable.is_empty() {
             rescue::coalesce(&mut unreadable);
             let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
-            let places = unreadable.len();
-            log::warn!("{} in {places} places could not be read and are zeros in the image", BinaryBytes(len));
+            let places = units::count(unreadable.len(), "place");
+            log::warn!("{} in {places} could not be read and are zeros in the image", units::size(len));
         }
         Ok(Copied { hashes, unreadable: unreadable.into_iter().map(Unreadable::from).collect(), rate })
     }

@@ -191,7 +191,7 @@ fn parse_map(mut map: impl BufRead, len: u64, stop: &AtomicBool) -> anyhow::Resu
         let [start, run, status] = fields[..] else { return Err(damaged()) };
         let (start, run) = hex(start).zip(hex(run)).ok_or_else(damaged)?;
         let end = start.checked_add(run).ok_or_else(damaged)?;
-        ensure!(start == at && run > 0, "line {number} does not go on where the line before it ends, at {at:#x}");
+        ensure!(start == at && run > 0, "line {number} does not continue where the line before it ends, at {at:#x}");
         ensure!(!stop.load(Ordering::Relaxed), "interrupted");
         at = end;
         match status {
@@ -270,10 +270,10 @@ mod tests {
         for (lines, why) in [
             ("", "no used block"),
             ("0x0 0x1000 ?\n", "no used block"),
-            ("0x1000 0x1000 +\n", "does not go on"),
-            ("0x0 0x1000 +\n0x2000 0x1000 +\n", "does not go on"),
-            ("0x0 0x1000 +\n0x0 0x1000 +\n", "does not go on"),
-            ("0x0 0x0 +\n", "does not go on"),
+            ("0x1000 0x1000 +\n", "does not continue"),
+            ("0x0 0x1000 +\n0x2000 0x1000 +\n", "does not continue"),
+            ("0x0 0x1000 +\n0x0 0x1000 +\n", "does not continue"),
+            ("0x0 0x0 +\n", "does not continue"),
             ("0x0 0x1000 *\n", "line 4 makes no sense"),
             ("0x0 0x1000\n", "line 4 makes no sense"),
             ("0 0x1000 +\n", "line 4 makes no sense"),

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use indicatif::BinaryBytes;
 use layout::account::{Account, Claims, Class};
 use layout::parttable::{Partition, Table, TableKind};
 use layout::{Extent, Layout};
@@ -112,7 +111,7 @@ impl Plan {
         if plan.account.copied_along() > 0 {
             plan.notes.push(format!(
                 "the blocks in use lie in more than {PLACES_MAX} places: {} of small holes between them are copied along",
-                BinaryBytes(plan.account.copied_along())
+                units::size(plan.account.copied_along())
             ));
         }
         plan.set_extents()?;
@@ -195,13 +194,13 @@ impl Plan {
         let outside_len: u64 = data.iter().filter(is_outside).map(|range| range.end - range.start).sum();
         let mut note = format!(
             "{} of data outside of file systems are captured as well, the first at byte {}",
-            BinaryBytes(len),
+            units::size(len),
             first.start
         );
         if outside_len >= OUTSIDE_HINT {
             note += &format!(
                 "; {} of them lie outside of partitions: if they are left over from deleted ones, --partitions-only leaves them out",
-                BinaryBytes(outside_len)
+                units::size(outside_len)
             );
         }
         self.notes.push(note);
@@ -229,7 +228,7 @@ fn behind(
     let zeros = look::zeros(source, std::slice::from_ref(&tail), choices.rescue, stop)?;
     let data = tail.end - tail.start - zeros.iter().map(|range| range.end - range.start).sum::<u64>();
     if data > 0 && data >= spans / TREE_SHARE {
-        decision.note = format!("{} of data lie behind the {}", BinaryBytes(data), decision.found.file_system);
+        decision.note = format!("{} of data lie behind the {}", units::size(data), decision.found.file_system);
         decision.what = What::Whole;
     } else {
         zeros.into_iter().for_each(|range| claims.claim(range, Class::Zeros));

@@ -1,6 +1,6 @@
 //! Whether a source stayed as it was while it was read: an image of what changes may not boot.
 //!
-//! A file tells by its times and its length, a block device by its generation (`diskseq`) and by what the kernel counts of
+//! A file shows it by its times and its length, a block device by its generation (`diskseq`) and by what the kernel counts of
 //! writes and discards. What was read early, and a sample of the rest, is read again at the end: that finds writes that
 //! went round what counts them, such as to a partition through the node of its disk, or from another machine.
 
@@ -213,8 +213,8 @@ impl Part {
         let first = look(path, sysfs.as_deref())?;
         if let State::Device(DeviceState { writes: None, .. }) = first {
             log::warn!(
-                "the kernel does not count what is written to {} (see queue/iostats in /sys/block): only a change of what \
-                 is read twice is noticed",
+                "the kernel does not count what is written to {} (see queue/iostats in /sys/block): a change is only \
+                 noticed in data that is read twice",
                 path.display()
             );
         }

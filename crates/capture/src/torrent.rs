@@ -1,7 +1,6 @@
 //! The torrent of an image.
 
 use anyhow::{Context, ensure};
-use indicatif::BinaryBytes;
 use layout::Layout;
 use metainfo::{FileEntry, ImageFacts, NewTorrent, PieceHash, TORRENT_LEN_MAX};
 
@@ -40,7 +39,7 @@ pub fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
         len <= TORRENT_LEN_MAX,
         "the blocks in use lie in {extents} places or more, too many for a torrent of {}, the longest that machines take: \
          defragment it, or copy it whole (`ezio capture --whole` for a disk, --at-own-risk for an import)",
-        BinaryBytes(TORRENT_LEN_MAX)
+        units::size(TORRENT_LEN_MAX)
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A partition as a device or file of its own, which is all that partclone reads.
+//! A partition as a separate device or file, which is all that partclone reads.
 
 use std::fs::File;
 use std::io;
@@ -53,7 +53,7 @@ impl Window {
         }
         match attach_loop(&source.path, place) {
             Ok(window) => return Ok(window),
-            Err(error) => log::debug!("copying the partition, because no loop device is to be had: {error:#}"),
+            Err(error) => log::debug!("copying the partition, because no loop device is available: {error:#}"),
         }
         let copy = copy(source, place, scratch)
             .with_context(|| format!("copying the partition at byte {} to {}", place.start, scratch.display()))?;

@@ -1,7 +1,5 @@
 //! Images and partitions in a line each, for people.
 
-use indicatif::BinaryBytes;
-
 use crate::image::Image;
 use crate::manifest::{Captured, PartitionInfo};
 
@@ -10,16 +8,16 @@ pub fn summary(image: &Image) -> String {
     let geometry = image.meta.geometry;
     let zeros = match image.manifest.zeros_len {
         0 => String::new(),
-        len => format!(" ({} of zeros left out)", BinaryBytes(len)),
+        len => format!(" ({} of zeros left out)", units::size(len)),
     };
     format!(
-        "{}: {} in use{zeros} of {}, {} extents, {} pieces of {}, infohash {}",
+        "{}: {} in use{zeros} of {}, {}, {} of {}, infohash {}",
         image.name,
-        BinaryBytes(image.layout.content_len()),
-        BinaryBytes(image.manifest.disk_size),
-        image.layout.extents().len(),
-        geometry.piece_count(),
-        BinaryBytes(u64::from(geometry.piece_len())),
+        units::size(image.layout.content_len()),
+        units::size(image.manifest.disk_size),
+        units::count(image.layout.extents().len(), "extent"),
+        units::count(geometry.piece_count(), "piece"),
+        units::size(u64::from(geometry.piece_len())),
         image.meta.infohash
     )
 }
@@ -28,7 +26,7 @@ pub fn summary(image: &Image) -> String {
 pub fn partition_line(partition: &PartitionInfo) -> String {
     let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
     let how = match partition.captured {
-        Captured::UsedBlocks => format!("{} in use", BinaryBytes(partition.captured_len)),
+        Captured::UsedBlocks => format!("{} in use", units::size(partition.captured_len)),
         Captured::Whole => "copied whole".to_owned(),
         Captured::Recipe => "made again from a recipe, not copied".to_owned(),
         Captured::Missing => "left out".to_owned(),
@@ -37,8 +35,8 @@ pub fn partition_line(partition: &PartitionInfo) -> String {
     let mut line = format!(
         "  {:>3}  at {:>11}  {:>11}  {:<22} {:<10} {how}",
         partition.number,
-        BinaryBytes(partition.start).to_string(),
-        BinaryBytes(partition.length).to_string(),
+        units::size(partition.start),
+        units::size(partition.length),
         or(&partition.type_name, &or(&partition.type_id, "-")),
         or(&partition.file_system, "-"),
     );

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use indicatif::BinaryBytes;
 
 /// Room that stays free beside the content, in bytes: torrent, manifest, and a little peace.
 const SPARE_ROOM: u64 = 64 << 20;
@@ -19,9 +18,9 @@ pub fn check_room(dir: &Path, len: u64) -> anyhow::Result<()> {
     ensure!(
         free >= needed,
         "{} are needed, {} has {} free: make room, or choose another place",
-        BinaryBytes(needed),
+        units::size(needed),
         dir.display(),
-        BinaryBytes(free)
+        units::size(free)
     );
     Ok(())
 }

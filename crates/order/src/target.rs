@@ -89,7 +89,7 @@ impl Bus {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{term:?} does not say which disk{hint}: use auto, /dev/NAME, by-id=NAME, by-path=NAME, serial=…, wwn=…, model=…, \
-     bus=virtio|nvme|ata|scsi|usb|mmc, min=SIZE, max=SIZE (such as 500G) or rotational=yes|no, several with a comma between"
+     bus=virtio|nvme|ata|scsi|usb|mmc, min=SIZE, max=SIZE (such as 500G or 465GiB) or rotational=yes|no, several with a comma between"
 )]
 pub struct BadTarget {
     term: String,
@@ -214,25 +214,35 @@ fn parse_bus(text: &str) -> Option<Bus> {
     BUSES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, bus)| *bus)
 }
 
-/// `500G` and the like: decimal units, as printed on the drive.
+/// `500G` as printed on the drive, or `465GiB` as partition tools and our screens show it.
 fn parse_size(text: &str) -> Option<u64> {
-    let (number, unit) = match text.strip_suffix(['k', 'M', 'G', 'T']) {
-        Some(number) => (number, text.chars().last()?),
-        None => (text, ' '),
-    };
-    let unit = match unit {
-        'k' => 1_000,
-        'M' => 1_000_000,
-        'G' => 1_000_000_000,
-        'T' => 1_000_000_000_000,
-        _ => 1,
-    };
+    const UNITS: [(&str, u64); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+    ];
+    let with_unit = |(name, unit): &(&str, u64)| Some((text.strip_suffix(name)?, *unit));
+    let (number, unit) = UNITS.iter().find_map(with_unit).unwrap_or((text, 1));
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_label_or_of_partition_tools() {
+        for (text, bytes) in [("500", 500), ("500G", 500_000_000_000), ("465GiB", 465 << 30), ("2TiB", 2 << 40)] {
+            let rule: TargetRule = format!("min={text}").parse().expect(text);
+            assert_eq!(rule.terms(), [Term::MinLen(bytes)]);
+        }
+        assert!("min=5GB".parse::<TargetRule>().is_err());
+    }
 
     #[test]
     fn bad_rules_name_the_term() {

@@ -24,7 +24,7 @@ pub(crate) fn discard_unused(layout: &Layout, store: &DiskStore, is_over: &Atomi
                 Ok(true) => discarded += len,
                 Ok(false) => return discarded,
                 Err(cause) => {
-                    log::warn!("{cause}; unused space is not given back to the disk, which is otherwise well");
+                    log::warn!("{cause}; unused space was not discarded, and everything else is in order");
                     return discarded;
                 }
             }

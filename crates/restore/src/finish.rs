@@ -97,7 +97,7 @@ pub(crate) fn load_deferred(layout: &Layout, store: &DiskStore) {
         let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("a few MiB")];
         match store.device().read_exact_at(&mut bytes, DiskOffset(range.start)) {
             Ok(()) => store.deferred().keep(DiskOffset(range.start), &bytes),
-            Err(cause) => log::warn!("looking at what is there already: {cause}"),
+            Err(cause) => log::warn!("checking what the disk already holds: {cause}"),
         }
     }
     let (Some(sector_size), Some(head)) = (layout.sector_size(), ranges.first()) else { return };

@@ -99,7 +99,7 @@ fn look_at(
                 Ok(None) => right.push(piece),
                 Ok(Some(_)) => {}
                 // A sector that cannot be read may well be written: then the disk puts a spare one in its place.
-                Err(cause) => log::warn!("looking at what is there already: {cause}"),
+                Err(cause) => log::warn!("checking what the disk already holds: {cause}"),
             }
             batch.push(piece);
             if batch.len() == TELL_EVERY {

@@ -1,4 +1,4 @@
-//! Why nothing comes: told after a while, for somebody who sees only that a number does not move.
+//! Why no data is arriving, once none has arrived for a while. The restore keeps trying.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A look counts for no more: what is longer, the machine itself stood still.
 const LOOK: Duration = Duration::from_secs(2);
 
-const VERIFY: &str = "`ezio image verify` on the server tells whether the image is damaged";
+const VERIFY: &str = "`ezio image verify` on the server shows whether the image is damaged";
 
 /// Watches a swarm fetch.
 #[derive(Debug)]
@@ -43,32 +43,31 @@ impl Stall {
         }
         let bad = stats.bad_pieces - self.bad_pieces.min(stats.bad_pieces);
         let waited = self.waited.as_secs();
-        (self.waited >= PATIENCE).then(|| format!("nothing has come for {waited} s: {}", reason(stats, bad)))
+        (self.waited >= PATIENCE).then(|| format!("no data has arrived for {waited} s: {}", reason(stats, bad)))
     }
 }
 
 /// `bad` is how many pieces with a wrong hash have come since the last good one.
 fn reason(stats: &Stats, bad: u64) -> String {
     let tracker = stats.tracker_error.as_ref().map(|error| format!(" (tracker: {error})")).unwrap_or_default();
-    let peers = match stats.peers {
-        1 => "the one connected peer".to_owned(),
-        count => format!("any of the {count} connected peers"),
-    };
+    let peers = format!("none of the connected peers ({})", stats.peers);
     match (bad, stats.peers, stats.pieces_nowhere) {
-        (1.., ..) => format!("what comes has a wrong hash: {VERIFY}"),
+        (1.., ..) => format!("the pieces that arrive have a wrong hash: {VERIFY}"),
         (0, 0, _) => {
             // Who sent it is not asked again, and may have been the only one.
             let bad = match stats.bad_pieces {
                 0 => String::new(),
-                _ => format!("; something that came earlier had a wrong hash: {VERIFY}"),
+                _ => format!("; a piece that arrived earlier had a wrong hash: {VERIFY}"),
             };
-            format!("no peer can be reached{tracker}: see whether the server runs, and no firewall is between{bad}")
+            format!(
+                "no peer can be reached{tracker}: check that the server runs and that no firewall blocks the way{bad}"
+            )
         }
         (0, _, 1..) => format!(
-            "what is missing ({} pieces) is not with {peers}{tracker}: see whether the server still serves this image",
+            "{peers} has the missing pieces ({}){tracker}: check that the server still serves this image",
             stats.pieces_nowhere
         ),
-        (0, _, 0) => format!("nothing is sent by {peers}{tracker}"),
+        (0, _, 0) => format!("{peers} sends anything{tracker}"),
     }
 }
 
@@ -111,11 +110,11 @@ mod tests {
         let said = |stats: &Stats| look(&mut Stall::new(Instant::now()), stats, 45).expect("nothing came");
         let mut stats = Stats { tracker_error: Some("connection refused".into()), ..Stats::default() };
         let words = said(&stats);
-        assert!(words.starts_with("nothing has come for 45 s: no peer") && words.contains("refused"), "{words}");
+        assert!(words.starts_with("no data has arrived for 45 s: no peer") && words.contains("refused"), "{words}");
         (stats.peers, stats.pieces_nowhere) = (2, 7);
-        assert!(said(&stats).contains("(7 pieces) is not with any of the 2"));
+        assert!(said(&stats).contains("none of the connected peers (2) has the missing pieces (7)"));
         (stats.peers, stats.pieces_nowhere) = (1, 0);
-        assert!(said(&stats).contains("nothing is sent by the one connected peer"));
+        assert!(said(&stats).contains("none of the connected peers (1) sends anything"));
         // Only what was wrong lately counts.
         let mut stall = Stall::new(Instant::now());
         assert!(

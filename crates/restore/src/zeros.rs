@@ -35,7 +35,7 @@ pub(crate) fn make_zeros(layout: &Layout, store: &DiskStore, is_over: &AtomicBoo
             Ok(Some(start)) => start,
             // A sector that cannot be read may well be written: then the disk puts a spare one in its place.
             Err(cause) => {
-                log::warn!("looking at what is there already: {cause}");
+                log::warn!("checking what the disk already holds: {cause}");
                 stretch.start
             }
         };

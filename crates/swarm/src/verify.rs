@@ -46,7 +46,7 @@ impl Shared {
             return;
         }
         if !self.meta.piece_is_right(piece, &data) {
-            log::warn!("piece {piece}: wrong hash, from {} peers", givers.len());
+            log::warn!("piece {piece}: wrong hash; number of peers that sent it: {}", givers.len());
             count(&self.counters.bad_pieces, 1);
             count(&self.counters.wasted, data.len());
             if let [giver] = givers[..] {

@@ -1,9 +1,10 @@
 //! How far a long job is: a bar on a terminal, plain lines in a log.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 /// How often a plain line is printed: often enough to see that it lives, seldom enough for a log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -23,8 +24,17 @@ impl Progress {
     /// Starts counting to `total` bytes; `what` is a participle such as `capturing`.
     pub fn new(what: &'static str, total: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{msg} {percent:>3}% [{wide_bar}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+            let template = "{msg} {percent:>3}% [{wide_bar}] {size} of {whole}, {rate}, {eta} left";
             let style = ProgressStyle::with_template(template).expect("the template is a constant");
+            let style = style.with_key("size", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&units::size(state.pos()));
+            });
+            let style = style.with_key("whole", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&units::size(state.len().unwrap_or_default()));
+            });
+            let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&units::rate(state.per_sec() as u64));
+            });
             ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what)
         });
         let now = Instant::now();
@@ -61,12 +71,11 @@ impl Progress {
         let percent = self.done.saturating_mul(100).checked_div(self.total).unwrap_or(100);
         let left = self.total.saturating_sub(self.done) as f64 / rate.max(1.0);
         format!(
-            "{} {percent}%: {} of {}, {:.*} MB/s, {} left",
+            "{} {percent}%: {} of {}, {}, {} left",
             self.what,
-            HumanBytes(self.done),
-            HumanBytes(self.total),
-            usize::from(rate < 10e6),
-            rate / 1e6,
+            units::size(self.done),
+            units::size(self.total),
+            units::rate(rate as u64),
             // A rate near zero makes a time that no Duration holds.
             HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX))
         )
@@ -82,7 +91,7 @@ mod tests {
         let mut progress = Progress::new("capturing", 200 << 20);
         progress.advance(50 << 20);
         let line = progress.line();
-        assert!(line.starts_with("capturing 25%: 50.00 MiB of 200.00 MiB, "), "{line}");
+        assert!(line.starts_with("capturing 25%: 50.0 MiB of 200.0 MiB, "), "{line}");
         assert!(line.ends_with(" left"), "{line}");
         assert!(!Progress::new("verifying", u64::MAX).line().is_empty());
     }

@@ -39,7 +39,7 @@ fn beside_dnsmasq(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
     machine.wait_for("EZIO: done, poweroff")?;
     machine.wait_off()?;
     image.compare(&golden, &target)?;
-    ensure!(site.log().count("DHCPACK(eth0)") >= 2, "the addresses came from somebody else than dnsmasq");
+    ensure!(site.log().count("DHCPACK(eth0)") >= 2, "the addresses did not come from dnsmasq");
     rack.expect_clone_boots(&spec)?;
     server.stop()
 }

@@ -95,7 +95,11 @@ pub fn usb_disk_first(rack: &mut Rack) -> Result<()> {
     machine.wait_off()?;
     disks[0].expect_untouched()?;
     server.image("golden")?.compare(&golden, &disks[1])?;
-    rack.fault("a USB disk beside a fixed one", "TARGET=auto", "the fixed one is taken, the other untouched")
+    rack.fault(
+        "a USB disk beside a fixed one",
+        "TARGET=auto",
+        "the machine chooses the fixed one, the other is untouched",
+    )
 }
 
 /// Machines say what they would do, and do nothing.
@@ -111,10 +115,9 @@ pub fn dry_run(rack: &mut Rack) -> Result<()> {
     let mut again = rack.power_on(&direct(rack, "again", 2).disk(&old, Bus::Nvme))?;
     let small = direct(rack, "small", 3).disk(&disks[1], Bus::Virtio);
     expect_refusal(rack, &server, &small, &disks[1..], &["needs a disk of at least", "nothing was touched"])?;
-    for (machine, words) in [
-        (&mut fits, ["nothing of it is there yet", "the network brings"]),
-        (&mut again, ["are there already", "FAT32"]),
-    ] {
+    for (machine, words) in
+        [(&mut fits, ["none of it is there yet", "the network delivers"]), (&mut again, ["are already there", "FAT32"])]
+    {
         machine.wait_for("EZIO: dry run, nothing was written")?;
         machine.wait_for("EZIO: done, poweroff")?;
         machine.wait_off()?;
@@ -136,7 +139,7 @@ fn armed(rack: &Rack) -> Result<Server> {
 }
 
 /// What a refusal comes to.
-const REFUSED: &str = "refused, with every disk and why on screen and server; the disk's bytes are as before";
+const REFUSED: &str = "the machine refuses; screen and server show every disk with the reason; the disk is unchanged";
 
 /// Switches a machine on and expects these words on its console and in `ezio status`, and its disks as they were.
 fn expect_refusal(rack: &mut Rack, server: &Server, spec: &MachineSpec, disks: &[Disk], words: &[&str]) -> Result<()> {

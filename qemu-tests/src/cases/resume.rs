@@ -85,7 +85,7 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
         nbd.bytes_lost(),
         report.note
     );
-    let what = "until the end the disk does not boot; each time the machine goes on with what is right on the disk; at the \
+    let what = "until the end the disk does not boot; each time the machine continues with what is already right on the disk; at the \
                 end every byte is right";
     rack.fault("ten power cuts, half of what was not flushed is lost", "random moments", what)
 }
@@ -120,7 +120,7 @@ pub fn resumed(rack: &mut Rack) -> Result<()> {
     ensure!(second.kept + lacking == total, "what was kept and what was lacking are not the whole");
     // What is on its way or in the page cache, which is kept to 32 MiB, is lost, whatever anybody does.
     ensure!(twice <= 40 << 20, "more than what was in memory was fetched twice");
-    rack.fault("power cut at half time", "mid-way", "only what was not on the disk yet is fetched again")
+    rack.fault("power cut at half time", "mid-way", "the machine fetches only what was not on the disk yet")
 }
 
 /// Bytes of the image that are not on the disk.
@@ -206,5 +206,11 @@ pub fn changed_image(rack: &mut Rack) -> Result<()> {
         "{} bytes written for {bytes} changed",
         delta.progress.written
     );
-    rack.fault("an image of which 2 % changed", "over the old one", "the changed pieces are fetched, nothing else")
+    ensure!(delta.progress.downloaded <= bytes + bytes / 10, "{} bytes fetched for {bytes} changed", delta.progress.downloaded);
+    ensure!(delta.progress.written <= bytes + bytes / 10, "{} bytes written for {bytes} changed", delta.progress.written);
+    rack.fault(
+        "an image of which 2 % changed",
+        "over the old one",
+        "the machine fetches the changed pieces, nothing else",
+    )
 }

@@ -103,7 +103,7 @@ pub fn server_killed(rack: &mut Rack) -> Result<()> {
         expect_clone(rack, &image, &golden, machine)?;
         ensure!(server.report(machine.mac())?.is_some(), "the restarted server has not heard of {}", machine.name());
     }
-    rack.fault("the server is killed and started again", "mid-way", "the machines go on by themselves")
+    rack.fault("the server is killed and started again", "mid-way", "the machines continue without it and finish")
 }
 
 pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
@@ -126,7 +126,7 @@ pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
     for machine in &mut machines {
         expect_clone(rack, &image, &golden, machine)?;
     }
-    let what = "the machine goes on by itself";
+    let what = "the machine continues by itself";
     rack.fault("a cable is out for 20 s", "mid-way; the network card notices", what)?;
     rack.fault("packets are lost for 20 s", "mid-way, behind a switch; the network card does not notice", what)
 }
@@ -147,8 +147,12 @@ pub fn seeder_gone(rack: &mut Rack) -> Result<()> {
     // It has proven its disk and would go on waiting for others.
     first.pull_plug();
     image.compare(&golden, &Disk::open(&rack.disk_path(first.name())))?;
-    let what = "the machine goes on with what the others have, and finishes";
-    rack.fault("server, seeder and tracker are gone for good", "mid-way, while one machine has every piece", what)
+    let what = "the machine continues with what the others have, and finishes";
+    rack.fault(
+        "server, seeder and tracker are gone and do not return",
+        "mid-way, while one machine has every piece",
+        what,
+    )
 }
 
 /// Whoever gave out the addresses is switched off while they are in use.

@@ -1,4 +1,4 @@
-//! Disks that fail or lie, and a peer that sends what is wrong: the machine says so, and nobody else notices.
+//! Disks that fail or lie, and a peer that sends what is wrong: the machine reports it, and the others do not notice.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -80,7 +80,7 @@ fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
     ensure!(bad.machine.log().count("EZIO: verified") == 0, "{} said that it is verified", bad.machine.name());
     bad.machine.pull_plug();
     bad.disk.as_ref().map_or(Ok(()), expect_unbootable)?;
-    let happened = format!("failed, the disk does not boot, the others finish: {}", quoted(&told));
+    let happened = format!("the machine fails, its disk does not boot, the others finish: {}", quoted(&told));
     rack.fault(bad.fault, bad.place, &happened)
 }
 
@@ -99,7 +99,7 @@ pub fn bad_memory_of_a_peer(rack: &mut Rack) -> Result<()> {
     machine.wait_off()?;
     ensure!(machine.log().count("wrong hash") > 0, "the bad peer was not asked for anything");
     image.compare(&golden, &disk)?;
-    let what = "every wrong piece is found by its hash and not written, the peer is dropped, the machine finishes";
+    let what = "the machine finds every wrong piece by its hash, does not write it, drops the peer and finishes";
     rack.fault("a peer with bad memory", "one bit in every fourth piece it sends", what)
 }
 
@@ -143,7 +143,7 @@ pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
     ensure!(report.stage == report::Stage::Restore, "it is in stage {}", report.stage);
     machine.pull_plug();
     expect_unbootable(&disk)?;
-    let words = "the machine says so every minute, here and in `ezio status`, and goes on trying";
+    let words = "the machine reports it every minute, on its screen and in `ezio status`, and keeps trying";
     rack.fault("a wrong bit in the server's copy", "one piece", words)
 }
 

@@ -77,7 +77,7 @@ impl CaptureCommand {
         let (piece_len, threads, skip_zeros) = (self.piece_len, self.threads, self.skip_zeros);
         let options = CaptureOptions { choices, skip_zeros, live: self.live, piece_len, threads, origin };
         let (image, rate) = make_image(&source, draft, options, stop)?;
-        say!("captured {}, {:.0} MB/s", summary(&image), rate / 1e6);
+        say!("captured {}, {}", summary(&image), units::rate(rate as u64));
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use blockdev::Device;
-use blockdev::inventory::{self, size_text};
+use blockdev::inventory;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use layout::Layout;
@@ -198,7 +198,7 @@ fn table_lost(target: &Path, len: u64, layout: &Layout) -> Option<String> {
 fn confirm(target: &Path, len: u64, lost: &str) -> Result<()> {
     let disks = inventory::disks(Path::new("/sys"));
     let known = disks.iter().find(|disk| disk.path == target).map(inventory::Disk::describe);
-    let what = known.unwrap_or_else(|| format!("{} ({})", target.display(), size_text(len)));
+    let what = known.unwrap_or_else(|| format!("{} ({})", target.display(), units::size(len)));
     if !std::io::stdin().is_terminal() {
         bail!("this would overwrite {what}{lost}: give --yes if that is meant");
     }
@@ -227,7 +227,7 @@ async fn linger(swarm: &Swarm, linger: Duration) {
         () = until => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    log::info!("{} given to others", size_text(swarm.stats().uploaded));
+    log::info!("{} sent to other machines", units::size(swarm.stats().uploaded));
 }
 
 /// How progress is shown: a bar on a terminal, lines elsewhere, JSON for machines.
@@ -263,7 +263,7 @@ impl Screen {
                 let is_due = last.is_none_or(|(before, at)| before != *stage || at.elapsed() >= LINE_EVERY);
                 if is_due {
                     *last = Some((*stage, Instant::now()));
-                    let (done, total) = (size_text(progress.bytes_done), size_text(progress.bytes_total));
+                    let (done, total) = (units::size(progress.bytes_done), units::size(progress.bytes_total));
                     say!("{stage} {done} of {total}, {}", words(update));
                 }
             }
@@ -297,11 +297,11 @@ impl Screen {
             return;
         }
         let how = if verify { "read back from the medium" } else { "partition table only: --no-verify" };
-        let (kept, written) = (size_text(restored.kept), size_text(restored.written));
-        let fetched = size_text(stats.downloaded);
+        let (kept, written) = (units::size(restored.kept), units::size(restored.written));
+        let fetched = units::size(stats.downloaded);
         say!(
             "verified {} on {} in {seconds:.1} s: {kept} kept, {fetched} fetched, {written} written ({how})",
-            size_text(len),
+            units::size(len),
             target.display()
         );
     }
@@ -319,9 +319,9 @@ fn json(stage: report::Stage, progress: &Progress, mut more: serde_json::Value) 
 
 fn words(update: &Update) -> String {
     let progress = &update.progress;
-    let rate = size_text(progress.rate_bytes_per_s);
+    let rate = units::rate(progress.rate_bytes_per_s);
     let left = progress.eta_seconds();
     let eta = left.map(|seconds| format!(", {}:{:02} left", seconds / 60, seconds % 60)).unwrap_or_default();
     let trouble = update.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
-    format!("{rate}/s{eta}, {} peers{trouble}", progress.peers)
+    format!("{rate}{eta}, {}{trouble}", units::count(progress.peers, "peer"))
 }

@@ -1,4 +1,4 @@
-//! `ezio seed`: gives a torrent's content to a swarm from any Linux machine.
+//! `ezio seed`: seeds a torrent's content from any Linux machine.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use blockdev::Device;
-use blockdev::inventory::size_text;
 use clap::{Args, ValueEnum};
 use layout::Layout;
 use metainfo::Metainfo;
@@ -85,7 +84,7 @@ impl SeedCommand {
             say!(
                 "seeding {} ({}, infohash {}) on {}",
                 meta.name,
-                size_text(meta.geometry.content_len()),
+                units::size(meta.geometry.content_len()),
                 meta.infohash,
                 swarm.local_addr()
             );
@@ -97,11 +96,11 @@ impl SeedCommand {
                     () = tokio::time::sleep(LINE_EVERY) => {
                         let stats = swarm.stats();
                         let trouble = stats.tracker_error.map(|error| format!(", tracker: {error}")).unwrap_or_default();
-                        say!("{} given, {} peers{trouble}", size_text(stats.uploaded), stats.peers);
+                        say!("{} sent, {}{trouble}", units::size(stats.uploaded), units::count(stats.peers, "peer"));
                     }
                 }
             }
-            say!("stopped, {} given", size_text(swarm.stats().uploaded));
+            say!("stopped, {} sent", units::size(swarm.stats().uploaded));
             swarm.shutdown().await;
             Ok(())
         })

@@ -116,7 +116,7 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     let goodbye = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
-        log::warn!("a service took too long to stop");
+        log::warn!("a service did not stop in time");
     }
     room.save_fleet();
     ServerNote::take_away(&state_dir);

@@ -1,4 +1,4 @@
-//! What each machine last said, and what it did before. Kept in `LIBRARY/state/fleet.json`, so that a machine that is
+//! What each machine reported last, and what it did before. Kept in `LIBRARY/state/fleet.json`, so that a machine that is
 //! done stays done when the server restarts.
 
 use std::collections::{BTreeMap, HashSet};
@@ -130,7 +130,8 @@ impl Fleet {
         machine.asked.clear();
         machine.report = Some(report);
         if !self.put(machine, armed) {
-            let full = format!("{MAX_MACHINES} machines are done with what is armed, and no more are remembered");
+            let full =
+                format!("{MAX_MACHINES} machines have finished this deployment, and the server remembers no more");
             if let Some(more) = FULL.pass() {
                 log::error!("{mac}: {full}: run `ezio arm` again, which starts a new deployment{more}");
             }
@@ -243,7 +244,7 @@ impl History {
         };
         match state::write(&self.path, &machines) {
             Ok(()) => *written = change,
-            Err(error) => log::error!("the machines' history cannot be kept: {error:#}"),
+            Err(error) => log::error!("the machines' history cannot be saved: {error:#}"),
         }
         self.tried.send_replace(change);
     }
@@ -258,7 +259,7 @@ fn log_stage(mac: MacAddr, report: &Report) {
     match (&report.error, report.stage) {
         // On one line, or a report could look like another line of the log.
         (Some(error), _) => log::error!("{mac} {}: {}{more}", report.stage, error.replace('\n', " | ")),
-        (None, Stage::Failed) => log::error!("{mac} failed, without saying why{more}"),
+        (None, Stage::Failed) => log::error!("{mac} failed and gave no reason{more}"),
         (None, stage) => log::info!("{mac} {stage} {}{more}", report.image),
     }
 }
@@ -398,7 +399,10 @@ mod tests {
             take(&mut fleet, report_of(number, "done", "d1"));
         }
         let refusal = fleet.report(report("restore", "d1"), &armed("d1"), &Settings::default());
-        assert_eq!(refusal, Err("4096 machines are done with what is armed, and no more are remembered".into()));
+        assert_eq!(
+            refusal,
+            Err("4096 machines have finished this deployment, and the server remembers no more".into())
+        );
         assert!(!take(&mut fleet, report_of(7, "done", "d1")), "known machines still report");
         // With the next deployment nobody is done, and there are places again.
         fleet.report(report("restore", "d2"), &armed("d2"), &Settings::default()).expect("a place");

@@ -1,4 +1,4 @@
-//! What is armed: which machines are to get which image. Kept in `LIBRARY/state/armed.json`, which `ezio arm` and
+//! What is armed: which machines get which image. Kept in `LIBRARY/state/armed.json`, which `ezio arm` and
 //! `ezio disarm` write and the running server watches.
 
 use std::collections::BTreeMap;
@@ -224,7 +224,7 @@ impl Armed {
             .map(|mac| settings.called(mac))
             .collect();
         if !lines.is_empty() && !never.is_empty() {
-            lines.push(format!("never imaged, as the config says: {}", never.join(", ")));
+            lines.push(format!("never imaged (`never = true` in the config): {}", never.join(", ")));
         }
         lines
     }
@@ -475,7 +475,7 @@ mod tests {
                 format!("held back until the next order for every machine: {other}"),
                 "[groups.lab] in the config gets own instead, target serial=X".to_owned(),
                 "[groups.old] in the config: target bus=ata".to_owned(),
-                format!("never imaged, as the config says: pc1 ({B})"),
+                format!("never imaged (`never = true` in the config): pc1 ({B})"),
             ]
         );
     }

@@ -25,13 +25,13 @@ pub fn table(status: &Status) -> String {
         }
     }
     if status.machines.is_empty() {
-        line(&mut out, "no machine has been heard of yet");
+        line(&mut out, "no machine has asked for anything yet");
         return out;
     }
     line(&mut out, "");
     let has_names = status.machines.iter().any(|machine| !machine.name.is_empty());
     let start = start_of_row(has_names, ["MACHINE", "NAME", "IP", "SERIAL", "IMAGE"]);
-    line(&mut out, &format!("{start} {:<8} {:>4} {:>7} {:>7}", "STAGE", "%", "MB/S", "ETA"));
+    line(&mut out, &format!("{start} {:<8} {:>4} {:>7} {:>7}", "STAGE", "%", "MIB/S", "ETA"));
     for machine in &status.machines {
         machine_lines(&mut out, machine, has_names);
     }
@@ -43,10 +43,10 @@ pub fn table(status: &Status) -> String {
 fn seed_line(seed: &SeedStatus) -> String {
     let ratio = seed.uploaded as f64 / (seed.content_len.max(1) as f64);
     format!(
-        "image {}: {}, sent {} = {ratio:.2} x, {} connected, {} fetching, {} complete",
+        "image {}: {}, sent {} ({ratio:.2} times its size), {} connected, {} fetching, {} complete",
         seed.image,
-        bytes(seed.content_len),
-        bytes(seed.uploaded),
+        units::size(seed.content_len),
+        units::size(seed.uploaded),
         seed.peers,
         seed.leechers,
         seed.seeders
@@ -68,7 +68,7 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
     let Some(report) = &machine.report else {
         let what = if machine.asked.is_empty() { "seen" } else { machine.asked.as_str() };
         let when = match machine.last_seen {
-            0 => "not heard of yet".to_owned(),
+            0 => "not seen yet".to_owned(),
             _ => format!("{what} {} ago", duration(machine.age_s)),
         };
         let name = if has_names { format!(" {:<12}", cut(&machine.name, 12)) } else { String::new() };
@@ -82,7 +82,7 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
         }
         return asked_line(out, machine);
     }
-    let rate = report.progress.rate_bytes_per_s as f64 / 1e6;
+    let rate = report.progress.rate_bytes_per_s as f64 / f64::from(1 << 20);
     let is_moving = !report.stage.is_final() && report.progress.bytes_total > 0;
     let row = format!(
         "{} {:<8} {:>4} {:>7} {:>7}",
@@ -103,7 +103,7 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
         wrap(out, "    ", &format!("{key}: {value}"));
     }
     if machine.silent {
-        let text = format!("silent for {}: is it switched off, or its cable out?", duration(machine.age_s));
+        let text = format!("silent for {}: is it switched off, or is its cable unplugged?", duration(machine.age_s));
         wrap(out, "    ", &text);
     }
     asked_line(out, machine);
@@ -139,10 +139,7 @@ fn totals(machines: &[MachineStatus]) -> String {
     let dry = if dry > 0 { format!("{dry} ready (dry run), ") } else { String::new() };
     let waiting = machines.iter().filter(|machine| machine.waiting).count();
     let waiting = if waiting > 0 { format!(", {waiting} waiting") } else { String::new() };
-    let machines = match machines.len() {
-        1 => "1 machine".to_owned(),
-        count => format!("{count} machines"),
-    };
+    let machines = units::count(machines.len(), "machine");
     format!("{machines}: {done} done, {dry}{busy} busy ({silent} silent), {failed} failed{waiting}")
 }
 
@@ -186,15 +183,6 @@ fn duration(seconds: u64) -> String {
     }
 }
 
-fn bytes(count: u64) -> String {
-    match count {
-        0..=9_999 => format!("{count} B"),
-        10_000..=9_999_999 => format!("{} kB", count / 1000),
-        10_000_000..=9_999_999_999 => format!("{} MB", count / 1_000_000),
-        _ => format!("{:.1} GB", count as f64 / 1e9),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use netboot::MacAddr;
@@ -235,8 +223,7 @@ mod tests {
         named.machines.push(MachineStatus { name: "pc2".into(), last_seen: 0, ..machine("") });
         let text = table(&named);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        for words in
-            ["MACHINE           NAME         IP", " a-name-long… ", " pc2          not heard of yet, boots the"]
+        for words in ["MACHINE           NAME         IP", " a-name-long… ", " pc2          not seen yet, boots the"]
         {
             assert!(text.contains(words), "{words:?} is not in\n{text}");
         }
@@ -270,14 +257,14 @@ mod tests {
     #[test]
     fn a_list_of_disks_stays_a_list() {
         let mut failed = machine(r#"{"mac":"52:54:00:00:00:01","stage":"failed"}"#);
-        let disk = "(500.1 GB, ata, Some Model, serial S3Z, 512-byte sectors; GPT: 1 NTFS, 2 ext4): it matches";
+        let disk = "(465.8 GiB, ata, Some Model, serial S3Z, 512-byte sectors; GPT: 1 NTFS, 2 ext4): it matches";
         let error = format!("2 disks match, nothing was touched:\n/dev/sda {disk}\n/dev/sdb {disk}");
         failed.report.as_mut().expect("parses").error = Some(error);
         let text = table(&Status { machines: vec![failed], ..Status::default() });
         let (_, list) = text.split_once("    2 disks match, nothing was touched:\n").expect("a line of its own");
         let rows: Vec<_> = list.lines().take(4).collect();
         assert!(
-            rows[0].starts_with("    /dev/sda (500.1 GB") && rows[2].starts_with("    /dev/sdb (500.1 GB"),
+            rows[0].starts_with("    /dev/sda (465.8 GiB") && rows[2].starts_with("    /dev/sdb (465.8 GiB"),
             "{text}"
         );
         assert_eq!((rows[1], rows[3]), ("      matches", "      matches"));

@@ -117,7 +117,7 @@ fn leases(settings: &Settings, binding: &Binding, state_dir: &std::path::Path) -
     let path = state_dir.join("leases.json");
     let records: Vec<LeaseRecord> = state::read(&path)
         .unwrap_or_else(|error| {
-            log::error!("the leases are forgotten, machines will get them again: {error:#}");
+            log::error!("the leases are lost, so machines get new ones: {error:#}");
             None
         })
         .unwrap_or_default();
@@ -182,7 +182,7 @@ impl DhcpService {
         if let Some(leases) = self.leases.as_mut().filter(|leases| leases.dirty) {
             match state::write(&leases.path, &leases.server.leases()) {
                 Ok(()) => leases.dirty = false,
-                Err(error) => log::error!("the leases cannot be kept: {error:#}"),
+                Err(error) => log::error!("the leases cannot be saved: {error:#}"),
             }
         }
     }
@@ -280,7 +280,7 @@ fn on_4011(room: &Room, binding: &Binding, packet: &[u8], from: SocketAddrV4) ->
 fn log_boot(request: &Message, room: &Room, binding: &Binding) {
     let Some(client) = pxe::identify(request) else { return };
     if let Some(file) = pxe::boot_file(&client, &room.boot_server(binding.address)) {
-        log::debug!("{} is told to boot {file}", client.mac);
+        log::debug!("{} gets boot file {file}", client.mac);
     } else if let Some(more) = NO_LOADER.pass() {
         log::warn!(
             "{} has client architecture {}, for which there is no boot loader: 0 (BIOS), 7, 9 and 16 (x86-64 UEFI) \

@@ -1,7 +1,8 @@
 //! Our own seeders: one swarm for each armed image, started and stopped as arming changes, and while the library is
 //! published, one for each of its images.
 //!
-//! An image that is damaged, or whose port cannot be had, is shown with the reason and tried again; the others go on.
+//! If an image is damaged or its port cannot be opened, the status shows the reason, and the image is tried again. The
+//! other images continue.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -90,7 +91,7 @@ async fn wanted(room: &Arc<Room>) -> Vec<String> {
             wanted.sort_unstable();
             wanted.dedup();
         }
-        Ok(Err(error)) => log::error!("{error:#}; publishing what is armed only"),
+        Ok(Err(error)) => log::error!("{error:#}; only armed images are published"),
         Err(error) => log::error!("listing the library failed: {error}"),
     }
     wanted
@@ -113,7 +114,7 @@ async fn reload(room: &Arc<Room>, stamp: &mut Option<(u64, i64, i64)>) {
             }
             room.set_armed(armed);
         }
-        Err(error) => log::error!("{error:#}; until then it stays as it was"),
+        Err(error) => log::error!("{error:#}; the orders before it stay in force"),
     }
 }
 
@@ -155,7 +156,7 @@ async fn keep(
     let seed = Running { image, inode, swarm, error };
     tracker.allow(infohash, seed.port());
     if let Some(port) = seed.port() {
-        log::info!("image {name}: seeding {} bytes on port {port}", seed.image.layout.content_len());
+        log::info!("image {name}: seeding {} on port {port}", units::size(seed.image.layout.content_len()));
     }
     running.insert(name.to_owned(), seed);
 }
@@ -191,7 +192,10 @@ async fn start(room: &Room, image: &Image, own: &[u16]) -> anyhow::Result<Option
             Ok(swarm) => {
                 if *port != ports[0] {
                     let first = ports[0];
-                    log::warn!("image {}: port {first} is taken, seeding on {port}: see to the firewall", image.name);
+                    log::warn!(
+                        "image {}: port {first} is in use, so it is seeded on port {port}: open that port in the firewall",
+                        image.name
+                    );
                 }
                 return Ok(Some(swarm));
             }

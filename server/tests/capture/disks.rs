@@ -109,7 +109,7 @@ fn an_mbr_disk_with_logical_partitions_comes_back() {
     place.paste(&place.text("boot"), &disk, 1024);
 
     let said = place.ezio_ok(&["capture", &disk, "--name", "mbr"]);
-    assert!(said.contains("holds the logical partitions") && said.contains("4.00 KiB in use"), "{said}");
+    assert!(said.contains("holds the logical partitions") && said.contains("4.0 KiB in use"), "{said}");
     let restored = place.restore("mbr", &disk);
     let dump = |disk: &str| run("sfdisk", &["-d", disk]).replace(disk, "disk");
     assert_eq!(dump(&restored), dump(&disk), "every link of the chain is there");

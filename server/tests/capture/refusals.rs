@@ -1,4 +1,4 @@
-//! What is refused, interrupted or damaged, and what people are told.
+//! What is refused, interrupted or damaged, and the messages that people get.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
@@ -179,7 +179,7 @@ fn what_partclone_cannot_know_is_copied_whole() {
     run("mkfs.xfs", &["-q", &xfs]);
     fs::File::options().write(true).open(&xfs).and_then(|file| file.set_len(380 << 20)).expect("cut");
     let said = place.ezio_refuses(&["capture", &xfs, "--name", "xfs"]);
-    assert!(said.contains("400.00 MiB") && said.contains("380.00 MiB") && said.contains("cut short"), "{said}");
+    assert!(said.contains("400.0 MiB") && said.contains("380.0 MiB") && said.contains("cut short"), "{said}");
     for option in ["--whole", "--at-own-risk"] {
         assert!(said.contains(option), "{said}");
         place.ezio_ok(&["capture", &xfs, "--name", "xfs", "--replace", option]);

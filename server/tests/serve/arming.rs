@@ -162,7 +162,7 @@ fn a_machine_can_be_left_out_for_good() {
         let _server = Server::start(&lan, &["--config", &config]);
         let client = lan.station(9, true);
         let table = ezio_ok(&lan, &["status"]);
-        assert!(table.contains(&format!("{TWO} pc2          not heard of yet, boots the imaging system")), "{table}");
+        assert!(table.contains(&format!("{TWO} pc2          not seen yet, boots the imaging system")), "{table}");
         assert!(table.contains("1 waiting") && !table.contains(&format!("\n{ONE}")), "{table}");
         assert!(boots_locally(&client, ONE) && !boots_locally(&client, TWO));
         let held = lan.station(8, true);

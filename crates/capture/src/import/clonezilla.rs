@@ -18,7 +18,6 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail, ensure};
-use indicatif::BinaryBytes;
 use layout::parttable::{Table, TableKind};
 use metainfo::SwapFacts;
 
@@ -86,7 +85,7 @@ pub fn import(
             match saved.kept(&name)? {
                 Kept::Nothing => {
                     log::warn!(
-                        "{name} is not in {}: it is left out, and lost on disks that get this image",
+                        "{name} is not in {}: it is left out, and disks that get this image lose it",
                         dir.display()
                     );
                     disk.set_partition(partition.range(), None)?;
@@ -189,7 +188,7 @@ fn unpack(what: &str, streams: &[PartitionStream], draft: &Draft, stop: &AtomicB
     let needed = streams.iter().map(|stream| stream.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
     // The content is as long, and the partitions stay until it is complete.
     check_room(draft.library_dir(), needed.saturating_mul(2)).context("making room for the disk and for its image")?;
-    say!("putting {what} together: {} of data, needed twice meanwhile", BinaryBytes(needed));
+    say!("putting {what} together: {} of data; this temporarily takes twice the space", units::size(needed));
     let mut progress = Progress::new("unpacking", streams.iter().map(PartitionStream::len_packed).sum());
     for stream in streams {
         let unpacking = || format!("unpacking {}", stream.name);

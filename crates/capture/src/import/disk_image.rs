@@ -1,9 +1,9 @@
 //! Disk images of virtual machines: raw ones are captured as they are, others become raw first, through `qemu-img`.
 //!
 //! The raw file is sparse, lives in the draft, and is gone when the image is listed or given up: while it runs, the
-//! library's disk has to hold the data twice. `qemu-img` is told the format that the file's signature shows and never
+//! library's disk has to hold the data twice. `qemu-img` gets the format that the file's signature shows and never
 //! guesses, and a file that sends it on to files elsewhere (a backing file, a data file) is refused: an image from
-//! somebody else could make any file of this server part of its content.
+//! another person could make any file of this server part of its content.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::{Context, bail, ensure};
-use indicatif::BinaryBytes;
 use serde::Deserialize;
 
 use super::vhdx;
@@ -124,10 +123,10 @@ pub fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> a
     check_room(draft.library_dir(), data_len)
         .with_context(|| format!("making room for the raw disk that {} is turned into", qemu.path.display()))?;
     say!(
-        "converting {} ({format}): {} of data on a disk of {}, needed twice meanwhile",
+        "converting {} ({format}): {} of data on a disk of {}; this temporarily takes twice the space",
         qemu.path.display(),
-        BinaryBytes(data_len),
-        BinaryBytes(info.virtual_size)
+        units::size(data_len),
+        units::size(info.virtual_size)
     );
     let scratch = draft.scratch()?;
     let raw = scratch.join("disk.raw");
@@ -211,7 +210,7 @@ impl Qemu<'_> {
             let needed = vdi_len(&head);
             ensure!(
                 len >= needed,
-                "{shown} has {len} bytes, and its header tells of {needed}: it was cut short, copy it again"
+                "{shown} has {len} bytes, and its header claims {needed}: it was cut short, copy it again"
             );
         }
         let complaints = tempfile::tempfile().context("making room for what qemu-img says")?;

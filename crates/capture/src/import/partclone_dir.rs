@@ -186,7 +186,7 @@ impl Runs {
                     ));
                 }
                 None if name == "torrent.info" => {}
-                None => log::warn!("{} is no part of a partclone image and is left out", entry.path().display()),
+                None => log::warn!("{} does not belong to a partclone image and is left out", entry.path().display()),
             }
         }
         found.sort_unstable();

@@ -10,7 +10,6 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use indicatif::BinaryBytes;
 use metainfo::PieceIndex;
 use tempfile::NamedTempFile;
 
@@ -81,8 +80,8 @@ impl Export {
                 export(&image, &mut Sparse { file: draft.as_file() }, stop)?;
                 self.keep(draft, file)?;
                 let size = image.manifest.disk_size;
-                let used = BinaryBytes(image.layout.content_len());
-                say!("wrote {}, a disk of {} with {used} in use", file.display(), BinaryBytes(size));
+                let used = units::size(image.layout.content_len());
+                say!("wrote {}, a disk of {} with {used} in use", file.display(), units::size(size));
             }
         }
         Ok(())

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use indicatif::BinaryBytes;
 use serde::Serialize;
 
 use library::unfinished::{Unfinished, len_on_disk};
@@ -81,8 +80,7 @@ impl Sizes {
     }
 
     fn columns(&self) -> String {
-        let [content, library, disk] =
-            [self.content_len, self.library_len, self.disk_len].map(|len| BinaryBytes(len).to_string());
+        let [content, library, disk] = [self.content_len, self.library_len, self.disk_len].map(units::size);
         format!("{content:>11}  {library:>11}  {disk:>11}  {:>4.0} %", self.saved_percent)
     }
 }
@@ -156,8 +154,8 @@ fn row(library: &Library, entry: ImageEntry) -> Row {
 
 /// An unfinished pull in one line.
 pub fn unfinished_line(unfinished: &Unfinished) -> String {
-    let busy = if unfinished.is_busy { ", going on now" } else { "" };
-    format!("{} of {} (infohash {}){busy}", BinaryBytes(unfinished.len), unfinished.source, unfinished.infohash)
+    let busy = if unfinished.is_busy { ", in progress" } else { "" };
+    format!("{} of {} (infohash {}){busy}", units::size(unfinished.len), unfinished.source, unfinished.infohash)
 }
 
 /// Of all images; a damaged one only takes room.
@@ -204,6 +202,6 @@ mod tests {
             let sizes = Sizes::new(content, 0, disk);
             assert!((sizes.saved_percent - percent).abs() < 1e-9, "{content} of {disk}: {}", sizes.saved_percent);
         }
-        assert_eq!(Sizes::new(3 << 30, 2 << 30, 12 << 30).columns(), "   3.00 GiB     2.00 GiB    12.00 GiB    75 %");
+        assert_eq!(Sizes::new(3 << 30, 2 << 30, 12 << 30).columns(), "    3.0 GiB      2.0 GiB     12.0 GiB    75 %");
     }
 }

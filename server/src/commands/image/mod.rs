@@ -110,7 +110,7 @@ fn show(image: &Image) {
     }
     say!("in {}", image.dir.display());
     if let Some(live) = &manifest.live {
-        say!("live: no content here, it is read from {live}");
+        say!("live: the library has no content of this image; it is read from {live}");
     }
     say!("partitions:");
     for partition in &manifest.partitions {
@@ -156,6 +156,6 @@ fn verify(image: &Image) -> anyhow::Result<()> {
             geometry.piece_count()
         );
     }
-    say!("{} is good: {} pieces, {:.0} MB/s", image.name, geometry.piece_count(), rate / 1e6);
+    say!("{} is good: {}, {}", image.name, units::count(geometry.piece_count(), "piece"), units::rate(rate as u64));
     Ok(())
 }

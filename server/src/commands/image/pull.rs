@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use indicatif::BinaryBytes;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use self::download::Download;
@@ -97,7 +96,7 @@ impl Pull {
             "pulling {} as {}: {}, infohash {}",
             source,
             offer.name,
-            BinaryBytes(offer.layout.content_len()),
+            units::size(offer.layout.content_len()),
             offer.meta.infohash
         );
 
@@ -117,7 +116,7 @@ impl Pull {
         say!(
             "pulled {}; {} fetched in {:.1} s",
             summary(&image),
-            BinaryBytes(fetched),
+            units::size(fetched),
             started.elapsed().as_secs_f64()
         );
         Ok(())
@@ -127,7 +126,7 @@ impl Pull {
 fn discard(library: &Library, source: Option<&str>) -> anyhow::Result<()> {
     let gone = library.discard(source)?;
     if gone.is_empty() {
-        say!("there is nothing unfinished in {}", library.dir().display());
+        say!("there are no unfinished pulls in {}", library.dir().display());
     }
     for unfinished in gone {
         say!("deleted {}", unfinished_line(&unfinished));

@@ -65,7 +65,10 @@ pub fn rebuild(saved: &Saved, path: &Path, stop: &AtomicBool) -> anyhow::Result<
         (None, None) => bail!("neither {}-pt.parted nor {}-pt.sf says how large it is", saved.disk, saved.disk),
     };
     if !is_known {
-        log::warn!("how large {} was is not known: taken to end with its last partition, at {len} bytes", saved.disk);
+        log::warn!(
+            "the size of {} is unknown: the disk is assumed to end with its last partition, at {len} bytes",
+            saved.disk
+        );
     }
     disk.set_len(len).with_context(making)?;
     disk.write_all_at(&hidden(len)?, 512).with_context(making)?;

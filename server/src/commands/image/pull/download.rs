@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use indicatif::BinaryBytes;
 use librqbit::limits::LimitsConfig;
 use librqbit::{AddTorrent, AddTorrentOptions, ManagedTorrent, Session, SessionOptions, TorrentStatsState};
 use metainfo::Metainfo;
@@ -117,7 +116,7 @@ impl Download<'_> {
                         // Some may have come between the check and this look at it.
                         let had = stats.progress_bytes.saturating_sub(snapshot.downloaded_and_checked_bytes);
                         if had > 0 {
-                            say!("{} of {} are there already and right", BinaryBytes(had), BinaryBytes(total));
+                            say!("{} of {} are already here and correct", units::size(had), units::size(total));
                         }
                         moved = Instant::now();
                         (Progress::new("pulling", total.saturating_sub(had)), had)
@@ -139,7 +138,7 @@ impl Download<'_> {
                     if silence >= SAY_AFTER && !said {
                         said = true;
                         log::warn!(
-                            "nothing has come for {} s: {}",
+                            "no data has arrived for {} s: {}",
                             silence.as_secs(),
                             self.who(snapshot.peer_stats.live)
                         );

@@ -81,7 +81,7 @@ pub fn offer(source: &str, name: Option<&str>, stop: &AtomicBool) -> anyhow::Res
     let manifest_source = format!("{beside}/{stem}.json");
     let manifest = match read(&manifest_source, JSON_LEN_MAX, stop)? {
         None => {
-            log::warn!("there is no {manifest_source}: the manifest is made of what the torrent says");
+            log::warn!("there is no {manifest_source}: the manifest is made from the torrent");
             None
         }
         Some(bytes) => {
