@@ -60,22 +60,23 @@ impl Image {
         let fitted = adapt(&head, TableKind::Gpt, sector_size, golden_len, target_len, &Wish::default())
             .context("fitting the golden disk's table to the target")?;
         let (at, tail) = fitted.tail.context("a larger disk has its backup table elsewhere")?;
-        for (at, wanted) in [(0, fitted.head), (at, tail)] {
+        for (at, wanted) in [(0, fitted.head), (at.0, tail)] {
             let mut found = vec![0; wanted.len()];
             target.file()?.read_exact_at(&mut found, at).context("reading the clone")?;
             ensure!(found == wanted, "{} has a table that does not fit it", target.path().display());
         }
-        let stale = fitted.stale.unwrap_or(u64::MAX..u64::MAX);
-        let kept = |extent: &&Extent| extent.disk.0 >= HEAD as u64 && !stale.contains(&extent.disk.0);
+        let stale = fitted.stale;
+        let kept =
+            |extent: &&Extent| extent.disk.0 >= HEAD as u64 && !stale.is_some_and(|stale| stale.contains(extent.disk));
         let mut extents: Vec<Extent> = all.iter().filter(kept).copied().collect();
         // What the table's own extents cover has been compared.
         let in_head = all.iter().filter(|extent| extent.disk.0 < HEAD as u64);
         extents.extend(in_head.filter_map(|extent| {
-            let len = extent.end().checked_sub(HEAD as u64).filter(|&len| len > 0)?;
+            let len = extent.end().0.checked_sub(HEAD as u64).filter(|&len| len > 0)?;
             Some(Extent { disk: DiskOffset(HEAD as u64), len })
         }));
         extents.sort_unstable_by_key(|extent| extent.disk);
-        compare_between(&extents, golden, target, HEAD as u64..at)
+        compare_between(&extents, golden, target, HEAD as u64..at.0)
     }
 }
 
@@ -90,10 +91,10 @@ fn compare_between(extents: &[Extent], golden: &Disk, target: &Disk, range: std:
     let mut untouched_from = range.start;
     for extent in extents {
         expect_untouched(target, untouched_from..extent.disk.0)?;
-        untouched_from = extent.end();
+        untouched_from = extent.end().0;
         let mut at = extent.disk.0;
-        while at < extent.end() {
-            let len = usize::try_from((extent.end() - at).min(STEP as u64))?;
+        while at < extent.end().0 {
+            let len = usize::try_from((extent.end().0 - at).min(STEP as u64))?;
             source.read_exact_at(&mut ours[..len], at).context("reading the golden disk")?;
             clone.read_exact_at(&mut theirs[..len], at).context("reading the clone")?;
             if let Some(i) = (0..len).find(|&i| ours[i] != theirs[i]) {

@@ -150,7 +150,7 @@ impl Captured {
         let (source, target) = (fs::read(&self.source).expect("source"), fs::read(target).expect("restored"));
         for extent in Layout::new(meta).expect("our own").extents() {
             let start = usize::try_from(extent.disk.0).expect("small");
-            let range = start..usize::try_from(extent.end()).expect("small");
+            let range = start..usize::try_from(extent.end().0).expect("small");
             assert!(source[range.clone()] == target[range], "extent at {} differs", extent.disk);
         }
     }

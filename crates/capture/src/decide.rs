@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{bail, ensure};
 use layout::parttable::{Partition, Table, TableKind};
+use layout::{DiskOffset, DiskRange};
 use usedmap::Landmarks;
 
 use crate::choices::Choices;
@@ -86,14 +87,14 @@ impl Decider<'_> {
         if partition.is_extended {
             return Ok(Decision { found: Probe::default(), what: What::Container, note: String::new() });
         }
-        if self.source.is_missing(&place) {
+        if self.source.is_missing(place) {
             let path = self.source.path.display();
             ensure!(!self.choices.whole, "it is missing in {path}: copying every byte is not possible");
             return Ok(Decision { found: Probe::default(), what: What::Missing, note: "not in the source".to_owned() });
         }
-        let found = match self.source.partition_file(&place) {
+        let found = match self.source.partition_file(place) {
             Some(path) => probe(path, &(0..partition.len)),
-            None => probe(&self.source.path, &place),
+            None => probe(&self.source.path, &place.bytes()),
         };
         let found = match found {
             Err(error) if self.choices.whole => return Ok(Decision::whole(Probe::default(), format!("{error:#}"))),
@@ -103,9 +104,9 @@ impl Decider<'_> {
             bail!(health::LINUX_HIBERNATED);
         }
         let mut window = None;
-        let mut volume = Part { source: self.source, place: place.clone(), at: 0 };
+        let mut volume = Part { source: self.source, place, at: 0 };
         let health = health::look(&found.file_system, &mut volume, || {
-            Ok(window.insert(Window::open(self.source, &place, self.scratch)?).path().to_owned())
+            Ok(window.insert(Window::open(self.source, place, self.scratch)?).path().to_owned())
         })?;
         if let Health::Unfit(why) = &health
             && !self.choices.at_own_risk
@@ -121,7 +122,7 @@ impl Decider<'_> {
         match health {
             Health::Unfit(_) => Ok(Decision::whole(found, "not known to be shut down, so its map may lack something")),
             Health::Shared(why) => Ok(Decision::whole(found, why)),
-            Health::Fit => self.by_map(found, &place, window),
+            Health::Fit => self.by_map(found, place, window),
         }
     }
 
@@ -136,7 +137,7 @@ impl Decider<'_> {
         for (partition, _) in partitions.iter().zip(&*decisions).filter(|(_, decision)| is_tree(decision)) {
             // `struct verity_sb` of cryptsetup: the length of a block of data, and how many there are.
             let mut superblock = [0; 80];
-            self.source.read_at(&mut superblock, partition.start)?;
+            self.source.read_at(&mut superblock, partition.range().start)?;
             let block_len = u32::from_le_bytes(superblock[64..68].try_into().expect("four bytes"));
             let blocks = u64::from_le_bytes(superblock[72..80].try_into().expect("eight bytes"));
             lens.push(blocks.saturating_mul(u64::from(block_len)));
@@ -184,7 +185,7 @@ impl Decider<'_> {
     }
 
     /// Asks whoever knows the file system for its map.
-    fn by_map(&mut self, found: Probe, place: &Range<u64>, window: Option<Window>) -> anyhow::Result<Decision> {
+    fn by_map(&mut self, found: Probe, place: DiskRange, window: Option<Window>) -> anyhow::Result<Decision> {
         let file_system = found.file_system.as_str();
         match partclone::support(file_system) {
             Support::Program(_) | Support::Missing(_)
@@ -228,14 +229,14 @@ impl Decider<'_> {
         &mut self,
         program: &Path,
         found: Probe,
-        place: &Range<u64>,
+        place: DiskRange,
         window: Option<Window>,
     ) -> anyhow::Result<Decision> {
         let (landmarks, found) = match self.landmarks(found, place)? {
             Ok(known) => known,
             Err(decision) => return Ok(decision),
         };
-        let len = place.end - place.start;
+        let len = place.len();
         let window = match window {
             Some(window) => window,
             None => Window::open(self.source, place, self.scratch)?,
@@ -254,9 +255,9 @@ impl Decider<'_> {
     }
 
     /// What a file system says of itself; or what becomes of its partition, if that cannot be relied on.
-    fn landmarks(&self, found: Probe, place: &Range<u64>) -> anyhow::Result<Result<(Landmarks, Probe), Decision>> {
-        let len = place.end - place.start;
-        let mut volume = Part { source: self.source, place: place.clone(), at: 0 };
+    fn landmarks(&self, found: Probe, place: DiskRange) -> anyhow::Result<Result<(Landmarks, Probe), Decision>> {
+        let len = place.len();
+        let mut volume = Part { source: self.source, place, at: 0 };
         let landmarks = match usedmap::landmarks(&found.file_system, &mut volume, len) {
             Ok(landmarks) => landmarks,
             Err(error @ usedmap::UsedError::Read { .. }) => return Err(error.into()),
@@ -275,25 +276,25 @@ impl Decider<'_> {
 
     /// The map of a file system whose own trees are all there is to know. partclone is not asked about a Btrfs: it finds one of two
     /// copies, and of snapshots not every node.
-    fn by_its_own_trees(&self, found: Probe, place: &Range<u64>) -> anyhow::Result<Decision> {
+    fn by_its_own_trees(&self, found: Probe, place: DiskRange) -> anyhow::Result<Decision> {
         let (landmarks, found) = match self.landmarks(found, place)? {
             Ok(known) => known,
             Err(decision) => return Ok(decision),
         };
-        let spans = landmarks.len.unwrap_or(place.end - place.start);
+        let spans = landmarks.len.unwrap_or(place.len());
         Ok(checked(found, UsedMap { ranges: Vec::new(), spans }, &landmarks))
     }
 
     /// What our own readers say of a file system that partclone does not know.
-    fn by_own_reader(&self, found: Probe, place: &Range<u64>) -> anyhow::Result<Decision> {
+    fn by_own_reader(&self, found: Probe, place: DiskRange) -> anyhow::Result<Decision> {
         let name = &found.file_system;
         let unknown = |why: &str| format!("nothing here knows the used blocks of {name}{why}");
         let Some(kind) = usedmap::Kind::from_blkid_name(name) else {
             let note = unknown("");
             return Ok(Decision::whole(found, note));
         };
-        let mut volume = Part { source: self.source, place: place.clone(), at: 0 };
-        match usedmap::used(kind, &mut volume, place.end - place.start) {
+        let mut volume = Part { source: self.source, place, at: 0 };
+        match usedmap::used(kind, &mut volume, place.len()) {
             Ok(used) if used.is_clean == Some(false) => {
                 ensure!(
                     self.choices.at_own_risk,
@@ -333,15 +334,15 @@ fn checked(found: Probe, map: UsedMap, landmarks: &Landmarks) -> Decision {
 /// A partition as a reader of its own.
 struct Part<'a> {
     source: &'a Source,
-    place: Range<u64>,
+    place: DiskRange,
     at: u64,
 }
 
 impl Read for Part<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = (self.place.end - self.place.start).saturating_sub(self.at);
+        let left = self.place.len().saturating_sub(self.at);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        self.source.read_at(&mut buf[..len], self.place.start + self.at).map_err(io::Error::other)?;
+        self.source.read_at(&mut buf[..len], DiskOffset(self.place.start.0 + self.at)).map_err(io::Error::other)?;
         self.at += u64::try_from(len).expect("fits");
         Ok(len)
     }
@@ -351,7 +352,7 @@ impl Seek for Part<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let at = match to {
             SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => (self.place.end - self.place.start).checked_add_signed(by),
+            SeekFrom::End(by) => self.place.len().checked_add_signed(by),
             SeekFrom::Current(by) => self.at.checked_add_signed(by),
         };
         self.at = at.ok_or(io::ErrorKind::InvalidInput)?;

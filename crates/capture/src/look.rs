@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
 use blockdev::is_zero;
+use layout::{DiskOffset, DiskRange};
 
 use crate::source::Source;
 use terminal::Progress;
@@ -24,21 +25,22 @@ const RUN_MIN: u64 = 64 << 10;
 /// If the source cannot be read, or that we were told to stop.
 pub fn zeros(
     source: &Source,
-    ranges: &[Range<u64>],
+    ranges: &[DiskRange],
     is_rescue: bool,
     stop: &AtomicBool,
-) -> anyhow::Result<Vec<Range<u64>>> {
-    let total = ranges.iter().map(|range| range.end - range.start).sum();
+) -> anyhow::Result<Vec<DiskRange>> {
+    let total = ranges.iter().map(|range| range.len()).sum();
     let mut progress = Progress::new("looking for data outside of file systems", total);
     let mut runs = Vec::new();
     let mut buf = vec![0; usize::try_from(READ_LEN)?];
-    for range in ranges {
+    for range in ranges.iter().map(|range| range.bytes()) {
         let first = runs.len();
         let mut at = range.start;
         while at < range.end {
             ensure!(!stop.load(Ordering::Relaxed), "interrupted");
             let reading = || format!("looking for data in {}", source.path.display());
-            let data = source.next_data(at, range.end).with_context(reading)?.unwrap_or(range.end..range.end);
+            let data = source.next_data(DiskRange::new(at..range.end)).with_context(reading)?;
+            let data = data.map_or(range.end..range.end, DiskRange::bytes);
             // A hole may begin and end inside of a block, which is then read.
             let hole_end = if data.start < range.end { data.start / BLOCK_LEN * BLOCK_LEN } else { range.end };
             if at < hole_end {
@@ -50,7 +52,7 @@ pub fn zeros(
                 ensure!(!stop.load(Ordering::Relaxed), "interrupted");
                 let end = (at / READ_LEN * READ_LEN + READ_LEN).min(range.end);
                 let buf = &mut buf[..usize::try_from(end - at)?];
-                match source.read_at(buf, at) {
+                match source.read_at(buf, DiskOffset(at)) {
                     Ok(()) => blocks(buf, at).for_each(|zeros| push(&mut runs, first, zeros)),
                     Err(_) if is_rescue => {}
                     Err(error) => return Err(error.context(crate::rescue::RESCUE_HINT)),
@@ -63,12 +65,12 @@ pub fn zeros(
             // Between data, whole blocks; at the ends of the range whatever is there.
             let start = if run.start == range.start { run.start } else { run.start.next_multiple_of(BLOCK_LEN) };
             let end = if run.end == range.end { run.end } else { run.end / BLOCK_LEN * BLOCK_LEN };
-            (run == *range || start.saturating_add(RUN_MIN) <= end).then_some(start..end)
+            (run == range || start.saturating_add(RUN_MIN) <= end).then_some(start..end)
         });
         runs.extend(kept.collect::<Vec<_>>());
     }
     progress.finish();
-    Ok(runs)
+    Ok(runs.into_iter().map(DiskRange::new).collect())
 }
 
 /// The blocks of zeros in bytes that begin at `at` on the disk; the first and the last block may be parts of one.
@@ -116,10 +118,11 @@ mod tests {
             }
             let file = File::options().write(true).open(&path).expect("the file");
             places.iter().for_each(|&at| file.write_all_at(b"x", at).expect("written"));
-            zeros(&Source::open(&path).expect("a source"), ranges, false, &AtomicBool::new(false)).expect("readable")
+            let ranges: Vec<_> = ranges.iter().cloned().map(DiskRange::new).collect();
+            zeros(&Source::open(&path).expect("a source"), &ranges, false, &AtomicBool::new(false)).expect("readable")
         });
         assert_eq!(found[0], found[1], "holes are zeros");
-        found.into_iter().next().expect("two")
+        found[0].iter().map(|range| range.bytes()).collect()
     }
 
     #[test]
@@ -138,7 +141,7 @@ mod tests {
         let path = dir.path().join("disk");
         fs::write(&path, [1; 8192]).expect("a file");
         let source = Source::open(&path).expect("a source");
-        let error = zeros(&source, &[0..8192], false, &AtomicBool::new(true)).expect_err("stopped");
+        let error = zeros(&source, &[DiskRange::new(0..8192)], false, &AtomicBool::new(true)).expect_err("stopped");
         assert_eq!(error.to_string(), "interrupted");
     }
 }

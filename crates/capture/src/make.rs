@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
 use layout::parttable::TableKind;
+use layout::{DiskOffset, DiskRange};
 use metainfo::{Geometry, ImageFacts, PieceHash, Zeros, usual_piece_len};
 
 use crate::choices::Choices;
@@ -167,14 +168,14 @@ impl Copy<'_> {
             let mut rest = buf;
             for part in plan.layout.on_disk(range)? {
                 let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);
-                let read = source.read_at(now, part.disk.0);
+                let read = source.read_at(now, part.disk);
                 if is_rescue && read.is_err() {
-                    let lost = rescue::read(now, part.disk.0, &|buf, at| source.file.read_exact_at(buf, at));
+                    let lost = rescue::read(now, part.disk, &|buf, at| source.file.read_exact_at(buf, at.0));
                     unreadable.extend(lost);
                 } else {
                     read.context(RESCUE_HINT)?;
                     if is_sample {
-                        watch.note(part.disk.0, &now[..now.len().min(NOTE_LEN)]);
+                        watch.note(part.disk, &now[..now.len().min(NOTE_LEN)]);
                     }
                 }
                 rest = later;
@@ -184,7 +185,7 @@ impl Copy<'_> {
         let rate = progress.finish();
         if !unreadable.is_empty() {
             rescue::coalesce(&mut unreadable);
-            let len: u64 = unreadable.iter().map(|range| range.end - range.start).sum();
+            let len: u64 = unreadable.iter().map(|range| range.len()).sum();
             let places = units::count(unreadable.len(), "place");
             log::warn!("{} in {places} could not be read and are zeros in the image", units::size(len));
         }
@@ -212,7 +213,7 @@ impl Watch {
     fn note_landmarks(self, source: &Source, plan: &Plan) -> anyhow::Result<Watch> {
         let mut buf = Vec::new();
         for range in &plan.landmarks {
-            buf.resize(usize::try_from(range.end - range.start)?, 0);
+            buf.resize(usize::try_from(range.len())?, 0);
             // What cannot be read cannot be compared either.
             if source.read_at(&mut buf, range.start).is_ok() {
                 self.note(range.start, &buf);
@@ -221,8 +222,9 @@ impl Watch {
         Ok(self)
     }
 
-    fn note(&self, at: u64, bytes: &[u8]) {
-        self.steady.lock().unwrap_or_else(PoisonError::into_inner).note(at..at + bytes.len() as u64, bytes);
+    fn note(&self, at: DiskOffset, bytes: &[u8]) {
+        let range = DiskRange::new(at.0..at.0 + bytes.len() as u64);
+        self.steady.lock().unwrap_or_else(PoisonError::into_inner).note(range, bytes);
     }
 
     /// Looks again.

@@ -1,14 +1,13 @@
 //! Which bytes of a disk an image of it contains, and why.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use layout::account::{Account, Claims, Class};
 use layout::parttable::{Partition, Table, TableKind};
-use layout::{Extent, Layout};
+use layout::{DiskOffset, DiskRange, Extent, Layout};
 use metainfo::Zeros;
 
 use crate::choices::Choices;
@@ -50,7 +49,7 @@ pub struct Plan {
     /// Tool → version.
     pub tools: BTreeMap<String, String>,
     /// Tables and superblocks: looked at again when everything is copied.
-    pub landmarks: Vec<Range<u64>>,
+    pub landmarks: Vec<DiskRange>,
 }
 
 impl Plan {
@@ -79,7 +78,7 @@ impl Plan {
         };
         let mut claims = Claims::new(source.len);
         if choices.whole {
-            claims.claim(0..source.len, Class::Captured);
+            claims.claim(DiskRange::new(0..source.len), Class::Captured);
         }
         let array = plan.array_member(source, choices, &mut claims)?;
         let mut decider = Decider {
@@ -119,7 +118,7 @@ impl Plan {
     }
 
     /// The ends of the source that a restore writes last.
-    pub fn deferred(&self, source_len: u64) -> Vec<Range<u64>> {
+    pub fn deferred(&self, source_len: u64) -> Vec<DiskRange> {
         layout::deferred(self.table, source_len, source_len)
     }
 
@@ -128,14 +127,16 @@ impl Plan {
     /// # Errors
     /// If nothing sane is left.
     pub fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
-        self.account.make_recipe(zeros.ranges());
+        let ranges: Vec<_> = zeros.ranges().iter().cloned().map(DiskRange::new).collect();
+        self.account.make_recipe(&ranges);
         self.set_extents()
     }
 
     fn set_extents(&mut self) -> anyhow::Result<()> {
         let extents = self.account.extents();
         for partition in self.partitions.iter_mut().filter(|info| info.captured != Captured::Container) {
-            partition.captured_len = len_inside(&extents, partition.start..partition.start + partition.length);
+            partition.captured_len =
+                len_inside(&extents, DiskRange::new(partition.start..partition.start + partition.length));
         }
         self.layout = Layout::of_extents(extents).context("laying out the image")?;
         Ok(())
@@ -156,7 +157,7 @@ impl Plan {
         if found.usage != "raid" {
             return Ok(None);
         }
-        claims.claim(0..source.len, Class::Captured);
+        claims.claim(DiskRange::new(0..source.len), Class::Captured);
         self.warnings.push(format!(
             "the whole disk is marked as {0}, a member of an array of disks: every byte is copied, because its partitions may \
              go over several disks; if the array is no more, `wipefs -t {0}` takes the mark away",
@@ -175,23 +176,23 @@ impl Plan {
         stop: &AtomicBool,
         claims: &mut Claims,
     ) -> anyhow::Result<()> {
-        table.own.iter().for_each(|range| claims.claim(range.clone(), Class::Captured));
+        table.own.iter().for_each(|range| claims.claim(*range, Class::Captured));
         let mut inside = Claims::new(source.len);
         let real = partitions.iter().filter(|partition| !partition.is_extended);
         real.for_each(|partition| inside.claim(partition.range(), Class::Captured));
         let outside = inside.unspoken();
         if choices.partitions_only {
-            outside.iter().for_each(|range| claims.claim(range.clone(), Class::Skipped));
+            outside.iter().for_each(|range| claims.claim(*range, Class::Skipped));
         }
         for range in look::zeros(source, &claims.unspoken(), choices.rescue, stop)? {
             claims.claim(range, Class::Zeros);
         }
         let data = claims.unspoken();
         let Some(first) = data.first() else { return Ok(()) };
-        let len: u64 = data.iter().map(|range| range.end - range.start).sum();
+        let len: u64 = data.iter().map(|range| range.len()).sum();
         let is_outside =
-            |range: &&Range<u64>| outside.iter().any(|gap| gap.start <= range.start && range.end <= gap.end);
-        let outside_len: u64 = data.iter().filter(is_outside).map(|range| range.end - range.start).sum();
+            |range: &&DiskRange| outside.iter().any(|gap| gap.start <= range.start && range.end <= gap.end);
+        let outside_len: u64 = data.iter().filter(is_outside).map(|range| range.len()).sum();
         let mut note = format!(
             "{} of data outside of file systems are captured as well, the first at byte {}",
             units::size(len),
@@ -220,13 +221,13 @@ fn behind(
 ) -> anyhow::Result<()> {
     let What::Used { spans, .. } = decision.what else { return Ok(()) };
     let place = partition.range();
-    let tail = place.start.saturating_add(spans).min(place.end)..place.end;
+    let tail = DiskRange { start: inside(place, spans), end: place.end };
     // Nobody protects what is swapped out.
     if tail.is_empty() || decision.found.file_system == "swap" {
         return Ok(());
     }
     let zeros = look::zeros(source, std::slice::from_ref(&tail), choices.rescue, stop)?;
-    let data = tail.end - tail.start - zeros.iter().map(|range| range.end - range.start).sum::<u64>();
+    let data = tail.len() - zeros.iter().map(|range| range.len()).sum::<u64>();
     if data > 0 && data >= spans / TREE_SHARE {
         decision.note = format!("{} of data lie behind the {}", units::size(data), decision.found.file_system);
         decision.what = What::Whole;
@@ -244,32 +245,35 @@ fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
         What::Missing => claims.claim(place, Class::Missing),
         What::Whole => claims.claim(place, Class::Captured),
         What::Used { ranges, spans } => {
-            let end = place.start.saturating_add(*spans).min(place.end);
-            claims.claim(place.start..end, Class::Free);
+            let rest = DiskRange { start: inside(place, *spans), end: place.end };
+            claims.claim(DiskRange { start: place.start, end: rest.start }, Class::Free);
             for range in ranges {
-                claims.claim(
-                    place.start + range.start..place.start.saturating_add(range.end).min(place.end),
-                    Class::Captured,
-                );
+                let start = DiskOffset(place.start.0 + range.start);
+                claims.claim(DiskRange { start, end: inside(place, range.end) }, Class::Captured);
             }
-            if place.end - end <= 2 * EDGE_LEN {
-                claims.claim(end..place.end, Class::Captured);
+            if rest.len() <= 2 * EDGE_LEN {
+                claims.claim(rest, Class::Captured);
             } else {
-                claims.claim(end..end + EDGE_LEN, Class::Captured);
-                claims.claim(place.end - EDGE_LEN..place.end, Class::Captured);
+                claims.claim(DiskRange { end: DiskOffset(rest.start.0 + EDGE_LEN), ..rest }, Class::Captured);
+                claims.claim(DiskRange { start: DiskOffset(rest.end.0 - EDGE_LEN), ..rest }, Class::Captured);
             }
         }
     }
 }
 
+/// Where byte `at` of the volume at `place` is on the disk, or the end of the place if it is past that.
+fn inside(place: DiskRange, at: u64) -> DiskOffset {
+    DiskOffset(place.start.0.saturating_add(at)).min(place.end)
+}
+
 /// Where a partition says what it is: the farthest superblock, btrfs's, is 64 KiB from its start.
-fn superblock(partition: &Partition) -> Range<u64> {
-    partition.start..partition.start + partition.len.min(128 << 10)
+fn superblock(partition: &Partition) -> DiskRange {
+    DiskRange::new(partition.start..partition.start + partition.len.min(128 << 10))
 }
 
 /// Where tables are.
-fn ends(len: u64) -> [Range<u64>; 2] {
-    [0..len.min(EDGE_LEN), len.saturating_sub(EDGE_LEN)..len]
+fn ends(len: u64) -> [DiskRange; 2] {
+    [0..len.min(EDGE_LEN), len.saturating_sub(EDGE_LEN)..len].map(DiskRange::new)
 }
 
 fn info(partition: &Partition, decision: Decision) -> PartitionInfo {
@@ -299,24 +303,23 @@ fn info(partition: &Partition, decision: Decision) -> PartitionInfo {
 }
 
 /// How many bytes of `range` the extents hold.
-fn len_inside(extents: &[Extent], range: Range<u64>) -> u64 {
+fn len_inside(extents: &[Extent], range: DiskRange) -> u64 {
     let first = extents.partition_point(|extent| extent.end() <= range.start);
-    let inside = extents[first..].iter().take_while(|extent| extent.disk.0 < range.end);
-    inside.map(|extent| extent.end().min(range.end) - extent.disk.0.max(range.start)).sum()
+    let inside = extents[first..].iter().take_while(|extent| extent.disk < range.end);
+    inside.map(|extent| range.intersect(DiskRange::from(*extent)).len()).sum()
 }
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
-    use layout::DiskOffset;
 
     #[test]
     fn lengths_count_only_what_is_inside() {
         let extents: Vec<Extent> =
             [(0, 10), (20, 10), (40, 10)].map(|(disk, len)| Extent { disk: DiskOffset(disk), len }).into();
         for (range, len) in [(0..50, 30), (5..25, 10), (10..20, 0), (29..41, 2), (45..100, 5), (100..200, 0)] {
-            assert_eq!(len_inside(&extents, range.clone()), len, "{range:?}");
+            assert_eq!(len_inside(&extents, DiskRange::new(range.clone())), len, "{range:?}");
         }
     }
 
@@ -327,7 +330,7 @@ mod tests {
         let unspoken = |spans| {
             let mut claims = Claims::new(40 * MIB);
             claim(&mut claims, &partition, &What::Used { ranges: vec![0..4096], spans });
-            claims.unspoken()
+            claims.unspoken().into_iter().map(DiskRange::bytes).collect::<Vec<_>>()
         };
         assert_eq!(unspoken(20 * MIB), [0..10 * MIB, 30 * MIB..40 * MIB]);
         assert_eq!(unspoken(18 * MIB), [0..10 * MIB, 30 * MIB..40 * MIB]);

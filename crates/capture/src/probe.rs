@@ -40,7 +40,7 @@ impl Probe {
     }
 }
 
-/// Looks at bytes `place` of the source, for every signature there is.
+/// Looks at bytes `place` of a file or device, for every signature there is.
 ///
 /// # Errors
 /// If `blkid` is missing or cannot read the source.

@@ -1,11 +1,13 @@
 //! Reading from a disk that has unreadable places.
 
 use std::io;
-use std::ops::Range;
 
-/// The smallest stretch that is given up, in bytes: a sector of most disks of today.
+use layout::{DiskOffset, DiskRange};
+
 /// What to do where a source cannot be read.
 pub const RESCUE_HINT: &str = "--rescue continues without what cannot be read, and records it";
+
+/// The smallest stretch that is given up, in bytes: a sector of most disks of today.
 const LEAST: usize = 4096;
 
 /// So many places are recorded at most.
@@ -13,22 +15,23 @@ const PLACES_MAX: usize = 50_000;
 
 /// Fills `buf` from byte `at` with `read`, halving what cannot be read until only the unreadable places are left. They
 /// become zeros, and are given back ascending.
-pub fn read(buf: &mut [u8], at: u64, read: &impl Fn(&mut [u8], u64) -> io::Result<()>) -> Vec<Range<u64>> {
-    let mut lost: Vec<Range<u64>> = Vec::new();
+pub fn read(buf: &mut [u8], at: DiskOffset, read: &impl Fn(&mut [u8], DiskOffset) -> io::Result<()>) -> Vec<DiskRange> {
+    let at = at.0;
+    let mut lost: Vec<DiskRange> = Vec::new();
     // A stack, the front on top: no recursion on a disk that is bad all over.
     let mut todo = Vec::from([(0, buf.len())]);
     while let Some((from, to)) = todo.pop() {
         let range = from..to;
         let start = at + u64::try_from(range.start).expect("fits");
         let end = at + u64::try_from(range.end).expect("fits");
-        if read(&mut buf[range.clone()], start).is_ok() {
+        if read(&mut buf[range.clone()], DiskOffset(start)).is_ok() {
             continue;
         }
         if range.len() <= LEAST {
             buf[range].fill(0);
             match lost.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => lost.push(start..end),
+                Some(last) if last.end.0 == start => last.end.0 = end,
+                _ => lost.push(DiskRange::new(start..end)),
             }
             continue;
         }
@@ -44,11 +47,11 @@ pub fn read(buf: &mut [u8], at: u64, read: &impl Fn(&mut [u8], u64) -> io::Resul
 
 /// Joins the places that touch, and then those nearest to each other until there are no more than a manifest has room for;
 /// what is between them counts as unreadable then.
-pub fn coalesce(lost: &mut Vec<Range<u64>>) {
+pub fn coalesce(lost: &mut Vec<DiskRange>) {
     let mut gap = 0;
     loop {
         lost.dedup_by(|next, last| {
-            let is_near = next.start - last.end <= gap;
+            let is_near = next.start.0 - last.end.0 <= gap;
             if is_near {
                 last.end = next.end;
             }
@@ -70,38 +73,39 @@ mod tests {
     fn only_what_cannot_be_read_is_lost() {
         let bad = [40_960..45_056u64, 100_000..100_001];
         let calls = Cell::new(0);
-        let disk = |buf: &mut [u8], at: u64| {
+        let disk = |buf: &mut [u8], at: DiskOffset| {
             calls.set(calls.get() + 1);
-            let end = at + buf.len() as u64;
-            if bad.iter().any(|bad| bad.start < end && at < bad.end) {
+            let end = at.0 + buf.len() as u64;
+            if bad.iter().any(|bad| bad.start < end && at.0 < bad.end) {
                 return Err(io::Error::from_raw_os_error(5));
             }
             buf.fill(7);
             Ok(())
         };
         let mut buf = vec![0; 1 << 20];
-        let lost = read(&mut buf, 8192, &disk);
-        assert_eq!(lost, [40_960..45_056, 98_304..102_400]);
+        let lost = read(&mut buf, DiskOffset(8192), &disk);
+        assert_eq!(lost, [40_960..45_056, 98_304..102_400].map(DiskRange::new));
         for (index, &byte) in buf.iter().enumerate() {
-            let is_lost = lost.iter().any(|range| range.contains(&(8192 + index as u64)));
+            let is_lost = lost.iter().any(|range| range.contains(DiskOffset(8192 + index as u64)));
             assert_eq!(byte, if is_lost { 0 } else { 7 }, "{index}");
         }
         assert!(calls.get() < 60, "{} reads", calls.get());
-        assert_eq!(read(&mut buf[..100], 0, &disk), []);
-        assert_eq!(read(&mut buf[..100], 100_000, &disk).len(), 1);
+        assert_eq!(read(&mut buf[..100], DiskOffset(0), &disk), []);
+        assert_eq!(read(&mut buf[..100], DiskOffset(100_000), &disk).len(), 1);
     }
 
     #[test]
     fn places_are_joined_when_there_are_too_many() {
-        let places = |count: u64| -> Vec<Range<u64>> { (0..count).map(|i| i * 10_000..i * 10_000 + 4096).collect() };
+        let place = |i: u64| DiskRange::new(i * 10_000..i * 10_000 + 4096);
+        let places = |count| (0..count).map(place).collect::<Vec<_>>();
         let mut few = places(50_000);
         coalesce(&mut few);
         assert_eq!(few, places(50_000));
         let mut many = places(50_000);
-        let (near, far) = (1_000_000_000..1_000_000_512, 1_000_008_000..1_000_009_000);
-        many.extend([near.clone(), far.clone()]);
+        let [near, far] = [1_000_000_000..1_000_000_512, 1_000_008_000..1_000_009_000].map(DiskRange::new);
+        many.extend([near, far]);
         coalesce(&mut many);
-        assert!(many.len() <= PLACES_MAX && many.first().map(|place| place.start) == Some(0));
+        assert!(many.len() <= PLACES_MAX && many.first().map(|place| place.start) == Some(DiskOffset(0)));
         assert_eq!(many.last().map(|place| place.end), Some(far.end));
     }
 
@@ -109,8 +113,8 @@ mod tests {
     fn a_disk_that_is_bad_all_over_ends() {
         let dead = |_: &mut [u8], _| Err(io::Error::from_raw_os_error(5));
         let mut buf = vec![9; 3 * LEAST + 17];
-        let lost = read(&mut buf, 0, &dead);
-        assert_eq!((lost.len(), lost[0].clone()), (1, 0..3 * 4096 + 17));
+        let lost = read(&mut buf, DiskOffset(0), &dead);
+        assert_eq!(lost, [DiskRange::new(0..3 * 4096 + 17)]);
         assert!(buf.iter().all(|&byte| byte == 0));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use layout::{DiskOffset, DiskRange};
 
 use crate::in_use;
 use crate::window::next_data;
@@ -31,7 +31,7 @@ pub struct Source {
 /// A partition whose bytes are elsewhere, or nowhere.
 #[derive(Debug)]
 struct Apart {
-    place: Range<u64>,
+    place: DiskRange,
     /// A file of the partition's length; `None` if nobody has its bytes.
     file: Option<(PathBuf, File)>,
 }
@@ -83,16 +83,12 @@ impl Source {
     ///
     /// # Errors
     /// If the file cannot be opened or has another length, or the place overlaps one that was set before.
-    pub fn set_partition(&mut self, place: Range<u64>, path: Option<PathBuf>) -> anyhow::Result<()> {
+    pub fn set_partition(&mut self, place: DiskRange, path: Option<PathBuf>) -> anyhow::Result<()> {
         let open = |path: PathBuf| -> anyhow::Result<(PathBuf, File)> {
             let opening = || format!("opening {}", path.display());
             let file = File::open(&path).with_context(opening)?;
             let len = file.metadata().with_context(opening)?.len();
-            ensure!(
-                len == place.end - place.start,
-                "{} has {len} bytes, its partition has another length",
-                path.display()
-            );
+            ensure!(len == place.len(), "{} has {len} bytes, its partition has another length", path.display());
             Ok((path, file))
         };
         let file = path.map(open).transpose()?;
@@ -108,8 +104,8 @@ impl Source {
     }
 
     /// The file that is exactly this partition, if it is kept apart.
-    pub fn partition_file(&self, place: &Range<u64>) -> Option<&Path> {
-        let apart = self.apart.iter().find(|apart| apart.place == *place)?;
+    pub fn partition_file(&self, place: DiskRange) -> Option<&Path> {
+        let apart = self.apart.iter().find(|apart| apart.place == place)?;
         apart.file.as_ref().map(|(path, _)| path.as_path())
     }
 
@@ -120,61 +116,63 @@ impl Source {
     }
 
     /// Whether nobody has the bytes of this partition.
-    pub fn is_missing(&self, place: &Range<u64>) -> bool {
-        self.apart.iter().any(|apart| apart.place == *place && apart.file.is_none())
+    pub fn is_missing(&self, place: DiskRange) -> bool {
+        self.apart.iter().any(|apart| apart.place == place && apart.file.is_none())
     }
 
     /// Fills `buf` from byte `at` on.
     ///
     /// # Errors
     /// If it cannot be read, or is missing.
-    pub fn read_at(&self, buf: &mut [u8], at: u64) -> anyhow::Result<()> {
+    pub fn read_at(&self, buf: &mut [u8], at: DiskOffset) -> anyhow::Result<()> {
         let (mut rest, mut at) = (buf, at);
         while !rest.is_empty() {
             let next = self.apart.partition_point(|apart| apart.place.end <= at);
             let (path, file, start, end) = match self.apart.get(next) {
-                Some(Apart { place, file: Some((path, file)) }) if place.contains(&at) => {
+                Some(Apart { place, file: Some((path, file)) }) if place.contains(at) => {
                     (path, file, place.start, place.end)
                 }
-                Some(Apart { place, file: None }) if place.contains(&at) => {
+                Some(Apart { place, file: None }) if place.contains(at) => {
                     bail!("byte {at} of {} is missing", self.path.display())
                 }
-                Some(Apart { place, .. }) => (&self.path, &self.file, 0, place.start),
-                None => (&self.path, &self.file, 0, u64::MAX),
+                Some(Apart { place, .. }) => (&self.path, &self.file, DiskOffset(0), place.start),
+                None => (&self.path, &self.file, DiskOffset(0), DiskOffset(u64::MAX)),
             };
-            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
+            let len = usize::try_from(end.0 - at.0).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(len);
-            let reading = || format!("reading {len} bytes at byte {} of {}", at - start, path.display());
-            file.read_exact_at(now, at - start).with_context(reading)?;
-            at += u64::try_from(len)?;
+            let in_file = at.0 - start.0;
+            let reading = || format!("reading {len} bytes at byte {in_file} of {}", path.display());
+            file.read_exact_at(now, in_file).with_context(reading)?;
+            at.0 += u64::try_from(len)?;
             rest = later;
         }
         Ok(())
     }
 
-    /// The first run of what may be data in `at..end`, `None` if there is only a hole. What is kept apart is data.
+    /// The first run of what may be data in `within`, `None` if there is only a hole. What is kept apart is data.
     ///
     /// # Errors
     /// If that cannot be found out.
-    pub fn next_data(&self, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    pub fn next_data(&self, within: DiskRange) -> io::Result<Option<DiskRange>> {
+        let DiskRange { start: at, end } = within;
         let next = self.apart.partition_point(|apart| apart.place.end <= at);
         let apart = self.apart.get(next).filter(|apart| apart.place.start < end);
         let until = apart.map_or(end, |apart| apart.place.start);
         if until <= at {
-            return Ok(apart.map(|apart| at..apart.place.end.min(end)));
+            return Ok(apart.map(|apart| apart.place.intersect(within)));
         }
-        let found = next_data(&self.file, at, until)?;
-        Ok(found.or_else(|| apart.map(|apart| apart.place.start..apart.place.end.min(end))))
+        let found = next_data(&self.file, at.0, until.0)?.map(DiskRange::new);
+        Ok(found.or_else(|| apart.map(|apart| apart.place.intersect(within))))
     }
 
     /// The device node of the partition at this place, if the source is a disk whose partitions the kernel knows.
-    pub fn partition_node(&self, start: u64, len: u64) -> Option<PathBuf> {
+    pub fn partition_node(&self, place: DiskRange) -> Option<PathBuf> {
         let children = fs::read_dir(self.sysfs.as_deref()?).ok()?;
         // sysfs counts in 512 bytes, whatever the sector size.
         let number = |dir: &Path, name: &str| read_number(&dir.join(name)).map(|sectors| sectors * 512);
         let dir = children
             .filter_map(|child| Some(child.ok()?.path()))
-            .find(|dir| number(dir, "start") == Some(start) && number(dir, "size") == Some(len))?;
+            .find(|dir| number(dir, "start") == Some(place.start.0) && number(dir, "size") == Some(place.len()))?;
         let node = Path::new("/dev").join(dir.file_name()?);
         node.exists().then_some(node)
     }
@@ -213,14 +211,16 @@ mod tests {
         fs::write(&disk, b"0123456789").expect("written");
         fs::write(&part, b"abc").expect("written");
         let mut source = Source::open(&disk).expect("a file");
-        source.set_partition(7..9, None).expect("nothing to open");
-        source.set_partition(2..5, Some(part.clone())).expect("3 bytes");
-        assert!(source.set_partition(5..7, Some(part.clone())).is_err(), "another length");
-        assert_eq!(source.partition_file(&(2..5)), Some(part.as_path()));
-        assert_eq!((source.partition_file(&(2..4)), source.partition_file(&(7..9))), (None, None));
-        assert!(source.is_missing(&(7..9)) && !source.is_missing(&(2..5)));
-        let read = |range: Range<u64>| {
-            let mut buf = vec![0; usize::try_from(range.end - range.start).expect("small")];
+        source.set_partition(DiskRange::new(7..9), None).expect("nothing to open");
+        source.set_partition(DiskRange::new(2..5), Some(part.clone())).expect("3 bytes");
+        assert!(source.set_partition(DiskRange::new(5..7), Some(part.clone())).is_err(), "another length");
+        let [first, other, missing] = [2..5, 2..4, 7..9].map(DiskRange::new);
+        assert_eq!(source.partition_file(first), Some(part.as_path()));
+        assert_eq!((source.partition_file(other), source.partition_file(missing)), (None, None));
+        assert!(source.is_missing(missing) && !source.is_missing(first));
+        let read = |range| {
+            let range = DiskRange::new(range);
+            let mut buf = vec![0; usize::try_from(range.len()).expect("small")];
             source.read_at(&mut buf, range.start).map(|()| String::from_utf8(buf).expect("ASCII"))
         };
         for (range, wanted) in [(0..7, "01abc56"), (0..2, "01"), (3..4, "b"), (4..7, "c56"), (9..10, "9"), (5..5, "")] {
@@ -229,7 +229,7 @@ mod tests {
         for range in [6..8, 7..9, 8..10, 9..11] {
             assert!(read(range.clone()).is_err(), "{range:?}");
         }
-        assert!(source.set_partition(4..7, Some(part)).is_err(), "it overlaps the first");
+        assert!(source.set_partition(DiskRange::new(4..7), Some(part)).is_err(), "it overlaps the first");
     }
 
     #[test]
@@ -241,8 +241,11 @@ mod tests {
             File::create(path).and_then(|file| file.set_len(mib * MIB)).expect("a file of one hole");
         }
         let mut source = Source::open(&disk).expect("a file");
-        source.set_partition(4 * MIB..6 * MIB, Some(part)).expect("2 MiB");
-        let next = |at, end| source.next_data(at * MIB, end * MIB).expect("a file that knows its holes");
+        source.set_partition(DiskRange::new(4 * MIB..6 * MIB), Some(part)).expect("2 MiB");
+        let next = |at, end| {
+            let found = source.next_data(DiskRange::new(at * MIB..end * MIB)).expect("a file that knows its holes");
+            found.map(DiskRange::bytes)
+        };
         assert_eq!(next(0, 10), Some(4 * MIB..6 * MIB));
         assert_eq!(next(5, 10), Some(5 * MIB..6 * MIB));
         assert_eq!(next(0, 5), Some(4 * MIB..5 * MIB));

@@ -6,13 +6,13 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
+use layout::{DiskOffset, DiskRange};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sha1::{Digest, Sha1};
 
@@ -89,7 +89,7 @@ struct Writes {
 /// What some bytes of the source were.
 #[derive(Debug)]
 struct Note {
-    at: u64,
+    at: DiskOffset,
     len: usize,
     hash: [u8; 20],
 }
@@ -113,8 +113,8 @@ impl Steady {
 
     /// Remembers what these bytes of the source were: a table, a superblock, a part of the sample. Keeps their hash only,
     /// and after some ten thousands nothing more, so tables come first, and of pieces in many places only some.
-    pub fn note(&mut self, range: Range<u64>, bytes: &[u8]) {
-        debug_assert_eq!(u64::try_from(bytes.len()).ok(), range.end.checked_sub(range.start), "{range:?}");
+    pub fn note(&mut self, range: DiskRange, bytes: &[u8]) {
+        debug_assert_eq!(u64::try_from(bytes.len()), Ok(range.len()), "{range:?}");
         if self.notes.len() < NOTES_MAX && !bytes.is_empty() {
             self.notes.push(Note { at: range.start, len: bytes.len(), hash: Sha1::digest(bytes).into() });
         }
@@ -125,7 +125,7 @@ impl Steady {
     ///
     /// # Errors
     /// What changed and what to do. Also if it cannot be read again.
-    pub fn check(&self, reread: impl FnMut(&mut [u8], u64) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub fn check(&self, reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let changes = self.changes(reread)?;
         if changes.is_empty() {
             return Ok(());
@@ -142,7 +142,10 @@ impl Steady {
     ///
     /// # Errors
     /// If it cannot be read again.
-    pub fn changes(&self, reread: impl FnMut(&mut [u8], u64) -> anyhow::Result<()>) -> anyhow::Result<Vec<String>> {
+    pub fn changes(
+        &self,
+        reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<String>> {
         let mut changes = Vec::new();
         for part in &self.parts {
             let found = part.changes()?;
@@ -165,30 +168,30 @@ impl Steady {
     /// The noted ranges that are not what they were.
     fn differing(
         &self,
-        mut reread: impl FnMut(&mut [u8], u64) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Vec<Range<u64>>> {
+        mut reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<DiskRange>> {
         // Where in a partition's file a range is, the caller knows.
         self.parts.iter().skip(1).for_each(|part| forget(&part.file, 0, 0));
         let mut buf = vec![0; READ_LEN];
         let mut differing = Vec::new();
         for note in &self.notes {
-            let range = note.at..note.at.saturating_add(u64::try_from(note.len)?);
+            let (from, to) = (note.at.0, note.at.0.saturating_add(u64::try_from(note.len)?));
             if let Some(source) = self.parts.first() {
-                let start = range.start / FOLIO_MAX * FOLIO_MAX;
-                let end = range.end.checked_next_multiple_of(FOLIO_MAX).unwrap_or(range.end);
+                let start = from / FOLIO_MAX * FOLIO_MAX;
+                let end = to.checked_next_multiple_of(FOLIO_MAX).unwrap_or(to);
                 forget(&source.file, start, end - start);
             }
             let mut hash = Sha1::new();
-            let mut at = range.start;
-            while at < range.end {
-                let len = usize::try_from(range.end - at).unwrap_or(READ_LEN).min(READ_LEN);
-                let reading = || format!("looking again at bytes {} to {} of the source", range.start, range.end);
-                reread(&mut buf[..len], at).with_context(reading)?;
+            let mut at = from;
+            while at < to {
+                let len = usize::try_from(to - at).unwrap_or(READ_LEN).min(READ_LEN);
+                let reading = || format!("looking again at bytes {from} to {to} of the source");
+                reread(&mut buf[..len], DiskOffset(at)).with_context(reading)?;
                 hash.update(&buf[..len]);
                 at += u64::try_from(len)?;
             }
             if <[u8; 20]>::from(hash.finalize()) != note.hash {
-                differing.push(range);
+                differing.push(DiskRange::new(from..to));
             }
         }
         Ok(differing)
@@ -399,6 +402,7 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::ops::Range;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
 
@@ -413,7 +417,7 @@ mod tests {
         let file = File::open(path).expect("opened");
         for range in ranges {
             let bytes = read(&file, range);
-            steady.note(range.clone(), &bytes);
+            steady.note(DiskRange::new(range.clone()), &bytes);
         }
         (steady, file)
     }
@@ -425,7 +429,7 @@ mod tests {
     }
 
     fn changes(steady: &Steady, file: &File) -> String {
-        let reread = |buf: &mut [u8], at| Ok(file.read_exact_at(buf, at)?);
+        let reread = |buf: &mut [u8], at: DiskOffset| Ok(file.read_exact_at(buf, at.0)?);
         steady.changes(reread).expect("looked at again").join("; ")
     }
 
@@ -446,7 +450,7 @@ mod tests {
             file.read_to_end(&mut Vec::new()).expect("read");
             writable(&dir.path().join("disk")).sync_all().expect("flushed");
             for _ in 0..2 {
-                let reread = |buf: &mut [u8], at| Ok(file.read_exact_at(buf, at)?);
+                let reread = |buf: &mut [u8], at: DiskOffset| Ok(file.read_exact_at(buf, at.0)?);
                 steady.check(reread).expect("nothing changed");
             }
         }
@@ -486,7 +490,7 @@ mod tests {
         let writer = writable(&path);
         writer.write_all_at(b"x", 4500).expect("written");
         writer.set_modified(modified).expect("set back");
-        let reread = |buf: &mut [u8], at| Ok(file.read_exact_at(buf, at)?);
+        let reread = |buf: &mut [u8], at: DiskOffset| Ok(file.read_exact_at(buf, at.0)?);
         let said = steady.check(reread).expect_err("it changed").to_string();
         for part in ["changed while it was read", "another change time", "nothing was kept", "lvcreate --snapshot"] {
             assert!(said.contains(part), "{part}: {said}");
@@ -610,9 +614,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut steady = Steady::begin(&[&disk(dir.path())]).expect("looked at");
         for at in 0..u64::try_from(NOTES_MAX).expect("small") + 10 {
-            steady.note(at..at + 1, &[0]);
+            steady.note(DiskRange::new(at..at + 1), &[0]);
         }
-        steady.note(0..0, &[]);
+        steady.note(DiskRange::new(0..0), &[]);
         assert_eq!(steady.notes.len(), NOTES_MAX);
         assert!(size_of::<Note>() <= 40);
     }

@@ -114,10 +114,10 @@ fn finds_something(source: &Source, sector_size: u32) -> anyhow::Result<bool> {
     let table = read_with(source, sector_size)?;
     for partition in table.partitions.iter().filter(|partition| !partition.is_extended).take(PARTITIONS_TRIED) {
         let place = partition.range();
-        let found = match source.partition_file(&place) {
+        let found = match source.partition_file(place) {
             Some(path) => probe(path, &(0..partition.len))?,
-            None if source.is_missing(&place) => continue,
-            None => probe(Path::new(&source.path), &place)?,
+            None if source.is_missing(place) => continue,
+            None => probe(Path::new(&source.path), &place.bytes())?,
         };
         if !found.is_nothing() || has_disklabel(source, partition)? {
             return Ok(true);
@@ -134,6 +134,6 @@ fn has_disklabel(source: &Source, partition: &Partition) -> anyhow::Result<bool>
     if partition.len < 1024 {
         return Ok(false);
     }
-    source.read_at(&mut head, partition.start)?;
+    source.read_at(&mut head, partition.range().start)?;
     Ok([0, 64, 512].iter().any(|&at| head[at..].starts_with(&MAGIC)))
 }

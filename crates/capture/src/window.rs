@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use layout::{DiskOffset, DiskRange};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 use tempfile::NamedTempFile;
@@ -41,14 +42,14 @@ impl Window {
     ///
     /// # Errors
     /// If none of these works.
-    pub fn open(source: &Source, place: &Range<u64>, scratch: &Path) -> anyhow::Result<Window> {
-        if *place == (0..source.len) {
+    pub fn open(source: &Source, place: DiskRange, scratch: &Path) -> anyhow::Result<Window> {
+        if place == DiskRange::new(0..source.len) {
             return Ok(Window { path: source.path.clone(), _held: Held::Nothing });
         }
         if let Some(path) = source.partition_file(place) {
             return Ok(Window { path: path.to_owned(), _held: Held::Nothing });
         }
-        if let Some(path) = source.partition_node(place.start, place.end - place.start) {
+        if let Some(path) = source.partition_node(place) {
             return Ok(Window { path, _held: Held::Nothing });
         }
         match attach_loop(&source.path, place) {
@@ -66,7 +67,7 @@ impl Window {
     }
 }
 
-fn attach_loop(source: &Path, place: &Range<u64>) -> anyhow::Result<Window> {
+fn attach_loop(source: &Path, place: DiskRange) -> anyhow::Result<Window> {
     if !nix::unistd::geteuid().is_root() {
         bail!("only root can attach loop devices");
     }
@@ -74,7 +75,7 @@ fn attach_loop(source: &Path, place: &Range<u64>) -> anyhow::Result<Window> {
     let attached = Command::new(&losetup)
         .args(["--find", "--show", "--read-only"])
         .arg(format!("--offset={}", place.start))
-        .arg(format!("--sizelimit={}", place.end - place.start))
+        .arg(format!("--sizelimit={}", place.len()))
         .arg(source)
         .stdin(Stdio::null())
         .output()
@@ -96,24 +97,25 @@ fn attach_loop(source: &Path, place: &Range<u64>) -> anyhow::Result<Window> {
 }
 
 /// Copies the data and leaves the holes out.
-fn copy(source: &Source, place: &Range<u64>, scratch: &Path) -> anyhow::Result<NamedTempFile> {
+fn copy(source: &Source, place: DiskRange, scratch: &Path) -> anyhow::Result<NamedTempFile> {
     let copy = tempfile::Builder::new().prefix("partition.").tempfile_in(scratch)?;
-    copy.as_file().set_len(place.end - place.start)?;
+    copy.as_file().set_len(place.len())?;
     let mut buf = vec![0; COPY_LEN];
-    let mut at = place.start;
-    while let Some(data) = source.next_data(at, place.end)? {
-        at = data.start;
-        while at < data.end {
-            let len = usize::try_from(data.end - at).unwrap_or(COPY_LEN).min(COPY_LEN);
-            source.read_at(&mut buf[..len], at)?;
-            copy.as_file().write_all_at(&buf[..len], at - place.start)?;
+    let (start, end) = (place.start.0, place.end.0);
+    let mut at = start;
+    while let Some(data) = source.next_data(DiskRange::new(at..end))? {
+        at = data.start.0;
+        while at < data.end.0 {
+            let len = usize::try_from(data.end.0 - at).unwrap_or(COPY_LEN).min(COPY_LEN);
+            source.read_at(&mut buf[..len], DiskOffset(at))?;
+            copy.as_file().write_all_at(&buf[..len], at - start)?;
             at += u64::try_from(len).expect("at most COPY_LEN");
         }
     }
     Ok(copy)
 }
 
-/// The first run of data in `at..end`, `None` if there is only a hole; without SEEK_DATA everything counts as data.
+/// The first run of data in bytes `at..end` of the file, `None` if there is only a hole; without SEEK_DATA everything counts as data.
 pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);

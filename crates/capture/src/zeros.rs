@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
 use blockdev::is_zero;
-use layout::Layout;
+use layout::{DiskOffset, DiskRange, Layout};
 use metainfo::{MAX_ZERO_RANGES, ZERO_BLOCK_LEN, Zeros};
 
 use crate::source::Source;
@@ -22,7 +22,7 @@ const READ_LEN: u64 = 1 << 20;
 pub fn find(
     source: &Source,
     layout: &Layout,
-    deferred: &[Range<u64>],
+    deferred: &[DiskRange],
     is_rescue: bool,
     stop: &AtomicBool,
 ) -> anyhow::Result<Zeros> {
@@ -30,12 +30,13 @@ pub fn find(
     let mut buf = vec![0; usize::try_from(READ_LEN)?];
     let mut zeros = Runs::default();
     for extent in layout.extents() {
-        let whole = extent.disk.0.next_multiple_of(ZERO_BLOCK_LEN)..extent.end() / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
+        let whole = extent.disk.0.next_multiple_of(ZERO_BLOCK_LEN)..extent.end().0 / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
         let mut at = whole.start;
         while at < whole.end {
             ensure!(!stop.load(Ordering::Relaxed), "interrupted");
             let reading = || format!("looking for data in {}", source.path.display());
-            let data = source.next_data(at, whole.end).with_context(reading)?.unwrap_or(whole.end..whole.end);
+            let data = source.next_data(DiskRange::new(at..whole.end)).with_context(reading)?;
+            let data = data.map_or(whole.end..whole.end, DiskRange::bytes);
             // Bounds of a hole may be inside a block, which is then read.
             let hole_end = data.start / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
             zeros.push(at..hole_end);
@@ -44,7 +45,7 @@ pub fn find(
             while at < data_end {
                 ensure!(!stop.load(Ordering::Relaxed), "interrupted");
                 let buf = &mut buf[..usize::try_from((data_end - at).min(READ_LEN))?];
-                match source.read_at(buf, at) {
+                match source.read_at(buf, DiskOffset(at)) {
                     Ok(()) => {
                         for (start, block) in (at..).step_by(usize::try_from(ZERO_BLOCK_LEN)?).zip(blocks(buf)) {
                             if is_zero(block) {
@@ -84,7 +85,7 @@ fn subtract(ranges: impl Iterator<Item = Range<u64>>, others: &[Range<u64>]) -> 
     left
 }
 
-/// Runs of blocks: ascending, joined where they touch.
+/// Runs of blocks of the disk: ascending, joined where they touch.
 #[derive(Default)]
 struct Runs {
     ranges: Vec<Range<u64>>,
@@ -100,9 +101,9 @@ impl Runs {
     }
 
     /// Without any block that one of `others` touches.
-    fn without(self, others: &[Range<u64>]) -> Runs {
-        let whole = |other: &Range<u64>| {
-            other.start / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN..other.end.next_multiple_of(ZERO_BLOCK_LEN)
+    fn without(self, others: &[DiskRange]) -> Runs {
+        let whole = |other: &DiskRange| {
+            other.start.0 / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN..other.end.0.next_multiple_of(ZERO_BLOCK_LEN)
         };
         let others: Vec<Range<u64>> = others.iter().map(whole).collect();
         Runs { ranges: subtract(self.ranges.into_iter(), &others) }
@@ -135,7 +136,7 @@ mod tests {
     fn runs_join_and_stay_away_from_what_is_deferred() {
         let blocks = [16..17, 17..20, 20..20, 21..22, 30..40];
         assert_eq!(runs(&blocks).ranges, [16 * BLOCK..20 * BLOCK, 21 * BLOCK..22 * BLOCK, 30 * BLOCK..40 * BLOCK]);
-        let deferred = [0..16 * BLOCK + 1, 33 * BLOCK + 5..37 * BLOCK];
+        let deferred = [0..16 * BLOCK + 1, 33 * BLOCK + 5..37 * BLOCK].map(DiskRange::new);
         let left = [17 * BLOCK..20 * BLOCK, 21 * BLOCK..22 * BLOCK, 30 * BLOCK..33 * BLOCK, 37 * BLOCK..40 * BLOCK];
         assert_eq!(runs(&blocks).without(&deferred).ranges, left);
     }

@@ -4,9 +4,7 @@
 //! top of each other. [`Claims::close`] makes the [`Account`] of them. A byte that several claims speak of is in the class that
 //! comes first in [`Class`], and a byte that no claim speaks of is captured, so nothing can be left out by forgetting it.
 
-use std::ops::Range;
-
-use crate::{DiskOffset, Extent, ExtentSet};
+use crate::{DiskOffset, DiskRange, Extent, ExtentSet};
 
 /// What becomes of a byte of the disk. The first of several that are claimed is the one that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +39,7 @@ impl Class {
 pub struct Claims {
     len: u64,
     captured: ExtentSet,
-    others: Vec<(Range<u64>, Class)>,
+    others: Vec<(DiskRange, Class)>,
 }
 
 impl Claims {
@@ -50,10 +48,10 @@ impl Claims {
         Claims { len, captured: ExtentSet::default(), others: Vec::new() }
     }
 
-    /// Says of the half-open range of bytes that it is in this class; what is not on the disk does not count.
-    pub fn claim(&mut self, range: Range<u64>, class: Class) {
-        let range = range.start..range.end.min(self.len);
-        if range.start >= range.end {
+    /// Says of the range that it is in this class; what is not on the disk does not count.
+    pub fn claim(&mut self, range: DiskRange, class: Class) {
+        let range = range.intersect(DiskRange::new(0..self.len));
+        if range.is_empty() {
             return;
         }
         match class {
@@ -63,9 +61,9 @@ impl Claims {
     }
 
     /// The stretches that no claim speaks of, ascending and disjoint.
-    pub fn unspoken(&self) -> Vec<Range<u64>> {
+    pub fn unspoken(&self) -> Vec<DiskRange> {
         let mut all = self.captured.clone();
-        self.others.iter().for_each(|(range, _)| all.insert(range.clone()));
+        self.others.iter().for_each(|(range, _)| all.insert(*range));
         gaps(&all.into_extents(1, self.len), self.len)
     }
 
@@ -80,13 +78,13 @@ impl Claims {
         let others = flatten(self.others);
         let copied_along = join(&mut extents, &others, places_max);
         let mut account = Account { len: self.len, segments: Vec::new(), copied_along };
-        let mut at = 0;
+        let mut at = DiskOffset(0);
         for extent in &extents {
-            account.push_others(&others, at..extent.disk.0);
-            account.push(extent.disk.0..extent.end(), Class::Captured);
+            account.push_others(&others, DiskRange { start: at, end: extent.disk });
+            account.push(DiskRange::from(*extent), Class::Captured);
             at = extent.end();
         }
-        account.push_others(&others, at..self.len);
+        account.push_others(&others, DiskRange { start: at, end: DiskOffset(self.len) });
         account
     }
 }
@@ -96,25 +94,25 @@ impl Claims {
 pub struct Account {
     len: u64,
     /// Ascending; each begins where the one before ends, the first at 0, and the last ends at `len`.
-    segments: Vec<(Range<u64>, Class)>,
+    segments: Vec<(DiskRange, Class)>,
     copied_along: u64,
 }
 
 impl Account {
     /// The stretches of the disk and their classes: ascending, without holes, from the first byte of the disk to the last.
-    pub fn segments(&self) -> &[(Range<u64>, Class)] {
+    pub fn segments(&self) -> &[(DiskRange, Class)] {
         &self.segments
     }
 
     /// What is captured.
     pub fn extents(&self) -> Vec<Extent> {
         let captured = self.segments.iter().filter(|(_, class)| *class == Class::Captured);
-        captured.map(|(range, _)| Extent { disk: DiskOffset(range.start), len: range.end - range.start }).collect()
+        captured.map(|(range, _)| Extent { disk: range.start, len: range.len() }).collect()
     }
 
     /// How many bytes are in this class. Those of all classes add up to the length of the disk.
     pub fn total(&self, class: Class) -> u64 {
-        self.segments.iter().filter(|(_, other)| *other == class).map(|(range, _)| range.end - range.start).sum()
+        self.segments.iter().filter(|(_, other)| *other == class).map(|(range, _)| range.len()).sum()
     }
 
     /// Bytes that are captured only because holes between small places were copied along.
@@ -123,29 +121,28 @@ impl Account {
     }
 
     /// Says of stretches that were captured so far that they have a recipe. `ranges` ascend and are disjoint.
-    pub fn make_recipe(&mut self, ranges: &[Range<u64>]) {
+    pub fn make_recipe(&mut self, ranges: &[DiskRange]) {
         let before = std::mem::take(&mut self.segments);
         let mut rest = ranges;
         for (segment, class) in before {
             let mut at = segment.start;
             while let Some(range) = rest.first().filter(|range| range.start < segment.end) {
-                let start = range.start.max(at);
-                let end = range.end.min(segment.end);
-                if class == Class::Captured && start < end {
-                    self.push(at..start, class);
-                    self.push(start..end, Class::Recipe);
-                    at = end;
+                let recipe = range.intersect(DiskRange { start: at, end: segment.end });
+                if class == Class::Captured && !recipe.is_empty() {
+                    self.push(DiskRange { start: at, end: recipe.start }, class);
+                    self.push(recipe, Class::Recipe);
+                    at = recipe.end;
                 }
                 if range.end > segment.end {
                     break;
                 }
                 rest = &rest[1..];
             }
-            self.push(at..segment.end, class);
+            self.push(DiskRange { start: at, end: segment.end }, class);
         }
     }
 
-    fn push(&mut self, range: Range<u64>, class: Class) {
+    fn push(&mut self, range: DiskRange, class: Class) {
         if range.is_empty() {
             return;
         }
@@ -156,43 +153,43 @@ impl Account {
     }
 
     /// Adds what `others` say of `hole`, which they cover: whatever they do not is captured, and is no hole.
-    fn push_others(&mut self, others: &[(Range<u64>, Class)], hole: Range<u64>) {
+    fn push_others(&mut self, others: &[(DiskRange, Class)], hole: DiskRange) {
         let first = others.partition_point(|(range, _)| range.end <= hole.start);
         for (range, class) in others[first..].iter().take_while(|(range, _)| range.start < hole.end) {
-            self.push(range.start.max(hole.start)..range.end.min(hole.end), *class);
+            self.push(range.intersect(hole), *class);
         }
     }
 }
 
 /// What is between extents on a disk of `len` bytes.
-fn gaps(extents: &[Extent], len: u64) -> Vec<Range<u64>> {
-    let starts = std::iter::once(0).chain(extents.iter().map(Extent::end));
-    let ends = extents.iter().map(|extent| extent.disk.0).chain([len]);
-    starts.zip(ends).map(|(start, end)| start..end).filter(|gap| gap.start < gap.end).collect()
+fn gaps(extents: &[Extent], len: u64) -> Vec<DiskRange> {
+    let starts = std::iter::once(DiskOffset(0)).chain(extents.iter().map(Extent::end));
+    let ends = extents.iter().map(|extent| extent.disk).chain([DiskOffset(len)]);
+    starts.zip(ends).map(|(start, end)| DiskRange { start, end }).filter(|gap| !gap.is_empty()).collect()
 }
 
 /// Makes claims disjoint and ascending: where they overlap, the class that counts first stays.
-fn flatten(mut claims: Vec<(Range<u64>, Class)>) -> Vec<(Range<u64>, Class)> {
-    let mut flat: Vec<(Range<u64>, Class)> = Vec::new();
+fn flatten(mut claims: Vec<(DiskRange, Class)>) -> Vec<(DiskRange, Class)> {
+    let mut flat: Vec<(DiskRange, Class)> = Vec::new();
     for class in Class::ALL {
         let mut set = ExtentSet::default();
-        claims.iter().filter(|(_, of)| *of == class).for_each(|(range, _)| set.insert(range.clone()));
+        claims.iter().filter(|(_, of)| *of == class).for_each(|(range, _)| set.insert(*range));
         claims.retain(|(_, of)| *of != class);
         let taken = std::mem::take(&mut flat);
         let mut first = 0;
         for extent in set.into_extents(1, u64::MAX) {
-            while taken.get(first).is_some_and(|(range, _)| range.end <= extent.disk.0) {
+            while taken.get(first).is_some_and(|(range, _)| range.end <= extent.disk) {
                 first += 1;
             }
-            let mut at = extent.disk.0;
+            let mut at = extent.disk;
             for (range, _) in taken[first..].iter().take_while(|(range, _)| range.start < extent.end()) {
-                flat.push((at..range.start, class));
+                flat.push((DiskRange { start: at, end: range.start }, class));
                 at = at.max(range.end);
             }
-            flat.push((at..extent.end(), class));
+            flat.push((DiskRange { start: at, end: extent.end() }, class));
         }
         flat.extend(taken);
-        flat.retain(|(range, _)| range.start < range.end);
+        flat.retain(|(range, _)| !range.is_empty());
         flat.sort_unstable_by_key(|(range, _)| range.start);
     }
     flat
@@ -200,8 +197,8 @@ fn flatten(mut claims: Vec<(Range<u64>, Class)>) -> Vec<(Range<u64>, Class)> {
 
 /// Joins extents over holes that may be captured as well, the smallest first, until there are no more than `places_max` or no
 /// such hole is left; returns the bytes of the holes.
-fn join(extents: &mut Vec<Extent>, others: &[(Range<u64>, Class)], places_max: usize) -> u64 {
-    let is_allowed = |hole: &Range<u64>| {
+fn join(extents: &mut Vec<Extent>, others: &[(DiskRange, Class)], places_max: usize) -> u64 {
+    let is_allowed = |hole: &DiskRange| {
         let first = others.partition_point(|(range, _)| range.end <= hole.start);
         let inside = others[first..].iter().take_while(|(range, _)| range.start < hole.end);
         inside.into_iter().all(|(_, class)| class.may_be_copied_along())
@@ -210,11 +207,11 @@ fn join(extents: &mut Vec<Extent>, others: &[(Range<u64>, Class)], places_max: u
     let mut hole_max = 1024;
     while extents.len() > places_max && hole_max <= 1 << 62 {
         extents.dedup_by(|next, last| {
-            let hole = last.end()..next.disk.0;
-            let is_joined = hole.end - hole.start <= hole_max && is_allowed(&hole);
+            let hole = DiskRange { start: last.end(), end: next.disk };
+            let is_joined = hole.len() <= hole_max && is_allowed(&hole);
             if is_joined {
-                copied += hole.end - hole.start;
-                last.len = next.end() - last.disk.0;
+                copied += hole.len();
+                last.len = next.end().0 - last.disk.0;
             }
             is_joined
         });
@@ -227,17 +224,22 @@ fn join(extents: &mut Vec<Extent>, others: &[(Range<u64>, Class)], places_max: u
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::ops::Range;
+
+    fn segments<const N: usize>(segments: [(Range<u64>, Class); N]) -> [(DiskRange, Class); N] {
+        segments.map(|(range, class)| (DiskRange::new(range), class))
+    }
 
     fn account(len: u64, claims: &[(Range<u64>, Class)], align: u64, places_max: usize) -> Account {
         let mut all = Claims::new(len);
-        claims.iter().for_each(|(range, class)| all.claim(range.clone(), *class));
+        claims.iter().for_each(|(range, class)| all.claim(DiskRange::new(range.clone()), *class));
         all.close(align, places_max)
     }
 
     #[test]
     fn what_nobody_speaks_of_is_captured() {
         let nothing = account(100, &[], 1, 10);
-        assert_eq!(nothing.segments(), [(0..100, Class::Captured)]);
+        assert_eq!(nothing.segments(), segments([(0..100, Class::Captured)]));
         let some = account(100, &[(10..20, Class::Free), (15..30, Class::Zeros), (90..200, Class::Missing)], 1, 10);
         let wanted = [
             (0..10, Class::Captured),
@@ -246,7 +248,7 @@ mod tests {
             (30..90, Class::Captured),
             (90..100, Class::Missing),
         ];
-        assert_eq!(some.segments(), wanted);
+        assert_eq!(some.segments(), segments(wanted));
         assert_eq!(Claims::new(0).close(512, 1).segments(), []);
     }
 
@@ -268,7 +270,7 @@ mod tests {
     #[test]
     fn recipes_take_the_place_of_content() {
         let mut account = account(100, &[(20..40, Class::Free)], 1, 10);
-        account.make_recipe(&[5..10, 15..30, 35..38, 90..100]);
+        account.make_recipe(&[5..10, 15..30, 35..38, 90..100].map(DiskRange::new));
         let wanted = [
             (0..5, Class::Captured),
             (5..10, Class::Recipe),
@@ -278,7 +280,7 @@ mod tests {
             (40..90, Class::Captured),
             (90..100, Class::Recipe),
         ];
-        assert_eq!(account.segments(), wanted);
+        assert_eq!(account.segments(), segments(wanted));
     }
 
     fn any_claim() -> impl Strategy<Value = (Range<u64>, Class)> {
@@ -299,16 +301,17 @@ mod tests {
             for recipe in [false, true] {
                 if recipe {
                     let mut at = 0;
-                    let ranges: Vec<_> = zeros.iter().map(|(gap, len)| { at += gap + len; at - len..at }).collect();
+                    let next = |(gap, len): &(u64, u64)| { at += gap + len; DiskRange::new(at - len..at) };
+                    let ranges: Vec<_> = zeros.iter().map(next).collect();
                     account.make_recipe(&ranges);
                 }
-                let mut at = 0;
+                let mut at = DiskOffset(0);
                 for (range, _) in account.segments() {
                     prop_assert_eq!(range.start, at);
                     prop_assert!(range.end > range.start);
                     at = range.end;
                 }
-                prop_assert_eq!(at, len);
+                prop_assert_eq!(at, DiskOffset(len));
                 prop_assert!(account.segments().windows(2).all(|pair| pair[0].1 != pair[1].1));
                 let sum: u64 = Class::ALL.iter().map(|class| account.total(*class)).sum();
                 prop_assert_eq!(sum, len);
@@ -322,7 +325,7 @@ mod tests {
         ) {
             let account = account(len, &claims, 1, usize::MAX);
             for (range, class) in account.segments() {
-                for byte in range.clone() {
+                for byte in range.bytes() {
                     let claimed = claims.iter().filter(|(range, _)| range.contains(&byte)).map(|(_, class)| *class).min();
                     prop_assert_eq!(*class, claimed.unwrap_or(Class::Captured), "byte {}", byte);
                 }

@@ -6,8 +6,8 @@
 mod signatures;
 
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
 
+use crate::DiskRange;
 use crate::parttable::{Partition, Table, TableError, TableKind};
 
 /// Partitions told one by one. More would push the other disks off the screen.
@@ -35,7 +35,7 @@ fn words(disk: &mut (impl Read + Seek), disk_len: u64, sector_size: u32) -> io::
         Err(TableError::Read { source, .. }) => return Err(source),
         table => table,
     };
-    let whole = Part::read(disk, 0..disk_len)?.find(disk)?;
+    let whole = Part::read(disk, DiskRange::new(0..disk_len))?.find(disk)?;
     match (table, whole) {
         // Mirrors with their superblock at the end, and hybrid CD images, have a table of partitions as well.
         (Ok(table), Some(found)) if table.kind != TableKind::None && found.goes_with_table => {
@@ -87,7 +87,7 @@ fn partition_words(disk: &mut (impl Read + Seek), partition: &Partition) -> io::
 
 /// Whether there is nothing at either end, nor at places evenly between them.
 fn is_blank(disk: &mut (impl Read + Seek), disk_len: u64) -> io::Result<bool> {
-    if !Part::read(disk, 0..disk_len)?.is_blank() {
+    if !Part::read(disk, DiskRange::new(0..disk_len))?.is_blank() {
         return Ok(false);
     }
     for index in 0..SAMPLES {
@@ -113,8 +113,8 @@ fn read_at(disk: &mut (impl Read + Seek), at: u64, len: u64) -> io::Result<Vec<u
 
 /// Both ends of a disk or partition.
 struct Part {
-    /// Its bytes on the disk, half-open.
-    place: Range<u64>,
+    /// Its bytes on the disk.
+    place: DiskRange,
     /// From its start.
     head: Vec<u8>,
     /// Up to its end.
@@ -122,16 +122,16 @@ struct Part {
 }
 
 impl Part {
-    fn read(disk: &mut (impl Read + Seek), place: Range<u64>) -> io::Result<Part> {
-        let len = place.end.saturating_sub(place.start);
-        let head = read_at(disk, place.start, HEAD_LEN.min(len))?;
+    fn read(disk: &mut (impl Read + Seek), place: DiskRange) -> io::Result<Part> {
+        let len = place.len();
+        let head = read_at(disk, place.start.0, HEAD_LEN.min(len))?;
         let tail_len = TAIL_LEN.min(len);
-        let tail = read_at(disk, place.end - tail_len, tail_len)?;
+        let tail = read_at(disk, place.end.0 - tail_len, tail_len)?;
         Ok(Part { place, head, tail })
     }
 
     fn len(&self) -> u64 {
-        self.place.end - self.place.start
+        self.place.len()
     }
 
     fn is_blank(&self) -> bool {

@@ -13,6 +13,54 @@ impl fmt::Display for DiskOffset {
     }
 }
 
+/// A half-open run of bytes on the device. An own type, and `Copy`, so that it is not taken for a range of the content or of
+/// a volume, which `Range<u64>` stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DiskRange {
+    /// Its first byte.
+    pub start: DiskOffset,
+    /// The byte behind its last one.
+    pub end: DiskOffset,
+}
+
+impl DiskRange {
+    /// The range of these disk offsets, in bytes; empty if it ends before it starts.
+    pub fn new(bytes: Range<u64>) -> DiskRange {
+        DiskRange { start: DiskOffset(bytes.start), end: DiskOffset(bytes.end) }
+    }
+
+    /// Its disk offsets as plain numbers of bytes, for arithmetic.
+    pub fn bytes(self) -> Range<u64> {
+        self.start.0..self.end.0
+    }
+
+    /// Its length in bytes.
+    pub fn len(self) -> u64 {
+        self.end.0.saturating_sub(self.start.0)
+    }
+
+    /// Whether there is no byte in it.
+    pub fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+
+    /// Whether the byte is in it.
+    pub fn contains(self, byte: DiskOffset) -> bool {
+        self.start <= byte && byte < self.end
+    }
+
+    /// The bytes that are in both; none if that is an empty range.
+    pub fn intersect(self, other: DiskRange) -> DiskRange {
+        DiskRange { start: self.start.max(other.start), end: self.end.min(other.end) }
+    }
+}
+
+impl From<Extent> for DiskRange {
+    fn from(extent: Extent) -> DiskRange {
+        DiskRange { start: extent.disk, end: extent.end() }
+    }
+}
+
 /// A contiguous run of disk bytes that an image contains; never empty, never past 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Extent {
@@ -24,8 +72,8 @@ pub struct Extent {
 
 impl Extent {
     /// The offset just past its last byte.
-    pub fn end(&self) -> u64 {
-        self.disk.0 + self.len
+    pub fn end(&self) -> DiskOffset {
+        DiskOffset(self.disk.0 + self.len)
     }
 }
 
@@ -33,13 +81,13 @@ impl Extent {
 /// that the same disk gives the same image whatever found its blocks.
 #[derive(Clone, Debug, Default)]
 pub struct ExtentSet {
-    ranges: Vec<Range<u64>>,
+    ranges: Vec<DiskRange>,
 }
 
 impl ExtentSet {
-    /// Adds the half-open range of disk bytes; an empty one adds nothing.
-    pub fn insert(&mut self, range: Range<u64>) {
-        if range.start < range.end {
+    /// Adds the range; an empty one adds nothing.
+    pub fn insert(&mut self, range: DiskRange) {
+        if !range.is_empty() {
             self.ranges.push(range);
         }
     }
@@ -50,13 +98,13 @@ impl ExtentSet {
         self.ranges.sort_unstable_by_key(|range| range.start);
         let mut extents: Vec<Extent> = Vec::new();
         for range in self.ranges {
-            let start = range.start / align * align;
-            let end = range.end.div_ceil(align).saturating_mul(align).min(limit);
+            let start = range.start.0 / align * align;
+            let end = range.end.0.div_ceil(align).saturating_mul(align).min(limit);
             if start >= end {
                 continue;
             }
             match extents.last_mut() {
-                Some(last) if start <= last.end() => last.len = last.len.max(end - last.disk.0),
+                Some(last) if start <= last.end().0 => last.len = last.len.max(end - last.disk.0),
                 _ => extents.push(Extent { disk: DiskOffset(start), len: end - start }),
             }
         }
@@ -71,7 +119,7 @@ mod tests {
 
     fn union(ranges: &[Range<u64>], align: u64, limit: u64) -> Vec<(u64, u64)> {
         let mut set = ExtentSet::default();
-        ranges.iter().for_each(|range| set.insert(range.clone()));
+        ranges.iter().for_each(|range| set.insert(DiskRange::new(range.clone())));
         set.into_extents(align, limit).iter().map(|extent| (extent.disk.0, extent.len)).collect()
     }
 

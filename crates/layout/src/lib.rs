@@ -10,5 +10,5 @@ mod extent;
 mod mapping;
 pub mod parttable;
 
-pub use extent::{DiskOffset, Extent, ExtentSet};
+pub use extent::{DiskOffset, DiskRange, Extent, ExtentSet};
 pub use mapping::{ContentOffset, Layout, LayoutError, OnDisk, deferred};

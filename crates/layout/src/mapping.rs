@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use metainfo::{FileEntry, ImageFacts, Metainfo, SwapFacts};
 
-use crate::extent::{DiskOffset, Extent};
+use crate::extent::{DiskOffset, DiskRange, Extent};
 use crate::parttable::TableKind;
 
 /// Bytes at the start of the device, and with a partition table also at its end, that are written last: until then
@@ -111,7 +111,7 @@ pub struct Layout {
     starts: Vec<u64>,
     content_len: u64,
     /// Ascending and disjoint, inside the disk, and away from extents, swap areas and what is deferred.
-    zeros: Vec<Range<u64>>,
+    zeros: Vec<DiskRange>,
     table: TableKind,
     is_whole_disk: bool,
     sector_size: Option<u32>,
@@ -137,8 +137,7 @@ impl Layout {
                 _ => TableKind::None,
             };
             layout.is_whole_disk = layout.table != TableKind::None || facts.device == "disk";
-            layout.check_zeros(facts)?;
-            layout.zeros = facts.zeros.ranges().to_vec();
+            layout.zeros = layout.checked_zeros(facts)?;
         }
         Ok(layout)
     }
@@ -180,7 +179,7 @@ impl Layout {
     }
 
     /// What is zeros on the disk and not in the content, ascending and disjoint.
-    pub fn zeros(&self) -> &[Range<u64>] {
+    pub fn zeros(&self) -> &[DiskRange] {
         &self.zeros
     }
 
@@ -191,8 +190,8 @@ impl Layout {
 
     /// How large a device has to be, in bytes: the end of the last extent or zeros.
     pub fn needed_len(&self) -> u64 {
-        let extents = self.extents.last().map_or(0, Extent::end);
-        self.zeros.last().map_or(0, |range| range.end).max(extents)
+        let extents = self.extents.last().map(Extent::end);
+        extents.max(self.zeros.last().map(|range| range.end)).unwrap_or_default().0
     }
 
     /// Size of the disk the image was captured from in bytes, if the torrent says; else [`Layout::needed_len`].
@@ -258,60 +257,60 @@ impl Layout {
         }))
     }
 
-    /// The half-open ranges of a device of this length that are written last: see [`deferred`].
-    pub fn deferred(&self, device_len: u64) -> Vec<Range<u64>> {
+    /// The ranges of a device of this length that are written last: see [`deferred`].
+    pub fn deferred(&self, device_len: u64) -> Vec<DiskRange> {
         deferred(self.table, self.disk_size(), device_len)
     }
 
-    /// Whether zeros are in nobody's way. What is deferred is decided by the partition table, on every disk anew.
-    fn check_zeros(&self, facts: &ImageFacts) -> Result<(), LayoutError> {
-        let zeros = facts.zeros.ranges();
+    /// The image's zeros, if they are in nobody's way. What is deferred is decided by the partition table, on every disk anew.
+    fn checked_zeros(&self, facts: &ImageFacts) -> Result<Vec<DiskRange>, LayoutError> {
+        let zeros: Vec<_> = facts.zeros.ranges().iter().cloned().map(DiskRange::new).collect();
         if zeros.is_empty() {
-            return Ok(());
+            return Ok(zeros);
         }
         let mut deferred = self.deferred(self.disk_size());
-        deferred.push(facts.disk_size..u64::MAX);
+        deferred.push(DiskRange::new(facts.disk_size..u64::MAX));
         let others = [
-            ("which its files hold as well", self.extents.iter().map(|extent| extent.disk.0..extent.end()).collect()),
+            ("which its files hold as well", self.extents.iter().copied().map(DiskRange::from).collect()),
             ("where its partition table or the end of its disk is", deferred),
             ("where it has a swap area", facts.swap.iter().map(swap_range).collect()),
         ];
         for (why, others) in others {
-            if let Some(zeros) = first_overlap(zeros, others) {
-                return Err(LayoutError::Zeros { disk: zeros.start, why });
+            if let Some(zeros) = first_overlap(&zeros, others) {
+                return Err(LayoutError::Zeros { disk: zeros.start.0, why });
             }
         }
-        Ok(())
+        Ok(zeros)
     }
 }
 
-/// The half-open ranges of a device of `device_len` bytes that are written last, ascending and disjoint: the first MiB, and
+/// The ranges of a device of `device_len` bytes that are written last, ascending and disjoint: the first MiB, and
 /// for an image with a partition table the last MiB of the device and of the disk of `disk_size` bytes that it came from.
 /// Without them no firmware finds anything to boot.
-pub fn deferred(table: TableKind, disk_size: u64, device_len: u64) -> Vec<Range<u64>> {
+pub fn deferred(table: TableKind, disk_size: u64, device_len: u64) -> Vec<DiskRange> {
     let mut ends = vec![DEFERRED_LEN.min(device_len)];
     if table != TableKind::None {
         ends.extend([disk_size.min(device_len), device_len]);
     }
-    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut ranges: Vec<DiskRange> = Vec::new();
     for end in ends {
         let start = end.saturating_sub(DEFERRED_LEN);
         match ranges.last_mut() {
-            Some(last) if start <= last.end => last.end = last.end.max(end),
-            _ => ranges.push(start..end),
+            Some(last) if start <= last.end.0 => last.end = last.end.max(DiskOffset(end)),
+            _ => ranges.push(DiskRange::new(start..end)),
         }
     }
     ranges.retain(|range| !range.is_empty());
     ranges
 }
 
-fn swap_range(swap: &SwapFacts) -> Range<u64> {
-    swap.offset..swap.offset.saturating_add(swap.length)
+fn swap_range(swap: &SwapFacts) -> DiskRange {
+    DiskRange::new(swap.offset..swap.offset.saturating_add(swap.length))
 }
 
 /// The first of `ranges`, which are ascending and disjoint, that one of the others touches.
-fn first_overlap(ranges: &[Range<u64>], others: Vec<Range<u64>>) -> Option<&Range<u64>> {
-    let hit = |other: Range<u64>| {
+fn first_overlap(ranges: &[DiskRange], others: Vec<DiskRange>) -> Option<&DiskRange> {
+    let hit = |other: DiskRange| {
         let index = ranges.partition_point(|range| range.end <= other.start);
         ranges.get(index).filter(|range| range.start < other.end && !other.is_empty())
     };
@@ -391,7 +390,7 @@ mod tests {
             let swap = SwapFacts { offset: 8 * MIB, length: MIB, ..SwapFacts::default() };
             let zeros = Zeros::new(vec![zeros]).expect("whole blocks");
             let facts = ImageFacts { disk_size: 16 * MIB, swap: vec![swap], zeros, ..ImageFacts::default() };
-            layout.check_zeros(&facts).map_err(|error| match error {
+            layout.checked_zeros(&facts).map(drop).map_err(|error| match error {
                 LayoutError::Zeros { disk, why } => (disk, why.split(' ').nth(2).unwrap_or_default()),
                 other => panic!("{other}"),
             })
@@ -412,7 +411,7 @@ mod tests {
     #[test]
     fn a_disk_has_to_hold_the_zeros_as_well() {
         let mut layout = layout(&[(0, 512)]).expect("sane");
-        layout.zeros.push(1 << 20..2 << 20);
+        layout.zeros.push(DiskRange::new(1 << 20..2 << 20));
         assert_eq!(layout.needed_len(), 2 << 20);
     }
 
@@ -421,7 +420,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let mut layout = layout(&[(0, 512)]).expect("sane");
         let deferred = |layout: &Layout, len: u64| -> Vec<(u64, u64)> {
-            layout.deferred(len).into_iter().map(|range| (range.start, range.end)).collect()
+            layout.deferred(len).into_iter().map(|range| (range.start.0, range.end.0)).collect()
         };
         assert_eq!(deferred(&layout, 50 * MIB), [(0, MIB)], "a partition's image");
         assert_eq!(deferred(&layout, 512), [(0, 512)]);

@@ -16,6 +16,7 @@ mod table;
 
 use std::io::{Read, Seek};
 
+use crate::DiskRange;
 pub use gpt::GptFault;
 use table::{Disk, GAP_HEAD_LEN};
 pub use table::{Partition, Table, TableError, TableKind};
@@ -62,7 +63,7 @@ impl Table {
     fn keep_gap(&mut self, from: u64, until: u64) {
         let len = until.saturating_sub(from);
         let kept = if len <= GAP_WHOLE_MAX { len } else { GAP_HEAD_LEN };
-        self.own.push(from..from + kept);
+        self.own.push(DiskRange::new(from..from + kept));
     }
 
     /// Adds `partition`, which has `count` sectors from `lba` on: as much of it as is on the disk, with a warning if
@@ -105,7 +106,7 @@ impl Table {
             group.sort_by_key(|partition| (partition.start, partition.number));
             let mut farthest: Option<&Partition> = None;
             for partition in group {
-                if let Some(other) = farthest.filter(|other| other.range().end > partition.start) {
+                if let Some(other) = farthest.filter(|other| other.range().end > partition.range().start) {
                     found.push((other.number.min(partition.number), other.number.max(partition.number)));
                 }
                 if farthest.is_none_or(|other| other.range().end < partition.range().end) {

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use layout::DiskRange;
 use layout::parttable::adapt::{AdaptError, Adapted, Grow, Original, Wish, adapt, revert};
 use layout::parttable::{Table, TableKind};
 use tempfile::TempDir;
@@ -60,7 +61,7 @@ fn write(made: &Adapted, disk: &Path) {
     let disk = OpenOptions::new().write(true).open(disk).expect("there");
     disk.write_all_at(&made.head, 0).expect("written");
     if let Some((at, bytes)) = &made.tail {
-        disk.write_all_at(bytes, *at).expect("written");
+        disk.write_all_at(bytes, at.0).expect("written");
     }
 }
 
@@ -107,9 +108,9 @@ fn check(dir: &TempDir, image: &Path, kind: TableKind, device_len: u64, wish: &W
     assert!(back.head == head, "the head is the image's again");
     if let Some((at, bytes)) = &back.tail {
         let mut theirs = vec![0; bytes.len()];
-        File::open(image).expect("there").read_exact_at(&mut theirs, *at).expect("readable");
+        File::open(image).expect("there").read_exact_at(&mut theirs, at.0).expect("readable");
         assert!(*bytes == theirs, "and so is the backup");
-        assert_eq!(made.stale, Some(*at..image_len));
+        assert_eq!(made.stale, Some(DiskRange::new(at.0..image_len)));
     }
     (device, made)
 }
@@ -142,8 +143,8 @@ fn their_gpts_fit_larger_disks() {
                 assert_eq!(table.warnings, Vec::<String>::new());
                 assert_eq!(made.grown.is_some(), grow != Grow::No && device_len >= len + 2 * MIB);
                 if let Some(grown) = made.grown {
-                    assert_eq!((grown.number, table.partitions[2].range().end % MIB), (3, 0));
-                    assert!(device_len - table.partitions[2].range().end <= 2 * MIB);
+                    assert_eq!((grown.number, table.partitions[2].range().end.0 % MIB), (3, 0));
+                    assert!(device_len - table.partitions[2].range().end.0 <= 2 * MIB);
                     assert_eq!(table.partitions[2].guid, self::table(&image).partitions[2].guid);
                 }
                 if new_disk_id.is_some() {

@@ -102,7 +102,7 @@ impl BtFiles {
         let source = BtFiles { geometry, layout, files };
         for extent in source.layout.extents() {
             let mut at = extent.disk.0;
-            while at < extent.end() {
+            while at < extent.end().0 {
                 at = source
                     .file_at(at)
                     .with_context(|| {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use layout::DiskRange;
 use layout::account::{Account, Class};
 use serde::{Deserialize, Serialize};
 
@@ -101,9 +102,9 @@ pub struct Unreadable {
     pub length: u64,
 }
 
-impl From<std::ops::Range<u64>> for Unreadable {
-    fn from(range: std::ops::Range<u64>) -> Unreadable {
-        Unreadable { start: range.start, length: range.end - range.start }
+impl From<DiskRange> for Unreadable {
+    fn from(range: DiskRange) -> Unreadable {
+        Unreadable { start: range.start.0, length: range.len() }
     }
 }
 

@@ -1,9 +1,8 @@
 //! The bytes that are kept in memory, and on the disk only when the rest is proven: partition tables and boot code.
 
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use layout::{DiskOffset, OnDisk};
+use layout::{DiskOffset, DiskRange, OnDisk};
 
 /// Holds back the bytes of some ranges of the disk. At most 3 MiB in all, whatever the image.
 #[derive(Debug)]
@@ -13,7 +12,7 @@ pub(crate) struct Deferred {
 
 #[derive(Debug)]
 struct Held {
-    range: Range<u64>,
+    range: DiskRange,
     bytes: Mutex<Vec<u8>>,
 }
 
@@ -24,17 +23,17 @@ pub(crate) enum Part {
 }
 
 impl Deferred {
-    pub(crate) fn new(ranges: Vec<Range<u64>>) -> Deferred {
-        let held = |range: Range<u64>| {
-            let len = usize::try_from(range.end - range.start).expect("a MiB");
+    pub(crate) fn new(ranges: Vec<DiskRange>) -> Deferred {
+        let held = |range: DiskRange| {
+            let len = usize::try_from(range.len()).expect("a MiB");
             Held { range, bytes: Mutex::new(vec![0; len]) }
         };
         Deferred { ranges: ranges.into_iter().map(held).collect() }
     }
 
     /// The ranges of the disk that are held back.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.ranges.iter().map(|held| held.range.clone())
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = DiskRange> + '_ {
+        self.ranges.iter().map(|held| held.range)
     }
 
     /// Cuts a stretch where held ranges begin and end; in order, covering it exactly.
@@ -42,14 +41,14 @@ impl Deferred {
         let mut parts = Vec::with_capacity(1);
         let mut rest = whole;
         while rest.len > 0 {
-            let start = rest.disk.0;
-            let end = start + rest.len;
-            let hit = self.ranges.iter().find(|held| held.range.contains(&start));
+            let start = rest.disk;
+            let end = DiskOffset(start.0 + rest.len);
+            let hit = self.ranges.iter().find(|held| held.range.contains(start));
             let cut = match hit {
                 Some(held) => held.range.end,
                 None => self.ranges.iter().map(|held| held.range.start).filter(|&at| at > start).min().unwrap_or(end),
             };
-            let (first, second) = cut_at(rest, cut.min(end) - start);
+            let (first, second) = cut_at(rest, cut.min(end).0 - start.0);
             parts.push(if hit.is_some() { Part::Held(first) } else { Part::Disk(first) });
             rest = second;
         }
@@ -67,9 +66,9 @@ impl Deferred {
     }
 
     fn with(&self, at: DiskOffset, len: usize, use_it: impl FnOnce(&mut [u8])) {
-        let held = self.ranges.iter().find(|held| held.range.contains(&at.0));
+        let held = self.ranges.iter().find(|held| held.range.contains(at));
         let held = held.expect("split only hands out parts inside a held range");
-        let start = usize::try_from(at.0 - held.range.start).expect("a MiB");
+        let start = usize::try_from(at.0 - held.range.start.0).expect("a MiB");
         use_it(&mut lock(&held.bytes)[start..start + len]);
     }
 }
@@ -94,7 +93,7 @@ mod tests {
     use super::*;
     use layout::ContentOffset;
 
-    fn split(ranges: Vec<Range<u64>>, disk: u64, len: u64) -> Vec<(bool, u64, u64)> {
+    fn split(ranges: Vec<DiskRange>, disk: u64, len: u64) -> Vec<(bool, u64, u64)> {
         let whole = OnDisk { content: ContentOffset(1000), disk: DiskOffset(disk), len };
         let parts = Deferred::new(ranges).split(whole);
         let mut content = 1000;
@@ -114,7 +113,7 @@ mod tests {
 
     #[test]
     fn stretches_are_cut_at_held_ranges() {
-        let ranges = || vec![0..10, 90..100];
+        let ranges = || [0..10, 90..100].map(DiskRange::new).to_vec();
         assert_eq!(split(ranges(), 0, 10), [(true, 0, 10)]);
         assert_eq!(split(ranges(), 5, 10), [(true, 5, 5), (false, 10, 5)]);
         assert_eq!(split(ranges(), 0, 120), [(true, 0, 10), (false, 10, 80), (true, 90, 10), (false, 100, 20)]);
@@ -125,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_comes_back() {
-        let deferred = Deferred::new(vec![0..10, 90..100]);
+        let deferred = Deferred::new([0..10, 90..100].map(DiskRange::new).to_vec());
         deferred.keep(DiskOffset(92), &[1, 2, 3]);
         let mut buf = [9; 5];
         deferred.recall(DiskOffset(91), &mut buf);

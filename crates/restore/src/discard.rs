@@ -1,9 +1,8 @@
 //! What the image does not use is given back to a flash disk.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use layout::{DiskOffset, Layout};
+use layout::{DiskOffset, DiskRange, Layout};
 
 use crate::store::DiskStore;
 
@@ -15,11 +14,11 @@ const MOST: u64 = 1 << 30;
 /// Discards every gap between the image's extents and zeros. Advice: a disk that cannot, or fails, is no worse for it. Blocks.
 pub(crate) fn discard_unused(layout: &Layout, store: &DiskStore, is_over: &AtomicBool) -> u64 {
     let mut discarded = 0;
-    let deferred: Vec<Range<u64>> = store.deferred().ranges().collect();
+    let deferred: Vec<_> = store.deferred().ranges().collect();
     for gap in gaps(layout, &deferred, store.device().len()) {
-        let mut start = gap.start;
-        while start < gap.end && !is_over.load(Ordering::Relaxed) {
-            let len = (gap.end - start).min(MOST);
+        let (mut start, end) = (gap.start.0, gap.end.0);
+        while start < end && !is_over.load(Ordering::Relaxed) {
+            let len = (end - start).min(MOST);
             match store.device().discard(DiskOffset(start), len) {
                 Ok(true) => discarded += len,
                 Ok(false) => return discarded,
@@ -35,21 +34,21 @@ pub(crate) fn discard_unused(layout: &Layout, store: &DiskStore, is_over: &Atomi
 }
 
 /// What lies between extents, zeros and deferred ranges, cut to whole units.
-fn gaps(layout: &Layout, deferred: &[Range<u64>], device_len: u64) -> Vec<Range<u64>> {
-    let mut used: Vec<Range<u64>> = layout.extents().iter().map(|extent| extent.disk.0..extent.end()).collect();
+fn gaps(layout: &Layout, deferred: &[DiskRange], device_len: u64) -> Vec<DiskRange> {
+    let mut used: Vec<_> = layout.extents().iter().copied().map(DiskRange::from).collect();
     // Zeros are used as well: what was discarded may read as anything.
-    used.extend(layout.zeros().iter().cloned());
-    used.extend(deferred.iter().cloned());
-    used.push(device_len..u64::MAX);
+    used.extend(layout.zeros());
+    used.extend(deferred);
+    used.push(DiskRange::new(device_len..u64::MAX));
     used.sort_unstable_by_key(|range| range.start);
     let mut gaps = Vec::new();
     let mut at: u64 = 0;
     for range in used {
-        let gap = at.next_multiple_of(ALIGN)..range.start.min(device_len) / ALIGN * ALIGN;
-        if gap.start < gap.end {
+        let gap = DiskRange::new(at.next_multiple_of(ALIGN)..range.start.0.min(device_len) / ALIGN * ALIGN);
+        if !gap.is_empty() {
             gaps.push(gap);
         }
-        at = range.end.max(at);
+        at = range.end.0.max(at);
         if at >= device_len {
             break;
         }
@@ -69,10 +68,12 @@ mod tests {
         let extents = [(0, 17 * 1024), (3 * MIB + 1, 10), (5 * MIB, MIB)];
         let extents = extents.map(|(disk, len)| Extent { disk: DiskOffset(disk), len });
         let layout = Layout::of_extents(extents.to_vec()).expect("sane");
-        let deferred = [0..MIB, 9 * MIB..10 * MIB];
-        assert_eq!(gaps(&layout, &deferred, 10 * MIB), [MIB..3 * MIB, 4 * MIB..5 * MIB, 6 * MIB..9 * MIB]);
-        assert_eq!(gaps(&layout, &[], 6 * MIB + 512), [MIB..3 * MIB, 4 * MIB..5 * MIB]);
-        assert_eq!(gaps(&layout, &deferred[..1], 50 * MIB)[2], 6 * MIB..50 * MIB);
+        let gaps =
+            |deferred: &[_], len| gaps(&layout, deferred, len).into_iter().map(DiskRange::bytes).collect::<Vec<_>>();
+        let deferred = [0..MIB, 9 * MIB..10 * MIB].map(DiskRange::new);
+        assert_eq!(gaps(&deferred, 10 * MIB), [MIB..3 * MIB, 4 * MIB..5 * MIB, 6 * MIB..9 * MIB]);
+        assert_eq!(gaps(&[], 6 * MIB + 512), [MIB..3 * MIB, 4 * MIB..5 * MIB]);
+        assert_eq!(gaps(&deferred[..1], 50 * MIB)[2], 6 * MIB..50 * MIB);
     }
 
     #[test]
@@ -90,7 +91,8 @@ mod tests {
         };
         let meta = Metainfo::parse(&torrent.to_bytes().expect("sane")).expect("sane");
         let layout = Layout::new(&meta).expect("sane");
-        let head = 0..MIB;
-        assert_eq!(gaps(&layout, &[head], 10 * MIB), [2 * MIB..7 * MIB, 8 * MIB..10 * MIB]);
+        let head = DiskRange::new(0..MIB);
+        let wanted = [2 * MIB..7 * MIB, 8 * MIB..10 * MIB].map(DiskRange::new);
+        assert_eq!(gaps(&layout, &[head], 10 * MIB), wanted);
     }
 }

@@ -1,24 +1,23 @@
 //! The last steps: swap areas, then the sectors that make the disk bootable, fitted to this disk and all read back.
 
 use std::io;
-use std::ops::Range;
 
 use blockdev::Device;
 use layout::parttable::adapt::{Adapted, Grow, Grown, Original, Wish, adapt, revert};
-use layout::{DiskOffset, Layout};
+use layout::{DiskOffset, DiskRange, Layout};
 use metainfo::Metainfo;
 
 use crate::store::DiskStore;
 use crate::swap::swap_page;
 
 /// Bytes for the disk and where they belong.
-type Write = (u64, Vec<u8>);
+type Write = (DiskOffset, Vec<u8>);
 
 /// How the last steps went.
 #[derive(Debug, Default)]
 pub(crate) struct Finished {
     /// Where on the disk something reads back wrong.
-    pub(crate) wrong_at: Option<u64>,
+    pub(crate) wrong_at: Option<DiskOffset>,
     /// The partition that uses the space of a larger disk.
     pub(crate) grown: Option<Grown>,
     /// What could not be done as wished, in words.
@@ -39,7 +38,7 @@ pub(crate) fn finish(meta: &Metainfo, layout: &Layout, store: &DiskStore, wish: 
     }
     store.make_unbootable()?;
     for writes in [&swap, &table] {
-        writes.iter().try_for_each(|(at, bytes)| device.write_all_at(bytes, DiskOffset(*at)))?;
+        writes.iter().try_for_each(|(at, bytes)| device.write_all_at(bytes, *at))?;
         device.flush()?;
     }
     finished.wrong_at = first_wrong(device, swap.iter().chain(&table))?;
@@ -48,18 +47,17 @@ pub(crate) fn finish(meta: &Metainfo, layout: &Layout, store: &DiskStore, wish: 
 
 /// What belongs into the deferred ranges of this disk: the image's bytes, the partition table fitted to it.
 fn table_writes(layout: &Layout, store: &DiskStore, wish: &Wish, finished: &mut Finished) -> Vec<Write> {
-    let mut writes: Vec<Write> =
-        store.held().into_iter().map(|range| (range.start, recall(store, range.clone()))).collect();
+    let mut writes: Vec<Write> = store.held().into_iter().map(|range| (range.start, recall(store, range))).collect();
     let Some(adapted) = adapted(layout, store, wish, finished) else { return writes };
     for (at, bytes) in &mut writes {
         // Both begin and end at the same ranges: a write is inside the head or outside of it.
-        let at = usize::try_from(*at).unwrap_or(usize::MAX);
+        let at = usize::try_from(at.0).unwrap_or(usize::MAX);
         if let Some(head) = adapted.head.get(at..at.saturating_add(bytes.len())) {
             bytes.copy_from_slice(head);
         }
     }
     // The image's own backup table means nothing here; where it was stays zero.
-    if let Some(stale) = &adapted.stale {
+    if let Some(stale) = adapted.stale {
         writes = writes.into_iter().flat_map(|write| without(write, stale)).collect();
     }
     // A tail may touch what the image has at its end, so it comes last.
@@ -92,50 +90,50 @@ fn adapted(layout: &Layout, store: &DiskStore, wish: &Wish, finished: &mut Finis
 /// Loads what the disk has in the deferred ranges, the table as the image would have it, so that an image can be recognised
 /// on a disk that it was fitted to. What cannot be read stays zero.
 pub(crate) fn load_deferred(layout: &Layout, store: &DiskStore) {
-    let ranges: Vec<Range<u64>> = store.deferred().ranges().collect();
+    let ranges: Vec<_> = store.deferred().ranges().collect();
     for range in &ranges {
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("a few MiB")];
-        match store.device().read_exact_at(&mut bytes, DiskOffset(range.start)) {
-            Ok(()) => store.deferred().keep(DiskOffset(range.start), &bytes),
+        let mut bytes = vec![0; usize::try_from(range.len()).expect("a few MiB")];
+        match store.device().read_exact_at(&mut bytes, range.start) {
+            Ok(()) => store.deferred().keep(range.start, &bytes),
             Err(cause) => log::warn!("checking what the disk already holds: {cause}"),
         }
     }
     let (Some(sector_size), Some(head)) = (layout.sector_size(), ranges.first()) else { return };
-    let head = recall(store, head.clone());
+    let head = recall(store, *head);
     let (image_len, device_len) = (layout.disk_size(), store.device().len());
     // Whatever else is on the disk has no way back, and will not be recognised.
     let Ok(image) = revert(&head, layout.table(), sector_size, device_len, image_len, &Original::default()) else {
         return;
     };
     let tail = image.tail.into_iter().filter(|(at, bytes)| {
-        let end = at + u64::try_from(bytes.len()).expect("fits");
-        ranges.iter().any(|range| range.start <= *at && end <= range.end)
+        let end = at.0 + u64::try_from(bytes.len()).expect("fits");
+        ranges.iter().any(|range| range.start <= *at && end <= range.end.0)
     });
-    for (at, bytes) in [(0, image.head)].into_iter().chain(tail) {
-        store.deferred().keep(DiskOffset(at), &bytes);
+    for (at, bytes) in [(DiskOffset(0), image.head)].into_iter().chain(tail) {
+        store.deferred().keep(at, &bytes);
     }
 }
 
-fn recall(store: &DiskStore, range: Range<u64>) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("a few MiB")];
-    store.deferred().recall(DiskOffset(range.start), &mut bytes);
+fn recall(store: &DiskStore, range: DiskRange) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(range.len()).expect("a few MiB")];
+    store.deferred().recall(range.start, &mut bytes);
     bytes
 }
 
 /// What is left of a write outside of a range.
-fn without((at, bytes): Write, range: &Range<u64>) -> Vec<Write> {
-    let end = at + u64::try_from(bytes.len()).expect("fits");
-    let cut = |from: u64, to: u64| {
-        let index = |offset: u64| usize::try_from(offset - at).expect("inside the write");
+fn without((at, bytes): Write, range: DiskRange) -> Vec<Write> {
+    let end = DiskOffset(at.0 + u64::try_from(bytes.len()).expect("fits"));
+    let cut = |from: DiskOffset, to: DiskOffset| {
+        let index = |offset: DiskOffset| usize::try_from(offset.0 - at.0).expect("inside the write");
         (from < to).then(|| (from, bytes[index(from)..index(to)].to_vec()))
     };
     [cut(at, end.min(range.start.max(at))), cut(at.max(range.end.min(end)), end)].into_iter().flatten().collect()
 }
 
 /// Puts `bytes` for `at` over what a write has there.
-fn overlay((start, under): &mut Write, at: u64, bytes: &[u8]) {
-    for (offset, &byte) in (at..).zip(bytes) {
-        let index = offset.checked_sub(*start).and_then(|index| usize::try_from(index).ok());
+fn overlay((start, under): &mut Write, at: DiskOffset, bytes: &[u8]) {
+    for (offset, &byte) in (at.0..).zip(bytes) {
+        let index = offset.checked_sub(start.0).and_then(|index| usize::try_from(index).ok());
         if let Some(under) = index.and_then(|index| under.get_mut(index)) {
             *under = byte;
         }
@@ -143,11 +141,11 @@ fn overlay((start, under): &mut Write, at: u64, bytes: &[u8]) {
 }
 
 /// Reads from the medium; where the first of the writes is that is not there.
-fn first_wrong<'a>(device: &Device, writes: impl Iterator<Item = &'a Write>) -> io::Result<Option<u64>> {
+fn first_wrong<'a>(device: &Device, writes: impl Iterator<Item = &'a Write>) -> io::Result<Option<DiskOffset>> {
     let mut uncached = device.uncached()?;
     for (at, wanted) in writes {
         let mut found = Vec::with_capacity(wanted.len());
-        uncached.read(DiskOffset(*at), u64::try_from(wanted.len()).expect("fits"), |bytes| {
+        uncached.read(*at, u64::try_from(wanted.len()).expect("fits"), |bytes| {
             found.extend_from_slice(bytes);
         })?;
         if found != *wanted {
@@ -163,24 +161,24 @@ mod tests {
 
     #[test]
     fn a_range_is_cut_out_of_a_write() {
-        let write = || (10, (10..20).collect::<Vec<u8>>());
-        let left =
-            |range| without(write(), &range).into_iter().map(|(at, bytes)| (at, bytes.len())).collect::<Vec<_>>();
+        let write = || (DiskOffset(10), (10..20).collect::<Vec<u8>>());
+        let without = |range| without(write(), DiskRange::new(range));
+        let left = |range| without(range).into_iter().map(|(at, bytes)| (at.0, bytes.len())).collect::<Vec<_>>();
         assert_eq!(left(0..10), [(10, 10)]);
         assert_eq!(left(20..30), [(10, 10)]);
         assert_eq!(left(0..12), [(12, 8)]);
         assert_eq!(left(18..30), [(10, 8)]);
         assert_eq!(left(12..14), [(10, 2), (14, 6)]);
         assert_eq!(left(0..30), []);
-        assert_eq!(without(write(), &(12..14))[1].1[0], 14);
+        assert_eq!(without(12..14)[1].1[0], 14);
     }
 
     #[test]
     fn an_overlay_covers_what_it_touches() {
-        let mut write = (10, vec![0; 4]);
-        overlay(&mut write, 12, &[1, 1, 1, 1]);
-        overlay(&mut write, 8, &[2, 2, 2]);
-        overlay(&mut write, 99, &[3]);
+        let mut write = (DiskOffset(10), vec![0; 4]);
+        overlay(&mut write, DiskOffset(12), &[1, 1, 1, 1]);
+        overlay(&mut write, DiskOffset(8), &[2, 2, 2]);
+        overlay(&mut write, DiskOffset(99), &[3]);
         assert_eq!(write.1, [2, 0, 1, 1]);
     }
 }

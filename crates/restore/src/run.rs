@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use blockdev::Device;
 use layout::parttable::TableKind;
 use layout::parttable::adapt::{Grown, Wish};
-use layout::{Layout, LayoutError};
+use layout::{DiskOffset, DiskRange, Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
 use report::{Progress, Stage};
 use swarm::{Have, Options, Swarm, SwarmError};
@@ -100,8 +99,8 @@ pub enum RestoreError {
         path: PathBuf,
         /// What is not there.
         what: Lost,
-        /// Where it starts on the disk, in bytes.
-        disk_offset: u64,
+        /// Where it starts on the disk.
+        disk_offset: DiskOffset,
     },
     /// Its table could not be written, and what is there of it could not be taken off again.
     #[error(
@@ -231,9 +230,9 @@ struct Run {
     swarm: Swarm,
     proof: Arc<Proof>,
     following: JoinHandle<Result<(), Unproven>>,
-    zeroing: JoinHandle<io::Result<Vec<Range<u64>>>>,
+    zeroing: JoinHandle<io::Result<Vec<DiskRange>>>,
     /// What has been zeroed and not been read back yet.
-    zeroed: Vec<Range<u64>>,
+    zeroed: Vec<DiskRange>,
     discarding: Option<JoinHandle<u64>>,
     background: Background,
     meter: Meter,

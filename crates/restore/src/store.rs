@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blockdev::{Device, Uncached};
-use layout::{DiskOffset, Layout, OnDisk};
+use layout::{DiskOffset, DiskRange, Layout, OnDisk};
 use metainfo::{Geometry, Metainfo, PieceIndex};
 use sha1::{Digest, Sha1};
 use swarm::Storage;
@@ -32,8 +32,8 @@ pub struct DiskStore {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WrongPiece {
     pub(crate) piece: PieceIndex,
-    /// Where the piece starts on the disk, in bytes.
-    pub(crate) disk_offset: u64,
+    /// Where the piece starts on the disk.
+    pub(crate) disk_offset: DiskOffset,
 }
 
 impl DiskStore {
@@ -91,8 +91,8 @@ impl DiskStore {
     /// The same, whatever was done before: for a disk that turned out to be bad.
     pub(crate) fn wipe(&self) -> io::Result<()> {
         for range in self.deferred.ranges() {
-            let zeros = vec![0; usize::try_from(range.end - range.start).expect("a few MiB")];
-            self.device.write_all_at(&zeros, DiskOffset(range.start))?;
+            let zeros = vec![0; usize::try_from(range.len()).expect("a few MiB")];
+            self.device.write_all_at(&zeros, range.start)?;
         }
         self.device.flush()
     }
@@ -117,24 +117,24 @@ impl DiskStore {
                     hash.update(&bytes);
                 }
                 Part::Disk(part) => {
-                    disk_offset.get_or_insert(part.disk.0);
+                    disk_offset.get_or_insert(part.disk);
                     pause();
                     uncached.read(part.disk, part.len, |bytes| hash.update(bytes))?;
                 }
             }
         }
         let is_right = <[u8; 20]>::from(hash.finalize()) == *meta.piece_hash(piece);
-        Ok((!is_right).then(|| WrongPiece { piece, disk_offset: disk_offset.unwrap_or(0) }))
+        Ok((!is_right).then(|| WrongPiece { piece, disk_offset: disk_offset.unwrap_or_default() }))
     }
 
     /// The stretches of the disk, ascending, that the image has inside the deferred ranges.
-    pub(crate) fn held(&self) -> Vec<Range<u64>> {
+    pub(crate) fn held(&self) -> Vec<DiskRange> {
         let extents = self.layout.extents();
         let mut held = Vec::new();
         for range in self.deferred.ranges() {
             let first = extents.partition_point(|extent| extent.end() <= range.start);
-            let inside = extents[first..].iter().take_while(|extent| extent.disk.0 < range.end);
-            held.extend(inside.map(|extent| extent.disk.0.max(range.start)..extent.end().min(range.end)));
+            let inside = extents[first..].iter().take_while(|extent| extent.disk < range.end);
+            held.extend(inside.map(|extent| range.intersect(DiskRange::from(*extent))));
         }
         held
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use layout::Layout;
+use layout::{DiskOffset, Layout};
 use metainfo::SwapFacts;
 
 /// Where the header page of a swap area belongs on the disk, and its bytes: version 1 (`include/linux/swap.h`, `union
@@ -11,8 +11,8 @@ use metainfo::SwapFacts;
 ///
 /// # Errors
 /// A recipe that makes no sense.
-pub fn swap_page(swap: &SwapFacts) -> Result<(u64, Vec<u8>), String> {
-    Ok((swap.offset, header_page(swap)?))
+pub fn swap_page(swap: &SwapFacts) -> Result<(DiskOffset, Vec<u8>), String> {
+    Ok((DiskOffset(swap.offset), header_page(swap)?))
 }
 
 /// Checks a recipe before anything is written: it makes sense, lies on the device, and overwrites nothing of the image.
@@ -25,7 +25,7 @@ pub fn check_swap(swap: &SwapFacts, layout: &Layout, device_len: u64) -> io::Res
     let end =
         end.ok_or_else(|| io::Error::other(format!("the swap area at {} does not lie on the disk", swap.offset)))?;
     let extents = layout.extents();
-    let next = extents.partition_point(|extent| extent.end() <= swap.offset);
+    let next = extents.partition_point(|extent| extent.end().0 <= swap.offset);
     if extents.get(next).is_some_and(|extent| extent.disk.0 < end) {
         return Err(io::Error::other(format!("the swap area at {} lies on top of the image's content", swap.offset)));
     }

@@ -1,11 +1,10 @@
 //! Stretches that the image has as zeros and not as content: made zero where they are not, and read back.
 
 use std::io;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockdev::{Uncached, is_zero};
-use layout::{DiskOffset, Layout};
+use layout::{DiskOffset, DiskRange, Layout};
 
 use crate::store::DiskStore;
 
@@ -18,18 +17,18 @@ const STRETCH_LEN: u64 = 64 << 20;
 
 /// Zeroes what has to be zero and is not, giving way to the swarm's writes. Gives back what was written, ascending; a disk
 /// that is zero there already is not written to. Blocks; ends early when `is_over`.
-pub(crate) fn make_zeros(layout: &Layout, store: &DiskStore, is_over: &AtomicBool) -> io::Result<Vec<Range<u64>>> {
-    let mut written: Vec<Range<u64>> = Vec::new();
+pub(crate) fn make_zeros(layout: &Layout, store: &DiskStore, is_over: &AtomicBool) -> io::Result<Vec<DiskRange>> {
+    let mut written: Vec<DiskRange> = Vec::new();
     if layout.zeros().is_empty() {
         return Ok(written);
     }
     let ledger = store.ledger();
     let mut uncached = store.device().uncached()?;
-    for stretch in layout.zeros().iter().flat_map(|range| cut(range, STRETCH_LEN)) {
+    for stretch in layout.zeros().iter().flat_map(|range| cut(*range, STRETCH_LEN)) {
         if is_over.load(Ordering::Relaxed) {
             break;
         }
-        let found = first_not_zero(&mut uncached, &stretch, || ledger.yield_to_writers());
+        let found = first_not_zero(&mut uncached, stretch, || ledger.yield_to_writers());
         let start = match found {
             Ok(None) => continue,
             Ok(Some(start)) => start,
@@ -41,11 +40,11 @@ pub(crate) fn make_zeros(layout: &Layout, store: &DiskStore, is_over: &AtomicBoo
         };
         let writing = ledger.writing();
         store.make_unbootable()?;
-        store.device().zero_out(DiskOffset(start), stretch.end - start)?;
+        store.device().zero_out(start, stretch.end.0 - start.0)?;
         drop(writing);
         match written.last_mut() {
             Some(last) if last.end == start => last.end = stretch.end,
-            _ => written.push(start..stretch.end),
+            _ => written.push(DiskRange { start, end: stretch.end }),
         }
     }
     Ok(written)
@@ -53,17 +52,21 @@ pub(crate) fn make_zeros(layout: &Layout, store: &DiskStore, is_over: &AtomicBoo
 
 /// Flushes, and reads back from the medium what [`make_zeros`] has written; where it is not zero. Blocks; ends early when
 /// `is_over`.
-pub(crate) fn first_unkept(store: &DiskStore, written: &[Range<u64>], is_over: &AtomicBool) -> io::Result<Option<u64>> {
+pub(crate) fn first_unkept(
+    store: &DiskStore,
+    written: &[DiskRange],
+    is_over: &AtomicBool,
+) -> io::Result<Option<DiskOffset>> {
     if written.is_empty() {
         return Ok(None);
     }
     store.device().flush()?;
     let mut uncached = store.device().uncached()?;
-    for stretch in written.iter().flat_map(|range| cut(range, STRETCH_LEN)) {
+    for stretch in written.iter().flat_map(|range| cut(*range, STRETCH_LEN)) {
         if is_over.load(Ordering::Relaxed) {
             break;
         }
-        if let Some(disk_offset) = first_not_zero(&mut uncached, &stretch, || ())? {
+        if let Some(disk_offset) = first_not_zero(&mut uncached, stretch, || ())? {
             return Ok(Some(disk_offset));
         }
     }
@@ -71,11 +74,15 @@ pub(crate) fn first_unkept(store: &DiskStore, written: &[Range<u64>], is_over: &
 }
 
 /// Where the first part of at most [`LOOK_LEN`] starts that is not all zeros. `pause` is called before every read.
-fn first_not_zero(uncached: &mut Uncached, range: &Range<u64>, mut pause: impl FnMut()) -> io::Result<Option<u64>> {
+fn first_not_zero(
+    uncached: &mut Uncached,
+    range: DiskRange,
+    mut pause: impl FnMut(),
+) -> io::Result<Option<DiskOffset>> {
     for part in cut(range, LOOK_LEN) {
         pause();
         let mut is_all_zero = true;
-        uncached.read(DiskOffset(part.start), part.end - part.start, |bytes| is_all_zero &= is_zero(bytes))?;
+        uncached.read(part.start, part.len(), |bytes| is_all_zero &= is_zero(bytes))?;
         if !is_all_zero {
             return Ok(Some(part.start));
         }
@@ -84,10 +91,10 @@ fn first_not_zero(uncached: &mut Uncached, range: &Range<u64>, mut pause: impl F
 }
 
 /// Cuts a range into parts of at most `most` bytes.
-fn cut(range: &Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> + use<> {
-    let (mut start, end) = (range.start, range.end);
+fn cut(range: DiskRange, most: u64) -> impl Iterator<Item = DiskRange> {
+    let DiskRange { mut start, end } = range;
     std::iter::from_fn(move || {
-        let part = start..end.min(start.saturating_add(most));
+        let part = DiskRange { start, end: end.min(DiskOffset(start.0.saturating_add(most))) };
         start = part.end;
         (!part.is_empty()).then_some(part)
     })
@@ -96,10 +103,11 @@ fn cut(range: &Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> + use<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ops::Range;
 
     #[test]
     fn cuts_cover_the_range() {
-        let parts = |range: Range<u64>| cut(&range, 10).collect::<Vec<_>>();
+        let parts = |range| cut(DiskRange::new(range), 10).map(DiskRange::bytes).collect::<Vec<_>>();
         assert_eq!(parts(5..5), []);
         assert_eq!(parts(5..15), [Range { start: 5, end: 15 }]);
         assert_eq!(parts(5..16), [5..15, 15..16]);

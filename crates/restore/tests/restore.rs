@@ -225,7 +225,7 @@ async fn a_disk_that_forgets_is_found_out_and_left_unbootable() {
     is_over.store(true, Ordering::Relaxed);
     saboteur.join().expect("it writes until it is told to stop");
     match result.expect_err("four bytes are wrong") {
-        RestoreError::ReadBack { disk_offset, .. } => assert!(disk_offset.abs_diff(at) < u64::from(PIECE_LEN)),
+        RestoreError::ReadBack { disk_offset, .. } => assert!(disk_offset.0.abs_diff(at) < u64::from(PIECE_LEN)),
         other => panic!("{other}"),
     }
     let disk = std::fs::read(&path).expect("the disk");
@@ -372,7 +372,7 @@ async fn a_disk_that_keeps_junk_where_zeros_belong_is_found_out() {
     let result = room.restore(&path, sabotage).await;
     let error = result.expect_err("one byte is wrong");
     let RestoreError::ReadBack { what: Lost::Zeros, disk_offset, .. } = error else { panic!("{error}") };
-    assert_eq!(disk_offset, 3 * MIB + (64 << 10), "the part of a MiB that the byte is in");
+    assert_eq!(disk_offset.0, 3 * MIB + (64 << 10), "the part of a MiB that the byte is in");
     assert!(error.to_string().contains("a stretch of zeros, from disk offset 3211264, reads back wrong"), "{error}");
     let disk = std::fs::read(&path).expect("the disk");
     assert!(disk[..usize_of(MIB)].iter().all(|&byte| byte == 0), "nothing to boot");

@@ -139,11 +139,11 @@ impl Place {
             restored.write_all_at(&bytes, part.disk.0).expect("write");
         }
         for range in layout.zeros() {
-            let len = usize::try_from(range.end - range.start).expect("small");
+            let len = usize::try_from(range.len()).expect("small");
             let mut original = vec![1; len];
-            source.read_exact_at(&mut original, range.start).expect("source");
-            assert!(original.iter().all(|&byte| byte == 0), "zeros at {:#x} are none in the source", range.start);
-            restored.write_all_at(&vec![0; len], range.start).expect("write");
+            source.read_exact_at(&mut original, range.start.0).expect("source");
+            assert!(original.iter().all(|&byte| byte == 0), "zeros at {:#x} are none in the source", range.start.0);
+            restored.write_all_at(&vec![0; len], range.start.0).expect("write");
         }
         target
     }

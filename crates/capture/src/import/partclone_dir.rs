@@ -132,7 +132,7 @@ impl Info {
             .and_then(|(size, count)| size.checked_mul(count))
             .context("it does not say block_size and blocks_total")?;
         ensure!(offset.is_none() && !extents.is_empty(), "it is cut off");
-        let end = extents.last().map_or(0, Extent::end);
+        let end = extents.last().map(Extent::end).unwrap_or_default().0;
         ensure!(end <= partition_len, "it has used blocks up to byte {end}, the partition has only {partition_len}");
         let pieces = content_len.div_ceil(u64::from(PIECE_LEN));
         ensure!(hashes.len() as u64 == pieces, "it has {} hashes for {pieces} pieces: it is cut off", hashes.len());
@@ -143,8 +143,8 @@ impl Info {
 /// Adds a run that has to lie behind all others.
 fn push_coalesced(extents: &mut Vec<Extent>, run: Range<u64>) -> Option<()> {
     match extents.last_mut() {
-        Some(last) if run.start < last.end() => return None,
-        Some(last) if run.start == last.end() => last.len += run.end - run.start,
+        Some(last) if run.start < last.end().0 => return None,
+        Some(last) if run.start == last.end().0 => last.len += run.end - run.start,
         _ => extents.push(Extent { disk: DiskOffset(run.start), len: run.end - run.start }),
     }
     Some(())

@@ -174,7 +174,7 @@ impl Part {
         // Windows keeps the label in the root directory, and only there up to date.
         const ROOT_LEN: u64 = 4096;
         let root = match fat.root_at.checked_add(ROOT_LEN) {
-            Some(end) if end <= self.len() => read_at(disk, self.place.start + fat.root_at, ROOT_LEN)?,
+            Some(end) if end <= self.len() => read_at(disk, self.place.start.0 + fat.root_at, ROOT_LEN)?,
             _ => Vec::new(),
         };
         let entries = root.chunks_exact(32).take_while(|entry| entry[0] != 0);

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::crc32::crc32;
 use super::names;
 use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind};
+use crate::DiskRange;
 
 /// Most entries a table may have, 4 MiB of them: the kernel takes no more. The usual number is 128.
 pub(super) const ENTRIES_MAX: u32 = 32768;
@@ -215,7 +216,7 @@ pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>) -> Result<Table, Table
         disk_id: names::guid(&gpt.header.disk_guid()),
         ..Table::empty(u32::try_from(disk.sector_size).unwrap_or(0))
     };
-    table.own.push(0..disk.sector_size);
+    table.own.push(DiskRange::new(0..disk.sector_size));
     table.own.extend(gpt.sectors(disk));
     keep_backup(disk, &gpt, &mut table);
     read_entries(disk, &gpt, &mut table)?;
@@ -233,7 +234,7 @@ struct OneTable {
 
 impl OneTable {
     /// The bytes of the sectors that header and entries are in.
-    fn sectors(&self, disk: &Disk<'_, impl Read + Seek>) -> Vec<Range<u64>> {
+    fn sectors(&self, disk: &Disk<'_, impl Read + Seek>) -> Vec<DiskRange> {
         let array_len = u64::try_from(self.array.len()).unwrap_or(u64::MAX);
         let places = [(self.header.my_lba(), 1), (self.header.entries_lba(), array_len.div_ceil(disk.sector_size))];
         places.into_iter().filter_map(|(lba, count)| disk.bytes_of(lba, count)).collect()
@@ -258,7 +259,7 @@ fn read_one(disk: &mut Disk<'_, impl Read + Seek>, lba: u64) -> Result<Result<On
     let Some(sectors) = disk.bytes_of(entries_lba, len.div_ceil(disk.sector_size)) else {
         return Ok(Err(GptFault::Entries { count: header.entry_count(), len: ENTRY_LEN, lba: entries_lba }));
     };
-    let array = disk.read(sectors.start..sectors.start + len)?;
+    let array = disk.read(DiskRange::new(sectors.start.0..sectors.start.0 + len))?;
     if crc32(&[&array]) != header.entries_checksum() {
         return Ok(Err(GptFault::EntriesChecksum));
     }
@@ -345,8 +346,8 @@ fn warn_of_overlaps(disk: &Disk<'_, impl Read + Seek>, header: &Header, table: &
         if table.own.iter().any(|own| own.start < range.end && range.start < own.end) {
             odd.push(format!("partition {} lies on top of the partition table", partition.number));
         }
-        let last = (range.start + partition.full_len()) / disk.sector_size - 1;
-        if !usable.contains(&(range.start / disk.sector_size)) || !usable.contains(&last) {
+        let last = (partition.start + partition.full_len()) / disk.sector_size - 1;
+        if !usable.contains(&(partition.start / disk.sector_size)) || !usable.contains(&last) {
             odd.push(format!("partition {} leaves the space that the GPT says may be used", partition.number));
         }
     }

@@ -6,6 +6,7 @@ use std::io::{Read, Seek};
 
 use super::names;
 use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind};
+use crate::DiskRange;
 
 /// Most records of a chain followed without finding a partition in them.
 const EMPTY_MAX: u32 = 100;
@@ -75,7 +76,7 @@ pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>, sector: &[u8; 512]) ->
         table.warn(warning);
     }
     let first = table.partitions.iter().map(|partition| partition.start).min();
-    table.own.push(0..disk.sector_size);
+    table.own.push(DiskRange::new(0..disk.sector_size));
     table.keep_gap(0, first.unwrap_or(GAP_HEAD_LEN.min(disk.len)));
 
     let starts = entries.iter().filter(|entry| entry.count > 0).map(|entry| entry.start).collect();
@@ -154,7 +155,7 @@ impl Logical {
             let Some(record) = disk.sector_head(lba)? else {
                 return if is_first { Ok(()) } else { self.stop(lba, "it is past the end of the disk") };
             };
-            self.table.own.push(lba * disk.sector_size..(lba + 1) * disk.sector_size);
+            self.table.own.push(DiskRange::new(lba * disk.sector_size..(lba + 1) * disk.sector_size));
             if !has_signature(&record) {
                 // An extended partition that was never used has no record at all.
                 return if is_first { Ok(()) } else { self.stop(lba, "there is no boot record") };

@@ -1,9 +1,8 @@
 //! What a partition table says, and where it is read from.
 
-use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
-
 use super::gpt::GptFault;
+use crate::DiskRange;
+use std::io::{self, Read, Seek, SeekFrom};
 
 /// What may be missing of a partition at the end of the disk is the disk's length through this. Disks that are sold as
 /// of one size differ by less, and so do a disk and its copy made with another sector count; an image that was cut off
@@ -50,9 +49,9 @@ pub struct Table {
     pub disk_id: String,
     /// By number; inside the disk. They may overlap each other and the table.
     pub partitions: Vec<Partition>,
-    /// Half-open ranges of the disk that are no partition's and belong into an image: tables and boot gaps. They may
+    /// Ranges of the disk that are no partition's and belong into an image: tables and boot gaps. They may
     /// touch and repeat each other, and lie inside the disk.
-    pub own: Vec<Range<u64>>,
+    pub own: Vec<DiskRange>,
     /// What is odd about the table without being in the way, in words.
     pub warnings: Vec<String>,
 }
@@ -83,9 +82,9 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Its bytes on the disk, half-open.
-    pub fn range(&self) -> Range<u64> {
-        self.start..self.start + self.len
+    /// Its bytes on the disk.
+    pub fn range(&self) -> DiskRange {
+        DiskRange::new(self.start..self.start + self.len)
     }
 
     /// Its length as the table has it, in bytes.
@@ -173,9 +172,9 @@ impl<R: Read + Seek> Disk<'_, R> {
     }
 
     /// The byte range of `count` sectors from `lba` on, if all of them are on the disk.
-    pub(super) fn bytes_of(&self, lba: u64, count: u64) -> Option<Range<u64>> {
+    pub(super) fn bytes_of(&self, lba: u64, count: u64) -> Option<DiskRange> {
         let end = lba.checked_add(count).filter(|&end| end <= self.sectors())?;
-        Some(lba * self.sector_size..end * self.sector_size)
+        Some(DiskRange::new(lba * self.sector_size..end * self.sector_size))
     }
 
     /// Whether more of these sectors is missing than a disk that is a little too short explains.
@@ -185,10 +184,10 @@ impl<R: Read + Seek> Disk<'_, R> {
     }
 
     /// A range that is on the disk.
-    pub(super) fn read(&mut self, range: Range<u64>) -> Result<Vec<u8>, TableError> {
-        let at = range.start;
+    pub(super) fn read(&mut self, range: DiskRange) -> Result<Vec<u8>, TableError> {
+        let at = range.start.0;
         let failed = |source| TableError::Read { at, source };
-        let mut bytes = vec![0; usize::try_from(range.end - at).map_err(|error| failed(io::Error::other(error)))?];
+        let mut bytes = vec![0; usize::try_from(range.len()).map_err(|error| failed(io::Error::other(error)))?];
         self.inner.seek(SeekFrom::Start(at)).and_then(|_| self.inner.read_exact(&mut bytes)).map_err(failed)?;
         Ok(bytes)
     }

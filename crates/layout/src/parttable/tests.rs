@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::crc32::crc32;
 use super::{GptFault, Table, TableError, TableKind, gpt_sector_sizes, guess_sector_size};
+use crate::DiskOffset;
 
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -141,7 +142,7 @@ fn places(table: &Table) -> Vec<(u32, u64, u64)> {
 }
 
 fn owns(table: &Table, byte: u64) -> bool {
-    table.own.iter().any(|range| range.contains(&byte))
+    table.own.iter().any(|range| range.contains(DiskOffset(byte)))
 }
 
 /// Numbers, starts and lengths, all in sectors.
@@ -637,11 +638,11 @@ fn check_sane(disk: &mut Bytes, sector_size: u32) -> Result<(), TestCaseError> {
     prop_assert!(disk.reads < READS_MAX, "{} reads", disk.reads);
     let Ok(table) = table else { return Ok(()) };
     for partition in &table.partitions {
-        prop_assert!(partition.len > 0 && partition.range().end <= len, "{:?}", partition);
+        prop_assert!(partition.len > 0 && partition.range().end.0 <= len, "{:?}", partition);
         prop_assert!(partition.missing <= len / 16, "{:?}", partition);
     }
     for range in &table.own {
-        prop_assert!(range.start <= range.end && range.end <= len, "{:?}", range);
+        prop_assert!(range.start <= range.end && range.end.0 <= len, "{:?}", range);
     }
     prop_assert!(table.partitions.is_sorted_by_key(|partition| partition.number));
     prop_assert!(table.partitions.len() <= 256 && table.warnings.len() <= 61);

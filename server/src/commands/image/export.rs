@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use layout::DiskOffset;
 use metainfo::PieceIndex;
 use tempfile::NamedTempFile;
 
@@ -187,8 +188,8 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
         let mut rest = &*buf;
         for part in image.layout.on_disk(range.clone())? {
             let (now, later) = rest.split_at(usize::try_from(part.len)?);
-            while let Some((at, page)) = swap.pop_front_if(|(at, _)| *at < part.disk.0) {
-                target.write(&page, at).context(writing)?;
+            while let Some((at, page)) = swap.pop_front_if(|(at, _)| *at < part.disk) {
+                target.write(&page, at.0).context(writing)?;
             }
             target.write(now, part.disk.0).context(writing)?;
             rest = later;
@@ -196,7 +197,7 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
         Ok(())
     })?;
     for (at, page) in swap {
-        target.write(&page, at).context(writing)?;
+        target.write(&page, at.0).context(writing)?;
     }
     target.end(disk_len).context(writing)?;
     progress.finish();
@@ -208,7 +209,7 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
 }
 
 /// The headers of swap areas, which are no content; ascending.
-fn swap_pages(image: &Image, disk_len: u64) -> anyhow::Result<VecDeque<(u64, Vec<u8>)>> {
+fn swap_pages(image: &Image, disk_len: u64) -> anyhow::Result<VecDeque<(DiskOffset, Vec<u8>)>> {
     let mut pages = Vec::new();
     for facts in image.meta.facts.iter().flat_map(|facts| &facts.swap) {
         restore::check_swap(facts, &image.layout, disk_len).context("making a swap area")?;

@@ -7,6 +7,7 @@ use super::super::gpt::{ENTRY_LEN, ENTRY_SIZE, Header};
 use super::super::mbr::{ENTRIES_AT, PROTECTIVE};
 use super::super::table::{Table, TableError, TableKind};
 use super::job::{ALIGN, AdaptError, Adapted, Job, Sparse, check, len_of, put, u32_at};
+use crate::{DiskOffset, DiskRange};
 
 /// Where an entry keeps its last sector.
 const ENTRY_END_AT: usize = 40;
@@ -70,7 +71,7 @@ pub(super) fn adapt(job: &Job<'_>) -> Result<Adapted, AdaptError> {
     let parts = vec![(0, made.head.as_slice()), (tail_at, tail.as_slice())];
     let after = Table::read(&mut Sparse::new(parts, job.to_len), job.to_len, job.sector_size);
     check(job, &table, made.grown.as_ref(), after)?;
-    made.tail = Some((tail_at, tail));
+    made.tail = Some((DiskOffset(tail_at), tail));
     Ok(made)
 }
 
@@ -153,11 +154,11 @@ impl Ends {
 }
 
 /// The bytes of the backup that `header` names, if they are nobody's else: a header may name anything.
-fn stale(job: &Job<'_>, header: &Header, entry_sectors: u64, table: &Table) -> Option<Range<u64>> {
+fn stale(job: &Job<'_>, header: &Header, entry_sectors: u64, table: &Table) -> Option<DiskRange> {
     let start = header.alternate_lba().checked_sub(entry_sectors)?.checked_mul(job.sector_len())?;
     let end = header.alternate_lba().checked_add(1)?.checked_mul(job.sector_len())?;
-    let is_free = table.partitions.iter().all(|partition| end <= partition.start || partition.range().end <= start);
-    (is_free && start >= len_of(job.head) && end <= job.from_len).then_some(start..end)
+    let is_free = table.partitions.iter().all(|partition| end <= partition.start || partition.range().end.0 <= start);
+    (is_free && start >= len_of(job.head) && end <= job.from_len).then_some(DiskRange::new(start..end))
 }
 
 /// Makes the protective entry cover the new disk if it covered the old one. A hybrid's entry that ends before the

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::str::FromStr;
 
 use crate::parttable::table::{Partition, Table, TableError, TableKind};
+use crate::{DiskOffset, DiskRange};
 
 /// Partitions that grow end at a multiple of this, in bytes, as every tool of today aligns them; growing by less than
 /// what that leaves is not worth a change.
@@ -80,10 +80,10 @@ pub struct Adapted {
     pub head: Vec<u8>,
     /// Disk offset and bytes of the backup GPT, entries and header, up to the disk's last sector; `None` if it stays as
     /// the image has it.
-    pub tail: Option<(u64, Vec<u8>)>,
+    pub tail: Option<(DiskOffset, Vec<u8>)>,
     /// Where the image has its backup GPT, if that moved: bytes that mean nothing on this disk. No partition of the
     /// image has any of them, but one that grew may.
-    pub stale: Option<Range<u64>>,
+    pub stale: Option<DiskRange>,
     /// The partition that has another length than in the head given.
     pub grown: Option<Grown>,
     /// What [`revert`] has to be told.
@@ -300,7 +300,7 @@ impl Job<'_> {
 /// Another partition that has some of the same bytes.
 pub(super) fn overlapping(table: &Table, chosen: &Partition) -> Option<u32> {
     let others = table.partitions.iter().filter(|other| other.number != chosen.number);
-    let mut shared = others.filter(|other| other.start < chosen.range().end && chosen.start < other.range().end);
+    let mut shared = others.filter(|other| !other.range().intersect(chosen.range()).is_empty());
     shared.next().map(|other| other.number)
 }
 
@@ -321,8 +321,8 @@ pub(super) fn check(
         }
     }
     let found: Vec<Partition> = after.partitions.iter().map(whole).collect();
-    let is_kept = expected.iter().all(|one| found.contains(one) || one.range().end > job.to_len);
-    let is_known = found.iter().all(|one| expected.contains(one) || one.range().end > job.from_len);
+    let is_kept = expected.iter().all(|one| found.contains(one) || one.range().end.0 > job.to_len);
+    let is_known = found.iter().all(|one| expected.contains(one) || one.range().end.0 > job.from_len);
     let is_good = after.kind == before.kind
         && is_kept
         && is_known

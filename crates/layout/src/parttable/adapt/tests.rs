@@ -8,6 +8,7 @@ use super::super::table::*;
 use super::super::tests::{MIB, blank, boot_record, gpt_disk, header_bytes, mbr_disk, raw_gpt, seal};
 use super::job::*;
 use super::*;
+use crate::DiskRange;
 
 const GIB: u64 = 1 << 30;
 
@@ -33,7 +34,7 @@ fn mbr(entries: &[(u8, u32, u32)], len: u64, device_len: u64, wish: &Wish) -> Re
 /// The table as it would be found on the device.
 fn table(made: &Adapted, device_len: u64, sector_size: u32) -> Table {
     let mut parts = vec![(0, made.head.as_slice())];
-    parts.extend(made.tail.iter().map(|(at, bytes)| (*at, bytes.as_slice())));
+    parts.extend(made.tail.iter().map(|(at, bytes)| (at.0, bytes.as_slice())));
     Table::read(&mut Sparse::new(parts, device_len), device_len, sector_size).expect("good table")
 }
 
@@ -81,9 +82,9 @@ fn a_gpt_moves_with_the_end_of_the_disk() {
         let head = head_of(&disk);
         let made = adapt(&head, TableKind::Gpt, sector_size, len, device_len, &Wish::default()).expect("larger");
         let (at, tail) = made.tail.as_ref().expect("backup");
-        assert_eq!(at + len_of(tail), device_len, "to the very end");
+        assert_eq!(at.0 + len_of(tail), device_len, "to the very end");
         let entries = (128u64 * 128).div_ceil(bytes);
-        assert_eq!(made.stale, Some(len - (entries + 1) * bytes..len));
+        assert_eq!(made.stale, Some(DiskRange::new(len - (entries + 1) * bytes..len)));
         let table = table(&made, device_len, sector_size);
         assert_eq!(table.warnings, Vec::<String>::new());
         assert_eq!(table.partitions.iter().map(|p| p.len / bytes).collect::<Vec<_>>(), [1024, 1953]);
@@ -92,7 +93,7 @@ fn a_gpt_moves_with_the_end_of_the_disk() {
             revert(&made.head, TableKind::Gpt, sector_size, device_len, len, &Original::default()).expect("back");
         assert!(back.head == head);
         let (at, tail) = back.tail.expect("the image's backup");
-        assert!(disk.get_ref()[usize::try_from(at).expect("small")..] == tail);
+        assert!(disk.get_ref()[usize::try_from(at.0).expect("small")..] == tail);
     }
 }
 
@@ -148,7 +149,7 @@ fn a_smaller_disk_will_do_if_the_partitions_fit() {
     let smaller = |end| gpt(&[(2048, end)], 8 * MIB, &Wish::default());
     let made = smaller(16384 - 34).expect("exactly");
     assert_eq!(table(&made, 8 * MIB, 512).warnings, Vec::<String>::new());
-    assert_eq!(made.stale, Some(16 * MIB - 33 * 512..16 * MIB));
+    assert_eq!(made.stale, Some(DiskRange::new(16 * MIB - 33 * 512..16 * MIB)));
     let text = error(smaller(16384 - 33));
     assert!(text.contains(&format!("need a disk of {} bytes", 8 * MIB + 512)), "{text}");
     assert!(error(gpt(&[], MIB + 512, &Wish::default())).contains("need a disk of"), "the backup behind the first MiB");
@@ -225,9 +226,9 @@ fn damaged_and_strange_gpts_are_refused_in_words() {
 fn a_header_cannot_make_a_partition_stale() {
     for (backup_lba, expected) in [
         (4000, None),
-        (4096 + 32, Some(4096 * 512..4129 * 512)),
+        (4096 + 32, Some(DiskRange::new(4096 * 512..4129 * 512))),
         (100, None),
-        (32767, Some(16 * MIB - 33 * 512..16 * MIB)),
+        (32767, Some(DiskRange::new(16 * MIB - 33 * 512..16 * MIB))),
         (32768, None),
         (0, None),
         (u64::MAX, None),
@@ -368,11 +369,11 @@ fn what_a_header_has_behind_its_fields_goes_along() {
         let copy = &tail[tail.len() - 512..];
         assert!(copy[92..header_len].iter().all(|&byte| byte == 0xa5) && copy[header_len..].iter().all(|&b| b == 0));
         assert_eq!(table(&made, 64 * MIB, 512).warnings, Vec::<String>::new(), "both checksums are right");
-        assert_eq!(*at + len_of(tail), 64 * MIB);
+        assert_eq!(at.0 + len_of(tail), 64 * MIB);
         let back = revert(&made.head, TableKind::Gpt, 512, 64 * MIB, 16 * MIB, &made.original).expect("back");
         assert!(back.head == head);
         let (at, tail) = back.tail.expect("the image's backup");
-        assert!(disk.get_ref()[usize::try_from(at).expect("small")..] == tail);
+        assert!(disk.get_ref()[usize::try_from(at.0).expect("small")..] == tail);
     }
 }
 
@@ -479,13 +480,13 @@ fn check_sane(head: &[u8], kind: TableKind, from_len: u64, to_len: u64, wish: &W
             None => prop_assert_eq!(new, old.clone()),
         }
         if let Some(stale) = &made.stale {
-            prop_assert!(stale.end <= old.start || old.range().end <= stale.start);
+            prop_assert!(stale.intersect(old.range()).is_empty());
         }
     }
     let known = |new: &Partition| before.partitions.iter().any(|old| old.number == new.number);
-    prop_assert!(after.partitions.iter().all(|new| known(new) || whole(new).range().end > from_len));
+    prop_assert!(after.partitions.iter().all(|new| known(new) || whole(new).range().end.0 > from_len));
     if let Some((at, bytes)) = &made.tail {
-        prop_assert!(*at >= len_of(head) && at + len_of(bytes) == to_len / 512 * 512);
+        prop_assert!(at.0 >= len_of(head) && at.0 + len_of(bytes) == to_len / 512 * 512);
     }
     Ok(())
 }
@@ -555,7 +556,7 @@ proptest! {
             let back = revert(&made.head, TableKind::Gpt, sector_size, to_len, from_len, &made.original).expect("back");
             prop_assert!(back.head == head);
             if let Some((at, tail)) = back.tail {
-                prop_assert!(disk.get_ref()[usize::try_from(at).expect("small")..] == tail);
+                prop_assert!(disk.get_ref()[usize::try_from(at.0).expect("small")..] == tail);
             }
         } else {
             prop_assert!(wish.grow != Grow::No && wish.grow != Grow::Last);
