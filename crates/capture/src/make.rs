@@ -163,8 +163,7 @@ impl Copy<'_> {
         let is_sample = Sample::choose(geometry.piece_count());
         let mut unreadable = Vec::new();
         let hashes = job.hash(|range, buf| {
-            let piece = u32::try_from(range.start / u64::from(geometry.piece_len()))?;
-            let is_sample = is_sample(piece);
+            let is_sample = geometry.piece_at(range.start).is_some_and(|piece| is_sample(piece.get()));
             let mut rest = buf;
             for part in plan.layout.on_disk(range)? {
                 let (now, later) = rest.split_at_mut(usize::try_from(part.len)?);

@@ -19,10 +19,17 @@ const PIECES_WANTED: u64 = 4_000;
 const PIECES_MAX: u64 = 20_000;
 
 /// The number of a piece in its torrent, from 0.
+///
+/// Made by [`Geometry`] only, so the torrent that it was made for has such a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PieceIndex(pub u32);
+pub struct PieceIndex(u32);
 
 impl PieceIndex {
+    /// As the peer wire has it.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+
     /// As an index into a slice that holds one item a piece.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).expect("usize has at least 32 bits on every supported machine")
@@ -42,6 +49,7 @@ impl fmt::Display for PieceIndex {
 pub struct Geometry {
     content_len: u64,
     piece_len: u32,
+    piece_count: u32,
 }
 
 impl Geometry {
@@ -50,8 +58,11 @@ impl Geometry {
     pub fn new(content_len: u64, piece_len: u32) -> Option<Geometry> {
         let lengths_are_sane =
             content_len > 0 && piece_len.is_power_of_two() && (MIN_PIECE_LEN..=MAX_PIECE_LEN).contains(&piece_len);
-        let pieces = content_len.checked_div(u64::from(piece_len))?;
-        (lengths_are_sane && pieces < u64::from(u32::MAX)).then_some(Geometry { content_len, piece_len })
+        if !lengths_are_sane {
+            return None;
+        }
+        let piece_count = u32::try_from(content_len.div_ceil(u64::from(piece_len))).ok()?;
+        Some(Geometry { content_len, piece_len, piece_count })
     }
 
     /// Length of the whole content, in bytes.
@@ -66,12 +77,18 @@ impl Geometry {
 
     /// How many pieces there are; at least one.
     pub fn piece_count(&self) -> u32 {
-        u32::try_from(self.content_len.div_ceil(u64::from(self.piece_len))).expect("checked by new")
+        self.piece_count
     }
 
     /// The piece of that number, if the torrent has one.
     pub fn piece(&self, index: u32) -> Option<PieceIndex> {
         (index < self.piece_count()).then_some(PieceIndex(index))
+    }
+
+    /// The piece that holds this byte of the content, if the torrent has it.
+    pub fn piece_at(&self, content_offset: u64) -> Option<PieceIndex> {
+        let index = content_offset / u64::from(self.piece_len);
+        (content_offset < self.content_len).then(|| PieceIndex(u32::try_from(index).expect("checked by new")))
     }
 
     /// Every piece, ascending.
@@ -147,6 +164,20 @@ mod tests {
             let sum: u64 = g.pieces().map(|p| u64::from(g.len_of(p))).sum();
             assert_eq!(sum, content_len);
         }
+    }
+
+    #[test]
+    fn pieces_are_found_by_number_and_by_content_offset() {
+        let g = geometry(100_000, 32768);
+        assert_eq!((g.piece(3), g.piece(4)), (Some(PieceIndex(3)), None));
+        for piece in g.pieces() {
+            let range = g.piece_range(piece);
+            assert_eq!((g.piece_at(range.start), g.piece_at(range.end - 1)), (Some(piece), Some(piece)));
+        }
+        assert_eq!((g.piece_at(100_000), g.piece_at(u64::MAX)), (None, None));
+        let most = u64::from(u32::MAX) * 16384;
+        assert_eq!(geometry(most, 16384).piece_at(most - 1), Some(PieceIndex(u32::MAX - 1)));
+        assert_eq!(Geometry::new(most + 1, 16384), None);
     }
 
     #[test]

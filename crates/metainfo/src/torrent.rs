@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(meta.announce.as_deref(), Some("http://10.0.0.1/announce"));
         assert!(meta.private);
         assert_eq!(meta.geometry.piece_count(), 2);
-        assert_eq!(meta.piece_hash(PieceIndex(1)), &[2; 20]);
+        assert_eq!(meta.piece_hash(meta.geometry.piece(1).expect("the second of two")), &[2; 20]);
         assert_eq!(meta.facts, sample().facts);
         assert_eq!(bytes, sample().to_bytes().expect("sane"), "same parts, same bytes");
     }

@@ -156,15 +156,17 @@ mod tests {
     #[test]
     fn batches_come_when_they_are_large_and_at_the_end() {
         let ledger = Ledger::default();
-        ledger.written(PieceIndex(7), BATCH_BYTES);
-        ledger.written(PieceIndex(3), 1);
-        let pieces = vec![PieceIndex(7), PieceIndex(3)];
+        let geometry = metainfo::Geometry::new(8 * 16384, 16384).expect("sane");
+        let [first, second, third] = [7, 3, 1].map(|index| geometry.piece(index).expect("one of 8"));
+        ledger.written(first, BATCH_BYTES);
+        ledger.written(second, 1);
+        let pieces = vec![first, second];
         assert_eq!(ledger.next_batch(), Some(Batch { pieces, is_last: false }));
         assert_eq!(ledger.waiting(), []);
-        ledger.written(PieceIndex(1), 1);
-        assert_eq!(ledger.waiting(), [PieceIndex(1)]);
+        ledger.written(third, 1);
+        assert_eq!(ledger.waiting(), [third]);
         ledger.complete();
-        assert_eq!(ledger.next_batch(), Some(Batch { pieces: vec![PieceIndex(1)], is_last: true }));
+        assert_eq!(ledger.next_batch(), Some(Batch { pieces: vec![third], is_last: true }));
         assert_eq!(ledger.next_batch(), Some(Batch { pieces: vec![], is_last: true }));
         assert_eq!(ledger.bytes_written(), BATCH_BYTES + 2);
         ledger.cancel();

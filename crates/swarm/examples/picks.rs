@@ -18,7 +18,7 @@ fn main() {
     let geometry = Geometry::new(u64::from(PIECES) * (4 << 20), 4 << 20).expect("lengths of a good torrent");
     let mut rng = StdRng::seed_from_u64(1);
     let started = Instant::now();
-    let mut picker = Picker::new(geometry, &PieceSet::new(PIECES), BUDGET, &mut rng);
+    let mut picker = Picker::new(geometry, &PieceSet::new(geometry), BUDGET, &mut rng);
     for peer in 0..PEERS {
         picker.add_peer(peer);
         picker.set_can_ask(peer, true);

@@ -156,6 +156,11 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use metainfo::Geometry;
+
+    fn piece(index: u32) -> PieceIndex {
+        Geometry::new(5 * 16384, 16384).and_then(|geometry| geometry.piece(index)).expect("one of five")
+    }
 
     #[test]
     fn a_block_is_stored_once_and_never_after_closing() {
@@ -174,7 +179,6 @@ mod tests {
     #[test]
     fn the_cache_keeps_to_its_budget_and_drops_the_oldest() {
         let mut cache = Cache::new(3000);
-        let piece = |index| PieceIndex(index);
         for index in 0..3 {
             assert!(cache.put_piece(piece(index), vec![0; 1000]).is_empty());
         }
@@ -189,10 +193,11 @@ mod tests {
     #[test]
     fn segments_and_whole_pieces_are_found_by_offset() {
         let mut cache = Cache::new(64 << 20);
-        cache.put_segment(PieceIndex(1), SEGMENT_LEN, Arc::new(vec![1; 10]));
-        assert!(cache.get(PieceIndex(1), 0).is_none());
-        assert_eq!(cache.get(PieceIndex(1), SEGMENT_LEN + 5).expect("segment").1, SEGMENT_LEN);
-        cache.put_piece(PieceIndex(1), vec![0; 20]);
-        assert_eq!(cache.get(PieceIndex(1), 0).expect("whole").1, 0);
+        let piece = piece(1);
+        cache.put_segment(piece, SEGMENT_LEN, Arc::new(vec![1; 10]));
+        assert!(cache.get(piece, 0).is_none());
+        assert_eq!(cache.get(piece, SEGMENT_LEN + 5).expect("segment").1, SEGMENT_LEN);
+        cache.put_piece(piece, vec![0; 20]);
+        assert_eq!(cache.get(piece, 0).expect("whole").1, 0);
     }
 }

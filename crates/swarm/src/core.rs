@@ -87,7 +87,7 @@ impl Core {
     /// A swarm without peers.
     pub fn new(setup: Setup) -> Core {
         let Setup { geometry, block_bytes, have, budget, upload_slots, mut rng } = setup;
-        let held = have.clone().unwrap_or_else(|| PieceSet::new(geometry.piece_count()));
+        let held = have.clone().unwrap_or_else(|| PieceSet::new(geometry));
         let picker = match have {
             Some(have) => Picker::new(geometry, &have, budget, &mut rng),
             None => Picker::of_unknown(geometry, budget, &mut rng),

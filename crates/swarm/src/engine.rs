@@ -104,10 +104,10 @@ impl Shared {
     pub(crate) fn new(meta: Arc<Metainfo>, storage: Arc<dyn Storage>, options: &Options, port: u16) -> Shared {
         let geometry = meta.geometry;
         let have = match &options.have {
-            Have::None | Have::Unknown => PieceSet::new(geometry.piece_count()),
-            Have::All => PieceSet::full(geometry.piece_count()),
+            Have::None | Have::Unknown => PieceSet::new(geometry),
+            Have::All => PieceSet::full(geometry),
             Have::These(held) => {
-                let mut set = PieceSet::new(geometry.piece_count());
+                let mut set = PieceSet::new(geometry);
                 for (piece, _) in geometry.pieces().zip(held).filter(|&(_, &held)| held) {
                     set.insert(piece);
                 }

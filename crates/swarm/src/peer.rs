@@ -150,7 +150,7 @@ fn tune(stream: &TcpStream) {
 
 async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> Result<(), LinkError> {
     let mut buf = BytesMut::with_capacity(READ_LEN);
-    let mut said = PieceSet::new(shared.geometry.piece_count());
+    let mut said = PieceSet::new(shared.geometry);
     loop {
         buf.reserve(READ_LEN);
         let len = timeout(SILENCE, reader.read_buf(&mut buf)).await.map_err(|_| LinkError::Silent)??;
@@ -377,19 +377,20 @@ mod tests {
     fn the_engine_hears_of_a_piece_once() {
         let shared = testing::shared(200, 16384, &Options::default());
         let (link, _) = shared.admit([1; 20], addr([10, 0, 0, 1]), false).expect("taken in");
-        let mut some = PieceSet::full(200);
-        some.remove(PieceIndex(77));
+        let [early, late] = [3, 77].map(|index| shared.geometry.piece(index).expect("one of 200"));
+        let mut some = PieceSet::full(shared.geometry);
+        some.remove(late);
         let first = Message::Bitfield(some);
-        let bytes = bytes_of(&[first.clone(), first.clone(), Message::Have(PieceIndex(3))]);
-        let mut said = PieceSet::new(200);
+        let bytes = bytes_of(&[first.clone(), first.clone(), Message::Have(early)]);
+        let mut said = PieceSet::new(shared.geometry);
         let mut sorted = Sorted::default();
         let used = sort_messages(&shared, &link, &bytes, &mut said, &mut sorted);
         assert_eq!((used.expect("no nonsense"), sorted.haves.len()), (bytes.len(), 199));
         // aria2 says it this way when it has got many at a time.
         sorted.haves.clear();
-        let bytes = bytes_of(&[Message::Bitfield(PieceSet::full(200)), first]);
+        let bytes = bytes_of(&[Message::Bitfield(PieceSet::full(shared.geometry)), first]);
         sort_messages(&shared, &link, &bytes, &mut said, &mut sorted).expect("no nonsense");
-        assert_eq!(sorted.haves, [PieceIndex(77)]);
+        assert_eq!(sorted.haves, [late]);
     }
 
     /// Between the copying of a block and the engine's hearing of it the peer chokes us, goes, or is given up; what it gave is
@@ -403,21 +404,21 @@ mod tests {
         }
         for fate in [Fate::Chokes, Fate::Goes, Fate::IsGivenUp] {
             let mut shared = testing::shared(1, 2 * BLOCK_LEN, &Options::default());
-            let all = [PieceIndex(0)];
+            let piece = shared.geometry.piece(0).expect("the only one");
             let (giver, _) = shared.admit([1; 20], addr([10, 0, 0, 1]), false).expect("taken in");
             let (other, _) = shared.admit([2; 20], addr([10, 0, 0, 2]), false).expect("taken in");
             for link in [&giver, &other] {
-                assert!(shared.peer_has(link, all.to_vec()));
+                assert!(shared.peer_has(link, vec![piece]));
                 shared.peer_lets_us_ask(link, true);
             }
             shared.compose(&giver, &mut Vec::new());
             assert_eq!(lock(&giver.asked).len(), 2, "asked for both blocks");
             let block = vec![0; BLOCK_LEN as usize];
-            let mut bytes = bytes_of(&[Message::Piece { piece: PieceIndex(0), begin: 0, data: &block }]);
+            let mut bytes = bytes_of(&[Message::Piece { piece, begin: 0, data: &block }]);
             if matches!(fate, Fate::Chokes) {
                 bytes.extend(bytes_of(&[Message::Choke]));
             }
-            let (mut said, mut sorted) = (PieceSet::new(1), Sorted::default());
+            let (mut said, mut sorted) = (PieceSet::new(shared.geometry), Sorted::default());
             sort_messages(&shared, &giver, &bytes, &mut said, &mut sorted).expect("no nonsense");
             match fate {
                 Fate::Chokes => {}
@@ -431,8 +432,8 @@ mod tests {
             shared.blocks_arrived(&giver, &sorted.arrived);
             shared.compose(&other, &mut Vec::new());
             let asked: Vec<Ask> = lock(&other.asked).keys().copied().collect();
-            assert_eq!(asked, [Ask { piece: PieceIndex(0), block: 1 }], "only the block that is not here");
-            let bytes = bytes_of(&[Message::Piece { piece: PieceIndex(0), begin: BLOCK_LEN, data: &block }]);
+            assert_eq!(asked, [Ask { piece, block: 1 }], "only the block that is not here");
+            let bytes = bytes_of(&[Message::Piece { piece, begin: BLOCK_LEN, data: &block }]);
             take_messages(&shared, &other, &bytes, &mut said).expect("no nonsense");
             let mut outcome = shared.completion();
             let complete = timeout(Duration::from_secs(60), outcome.wait_for(Option::is_some)).await;
@@ -445,7 +446,7 @@ mod tests {
     async fn who_reads_nothing_keeps_no_piece_in_memory() {
         let shared = testing::shared(2, 8 << 20, &Options { have: Have::All, ..Options::default() });
         let (link, _) = shared.admit([1; 20], addr([10, 0, 0, 1]), false).expect("taken in");
-        let piece = PieceIndex(1);
+        let piece = shared.geometry.piece(1).expect("the second of two");
         let data: Vec<u8> = (0..8u32 << 20).map(|at| u8::try_from(at / 999 % 251).expect("small")).collect();
         lock(&shared.cache).put_piece(piece, data.clone());
         let held = || Arc::strong_count(&lock(&shared.cache).get(piece, 0).expect("cached").0) - 2;

@@ -197,7 +197,7 @@ impl Picker {
             geometry,
             state: vec![State::Have; count],
             have: have.clone(),
-            missing: PieceSet::new(geometry.piece_count()),
+            missing: PieceSet::new(geometry),
             unknown: 0,
             availability: vec![0; count],
             buckets: vec![Vec::new()],
@@ -220,8 +220,8 @@ impl Picker {
 
     /// The same, but whether the pieces are there has still to be found out, by [`Picker::found`] and [`Picker::lacks`].
     pub fn of_unknown(geometry: Geometry, budget: u64, rng: &mut impl Rng) -> Picker {
-        let mut picker = Picker::new(geometry, &PieceSet::full(geometry.piece_count()), budget, rng);
-        picker.have = PieceSet::new(geometry.piece_count());
+        let mut picker = Picker::new(geometry, &PieceSet::full(geometry), budget, rng);
+        picker.have = PieceSet::new(geometry);
         picker.state.fill(State::Unknown);
         picker.unknown = geometry.piece_count();
         picker
@@ -266,7 +266,7 @@ impl Picker {
     /// A peer that has nothing so far and may not be asked yet.
     pub fn add_peer(&mut self, peer: PeerKey) {
         let view = View {
-            has: PieceSet::new(self.geometry.piece_count()),
+            has: PieceSet::new(self.geometry),
             wanted: 0,
             unstarted: 0,
             giving: None,

@@ -66,7 +66,7 @@ impl SuperSeeding {
 
     /// A peer has connected; ask [`SuperSeeding::refill`] what to show it.
     pub fn join(&mut self, peer: u32) {
-        let pieces = PieceSet::new(self.geometry.piece_count());
+        let pieces = PieceSet::new(self.geometry);
         self.peers.insert(peer, Shown { pieces, open: Vec::new() });
     }
 

@@ -185,7 +185,7 @@ pub fn decode<'a>(bytes: &'a [u8], geometry: &Geometry) -> Result<Option<(Messag
             let piece = geometry.piece(index).ok_or(WireError::Range { piece: index, begin: 0, len: 0 })?;
             Message::Have(piece)
         }
-        5 => Message::Bitfield(PieceSet::from_wire(payload, geometry.piece_count()).ok_or(WireError::Bitfield)?),
+        5 => Message::Bitfield(PieceSet::from_wire(payload, *geometry).ok_or(WireError::Bitfield)?),
         6 | 8 => {
             let request = range(geometry, word(payload, 0), word(payload, 4), word(payload, 8))?;
             if id == 6 { Message::Request(request) } else { Message::Cancel(request) }
@@ -222,7 +222,7 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Unchoke => put(out, 1, &[]),
         Message::Interested => put(out, 2, &[]),
         Message::NotInterested => put(out, 3, &[]),
-        Message::Have(piece) => put(out, 4, &piece.0.to_be_bytes()),
+        Message::Have(piece) => put(out, 4, &piece.get().to_be_bytes()),
         Message::Bitfield(set) => put(out, 5, &set.to_wire()),
         Message::Request(request) => put(out, 6, &request_payload(request)),
         Message::Cancel(request) => put(out, 8, &request_payload(request)),
@@ -240,14 +240,14 @@ pub fn piece_header(piece: PieceIndex, begin: u32, len: u32) -> [u8; 13] {
     let mut out = [0; 13];
     out[..4].copy_from_slice(&(len + 9).to_be_bytes());
     out[4] = 7;
-    out[5..9].copy_from_slice(&piece.0.to_be_bytes());
+    out[5..9].copy_from_slice(&piece.get().to_be_bytes());
     out[9..].copy_from_slice(&begin.to_be_bytes());
     out
 }
 
 fn request_payload(request: &Request) -> [u8; 12] {
     let mut out = [0; 12];
-    out[..4].copy_from_slice(&request.piece.0.to_be_bytes());
+    out[..4].copy_from_slice(&request.piece.get().to_be_bytes());
     out[4..8].copy_from_slice(&request.begin.to_be_bytes());
     out[8..].copy_from_slice(&request.len.to_be_bytes());
     out

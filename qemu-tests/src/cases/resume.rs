@@ -178,7 +178,7 @@ pub fn changed_image(rack: &mut Rack) -> Result<()> {
     let changed = pieces.div_ceil(50);
     let file = golden.file()?;
     for n in 0..changed {
-        let piece = metainfo::PieceIndex(u32::try_from(2 + n * (pieces - 4) / changed)?);
+        let piece = geometry.piece(u32::try_from(2 + n * (pieces - 4) / changed)?).context("one of them")?;
         let middle = geometry.piece_range(piece).start + 777;
         let place = image.layout.on_disk(middle..middle + 8)?.next().context("inside the image")?;
         file.write_all_at(b"CHANGED!", place.disk.0).context("changing the golden disk")?;

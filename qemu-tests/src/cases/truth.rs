@@ -133,7 +133,8 @@ pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
     let (server, image) = armed(rack, &golden, &[])?;
     let content = server.library().join("images/golden/content");
     let file = std::fs::File::options().read(true).write(true).open(content).context("opening the content")?;
-    flip_a_bit(&file, image.meta.geometry.piece_range(metainfo::PieceIndex(3)).start)?;
+    let piece = image.meta.geometry.piece(3).context("an image of many pieces")?;
+    flip_a_bit(&file, image.meta.geometry.piece_range(piece).start)?;
 
     let disk = rack.new_disk("target", 128)?;
     let mut machine = rack.power_on(&direct(rack, "machine", 1).disk(&disk, Bus::Virtio))?;

@@ -47,8 +47,7 @@ pub fn import(
     let hash_of = |piece: PieceIndex| *meta.piece_hash(piece);
     let copying = Copying { geometry, hash_of: verify.then_some(&hash_of), from: files, stop };
     copying.run(&draft.content_path(), |at, buf| {
-        let piece = geometry.piece(u32::try_from(at / u64::from(geometry.piece_len()))?);
-        let piece = piece.context("reading past the last piece")?;
+        let piece = geometry.piece_at(at).context("reading past the last piece")?;
         source.read(piece, 0, buf).with_context(|| format!("reading piece {piece} from {}", files.display()))
     })?;
 

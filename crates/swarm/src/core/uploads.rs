@@ -43,11 +43,12 @@ impl Uploads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metainfo::PieceIndex;
+    use metainfo::Geometry;
 
     #[test]
     fn ranges_are_served_in_order_once_and_not_after_a_cancel() {
-        let request = |begin| Request { piece: PieceIndex(1), begin, len: 16384 };
+        let geometry = Geometry::new(1, 16384).expect("sane");
+        let request = |begin| Request { piece: geometry.piece(0).expect("the only one"), begin, len: 16384 };
         let mut uploads = Uploads::default();
         [3, 1, 2, 1, 0].into_iter().for_each(|begin| uploads.push(request(begin)));
         uploads.cancel(&request(2));

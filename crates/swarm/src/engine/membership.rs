@@ -217,8 +217,6 @@ fn which_stays(
 
 #[cfg(test)]
 mod tests {
-    use metainfo::PieceIndex;
-
     use super::*;
     use crate::engine::exchange::Wish;
     use crate::engine::testing;
@@ -273,7 +271,8 @@ mod tests {
         testing::age(&mut shared, IDLE * 2);
         let now = shared.now();
         for (link, ago) in [(&links[0], IDLE / 2), (&links[1], IDLE), (&links[3], IDLE * 3 / 2)] {
-            lock(&shared.state).core.sent(link.key, PieceIndex(0), 16384, now - ago);
+            let piece = shared.geometry.piece(0).expect("the first");
+            lock(&shared.state).core.sent(link.key, piece, 16384, now - ago);
         }
         assert_eq!(shared.admit(SOMEBODY, addr(9, 9), true).err(), Some(Refused::Full), "we need not dial");
         for (newcomer, out) in [(9, 2), (10, 3), (11, 1)] {
@@ -291,7 +290,7 @@ mod tests {
         let mut shared = testing::shared(8, 16384, &options);
         let (served, _) = shared.admit(SOMEBODY, addr(3, 3), true).expect("room");
         let waits = come(&shared, addr(1, 1)).expect("room");
-        let first = wire::Request::block(&shared.geometry, PieceIndex(0), 0);
+        let first = wire::Request::block(&shared.geometry, shared.geometry.piece(0).expect("the first"), 0);
         for link in [&served, &waits] {
             shared.peer_wants(link, &[Wish::Request(first)]).expect("we hold it");
         }

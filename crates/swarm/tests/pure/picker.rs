@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use metainfo::{Geometry, PieceIndex};
+use metainfo::Geometry;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use swarm::bits::PieceSet;
 use swarm::picker::{Ask, Picker, Received};
+
+use crate::piece;
 
 const NOW: Duration = Duration::ZERO;
 
@@ -21,15 +23,15 @@ struct Case {
 fn case(pieces: u32, budget: u64) -> Case {
     let geometry = Geometry::new(u64::from(pieces) * 65536, 65536).expect("sane");
     let mut rng = StdRng::seed_from_u64(7);
-    Case { picker: Picker::new(geometry, &PieceSet::new(pieces), budget * 65536, &mut rng), rng }
+    Case { picker: Picker::new(geometry, &PieceSet::new(geometry), budget * 65536, &mut rng), rng }
 }
 
 impl Case {
     fn peer(&mut self, peer: u32, has: impl IntoIterator<Item = u32>) {
         self.picker.add_peer(peer);
         self.picker.set_can_ask(peer, true);
-        for piece in has {
-            self.picker.peer_has(peer, PieceIndex(piece));
+        for index in has {
+            self.picker.peer_has(peer, piece(index));
         }
     }
 
@@ -47,7 +49,7 @@ impl Case {
 }
 
 fn pieces(asks: &[Ask]) -> BTreeSet<u32> {
-    asks.iter().map(|ask| ask.piece.0).collect()
+    asks.iter().map(|ask| ask.piece.get()).collect()
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn ties_are_random_and_each_block_is_asked_for_once() {
     let second = case.ask(2, 100, NOW);
     assert_eq!((first.len(), second.len()), (100, 100));
     assert!(pieces(&first).is_disjoint(&pieces(&second)));
-    assert!(!first.iter().map(|ask| ask.piece.0).is_sorted());
+    assert!(!first.iter().map(|ask| ask.piece.get()).is_sorted());
 }
 
 #[test]
@@ -102,7 +104,7 @@ fn what_a_lost_peer_was_asked_for_comes_first() {
     let lost = case.ask(1, 3, NOW);
     case.picker.remove_peer(1);
     assert_eq!(case.ask(2, 3, NOW), lost);
-    assert_eq!(case.picker.availability(PieceIndex(0)), 1);
+    assert_eq!(case.picker.availability(piece(0)), 1);
 }
 
 #[test]
@@ -220,7 +222,7 @@ fn after_a_wrong_hash_one_giver_alone_is_asked() {
             case.picker.received(peer, ask, NOW);
         }
     }
-    case.picker.failed(PieceIndex(0), true);
+    case.picker.failed(piece(0), true);
     assert_eq!(case.ask(1, 2, NOW).len(), 2);
     assert!(case.ask(2, 9, NOW).is_empty(), "only one is asked");
     case.picker.remove_peer(1);
@@ -231,7 +233,7 @@ fn after_a_wrong_hash_one_giver_alone_is_asked() {
 fn alone() -> Case {
     let geometry = Geometry::new(4 << 20, 4 << 20).expect("sane");
     let mut rng = StdRng::seed_from_u64(7);
-    let mut case = Case { picker: Picker::new(geometry, &PieceSet::new(1), 4 << 20, &mut rng), rng };
+    let mut case = Case { picker: Picker::new(geometry, &PieceSet::new(geometry), 4 << 20, &mut rng), rng };
     case.peer(1, [0]);
     case.peer(2, [0]);
     let halves = [1, 2].map(|peer| (peer, case.ask(peer, 128, NOW)));
@@ -240,7 +242,7 @@ fn alone() -> Case {
             case.picker.received(peer, ask, NOW);
         }
     }
-    case.picker.failed(PieceIndex(0), true);
+    case.picker.failed(piece(0), true);
     case
 }
 
@@ -308,7 +310,7 @@ fn what_one_giver_left_unfinished_is_not_mixed_with_anothers() {
     case.picker.set_can_ask(1, false);
     case.picker.set_can_ask(1, true);
     assert_eq!(case.ask(2, 999, NOW), [], "not before what is there is thrown away");
-    assert_eq!(case.picker.tick(NOW).abandoned, [PieceIndex(0)]);
+    assert_eq!(case.picker.tick(NOW).abandoned, [piece(0)]);
     assert_eq!(case.ask(1, 999, NOW + Duration::from_secs(9)), [], "it had its try");
     assert_eq!(case.ask(2, 999, NOW).len(), 256);
 }
@@ -338,7 +340,7 @@ fn liars_do_not_hold_the_memory_for_ever() {
     case.peer(2, 1..4);
     assert!(case.ask(2, 9, NOW).is_empty(), "the liar's piece has the memory");
     let overdue = case.picker.tick(Duration::from_secs(5));
-    assert_eq!(overdue.abandoned, [PieceIndex(0)]);
+    assert_eq!(overdue.abandoned, [piece(0)]);
     assert_eq!(overdue.cancels.len(), 4);
     assert_eq!(case.ask(2, 4, Duration::from_secs(5)).len(), 4);
 }
@@ -346,13 +348,13 @@ fn liars_do_not_hold_the_memory_for_ever() {
 #[test]
 fn what_is_held_is_not_asked_for() {
     let geometry = Geometry::new(10 * 65536, 65536).expect("sane");
-    let mut have = PieceSet::full(10);
-    have.remove(PieceIndex(4));
+    let mut have = PieceSet::full(geometry);
+    have.remove(piece(4));
     let mut rng = StdRng::seed_from_u64(1);
     let mut case = Case { picker: Picker::new(geometry, &have, 1 << 20, &mut rng), rng };
     case.peer(1, [1, 2, 3]);
     assert!(!case.picker.wants_from(1) && case.ask(1, 9, NOW).is_empty());
-    case.picker.peer_has(1, PieceIndex(4));
+    case.picker.peer_has(1, piece(4));
     assert!(case.picker.wants_from(1));
     let asks = case.ask(1, 9, NOW);
     assert_eq!(pieces(&asks), [4].into());
@@ -367,16 +369,16 @@ fn what_is_unknown_is_neither_asked_for_nor_given() {
     let mut case = Case { picker: Picker::of_unknown(geometry, 1 << 20, &mut rng), rng };
     case.peer(1, 0..4);
     assert!(case.ask(1, 99, NOW).is_empty() && case.picker.have().count() == 0);
-    assert!(case.picker.found(PieceIndex(2)) && !case.picker.found(PieceIndex(2)) && !case.picker.lacks(PieceIndex(2)));
-    assert!(case.picker.lacks(PieceIndex(1)) && !case.picker.found(PieceIndex(1)) && !case.picker.found(PieceIndex(9)));
+    assert!(case.picker.found(piece(2)) && !case.picker.found(piece(2)) && !case.picker.lacks(piece(2)));
+    assert!(case.picker.lacks(piece(1)) && !case.picker.found(piece(1)) && !case.picker.found(piece(9)));
     let asks = case.ask(1, 99, NOW);
     assert_eq!(pieces(&asks), [1].into());
     case.get(1, &asks);
     // A peer that comes later is asked for the rest once that is known to be missing.
     case.peer(2, 0..4);
     assert!(case.ask(2, 99, NOW).is_empty() && case.picker.wants_from(2));
-    case.picker.lacks(PieceIndex(0));
-    case.picker.found(PieceIndex(3));
+    case.picker.lacks(piece(0));
+    case.picker.found(piece(3));
     let asks = case.ask(2, 99, NOW);
     assert_eq!(pieces(&asks), [0].into());
     case.get(2, &asks);

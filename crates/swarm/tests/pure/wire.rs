@@ -1,31 +1,33 @@
 //! Peer messages: against a second implementation, cut short, and hostile.
 
 use librqbit_peer_protocol as theirs;
-use metainfo::{Geometry, Infohash, PieceIndex};
+use metainfo::{Geometry, Infohash};
 use proptest::prelude::*;
 use swarm::bits::PieceSet;
 use swarm::wire::{Handshake, Message, Request, WireError, decode, encode};
+
+use crate::piece;
 
 fn geometry() -> Geometry {
     Geometry::new(10 * 65536 + 100, 65536).expect("sane")
 }
 
 fn all_messages() -> Vec<Message<'static>> {
-    let mut set = PieceSet::new(11);
-    set.insert(PieceIndex(0));
-    set.insert(PieceIndex(10));
-    let request = Request { piece: PieceIndex(10), begin: 0, len: 100 };
+    let mut set = PieceSet::new(geometry());
+    set.insert(piece(0));
+    set.insert(piece(10));
+    let request = Request { piece: piece(10), begin: 0, len: 100 };
     vec![
         Message::KeepAlive,
         Message::Choke,
         Message::Unchoke,
         Message::Interested,
         Message::NotInterested,
-        Message::Have(PieceIndex(10)),
+        Message::Have(piece(10)),
         Message::Bitfield(set),
         Message::Request(request),
         Message::Cancel(request),
-        Message::Piece { piece: PieceIndex(3), begin: 16384, data: &[7; 16384] },
+        Message::Piece { piece: piece(3), begin: 16384, data: &[7; 16384] },
     ]
 }
 
@@ -103,7 +105,7 @@ fn what_we_do_not_speak_is_skipped() {
 #[test]
 fn bitfields_of_any_piece_count_fit() {
     let geometry = Geometry::new(300_000 * 16384, 16384).expect("sane");
-    let bytes = bytes_of(&Message::Bitfield(PieceSet::full(300_000)));
+    let bytes = bytes_of(&Message::Bitfield(PieceSet::full(geometry)));
     let (message, used) = decode(&bytes, &geometry).expect("good").expect("whole");
     assert_eq!(used, bytes.len());
     assert!(matches!(message, Message::Bitfield(set) if set.is_full()));

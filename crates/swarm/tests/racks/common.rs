@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use metainfo::{FileEntry, Metainfo, NewTorrent, PieceIndex};
+use metainfo::{FileEntry, Geometry, Metainfo, NewTorrent, PieceIndex};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sha1::{Digest, Sha1};
@@ -230,4 +230,9 @@ impl HttpTracker {
         });
         HttpTracker { url, tracker, announces }
     }
+}
+
+/// A torrent of so many pieces: for whoever speaks of pieces that an image does not have.
+pub fn pieces(count: u32) -> Geometry {
+    Geometry::new(u64::from(count) * 16384, 16384).expect("sane")
 }

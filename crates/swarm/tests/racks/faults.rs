@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use metainfo::{Metainfo, PieceIndex};
+use metainfo::Metainfo;
 use swarm::bits::PieceSet;
 use swarm::wire::{HANDSHAKE_LEN, Handshake, Message, Request, decode, encode};
 use swarm::{Have, Options, Swarm, SwarmError};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::common::{HttpTracker, Memory, complete, image, options, receiver, seeder, until};
+use crate::common::{HttpTracker, Memory, complete, image, options, pieces, receiver, seeder, until};
 
 /// How a peer is broken. All but the first few claim to have everything and let us ask.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +79,12 @@ async fn misbehave(fault: Fault, meta: &Metainfo, mut stream: TcpStream) -> std:
     match fault {
         Fault::Noise => out.extend((0..=255u8).cycle().skip(77).take(5000)),
         Fault::HugeMessage => out.extend([0xff; 5]),
-        Fault::NoSuchPiece => encode(&Message::Have(PieceIndex(geometry.piece_count())), &mut out),
+        Fault::NoSuchPiece => {
+            let count = geometry.piece_count();
+            encode(&Message::Have(pieces(count + 1).piece(count).expect("the last")), &mut out);
+        }
         _ => {
-            encode(&Message::Bitfield(PieceSet::full(geometry.piece_count())), &mut out);
+            encode(&Message::Bitfield(PieceSet::full(geometry)), &mut out);
             encode(&Message::Unchoke, &mut out);
             encode(&Message::Interested, &mut out);
         }
@@ -278,8 +281,9 @@ async fn what_is_held_is_served_and_not_fetched_again() {
     let store = Memory::full(&image);
     let resumed = Options { peers: vec![seeder.local_addr()], have: Have::These(held), ..options(Have::None) };
     let swarm = Swarm::start(Arc::clone(&image.meta), Arc::<Memory>::clone(&store), resumed).await.expect("starting");
-    assert!(swarm.has(PieceIndex(0)) && !swarm.has(PieceIndex(1)));
+    let [first, second] = [0, 1].map(|index| image.meta.geometry.piece(index).expect("one of 64"));
+    assert!(swarm.has(first) && !swarm.has(second));
     complete(&swarm).await;
-    assert!(swarm.has(PieceIndex(1)) && store.is_right());
+    assert!(swarm.has(second) && store.is_right());
     assert_eq!(swarm.stats().downloaded, 2 << 20);
 }

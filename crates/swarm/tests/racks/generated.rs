@@ -12,7 +12,7 @@ use swarm::{Have, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::common::{Image, complete, image, options, receiver, seeder};
+use crate::common::{Image, complete, image, options, pieces, receiver, seeder};
 
 /// One thing that a broken peer does.
 #[derive(Clone, Debug)]
@@ -63,8 +63,8 @@ async fn perform(script: &Script, image: &Image, number: u8, mut stream: TcpStre
     peer_id[19] = number;
     stream.write_all(&Handshake { reserved: [0; 8], infohash: image.meta.infohash, peer_id }.encode()).await?;
     stream.read_exact(&mut [0; HANDSHAKE_LEN]).await?;
-    let mut claimed = PieceSet::new(geometry.piece_count());
-    for piece in geometry.pieces().filter(|piece| piece.0 % 8 < script.claims) {
+    let mut claimed = PieceSet::new(geometry);
+    for piece in geometry.pieces().filter(|piece| piece.get() % 8 < script.claims) {
         claimed.insert(piece);
     }
     let mut out = Vec::new();
@@ -76,7 +76,10 @@ async fn perform(script: &Script, image: &Image, number: u8, mut stream: TcpStre
         out.clear();
         match *act {
             Act::Noise(ref bytes) => out.extend(bytes),
-            Act::Say { kind, piece, begin, len } => say(&image.meta, kind, PieceIndex(piece), begin, len, &mut out),
+            Act::Say { kind, piece, begin, len } => {
+                let piece = pieces(20).piece(piece).expect("one of those generated");
+                say(&image.meta, kind, piece, begin, len, &mut out);
+            }
             Act::Answer { count, lie, cut, silent } => {
                 for answered in 1..=count {
                     let Request { piece, begin, len } = next_request(&mut stream, &mut unread, &image.meta).await?;
@@ -114,7 +117,7 @@ fn say(meta: &Metainfo, kind: u8, piece: PieceIndex, begin: u32, len: u32, out: 
         3 => Message::Interested,
         4 => Message::NotInterested,
         5 => Message::Have(piece),
-        6 => Message::Bitfield(PieceSet::full(meta.geometry.piece_count() + begin % 9)),
+        6 => Message::Bitfield(PieceSet::full(pieces(meta.geometry.piece_count() + begin % 9))),
         7 => Message::Request(request),
         8 => Message::Piece { piece, begin, data: &data },
         _ => Message::Cancel(request),

@@ -56,7 +56,7 @@ impl Node {
         let core = Core::new(Setup {
             geometry,
             block_bytes: room.block_bytes(),
-            have: Some(if is_seeder { PieceSet::full(room.piece_count) } else { PieceSet::new(room.piece_count) }),
+            have: Some(if is_seeder { PieceSet::full(geometry) } else { PieceSet::new(geometry) }),
             budget: in_flight / u64::from(room.piece_len) * u64::from(geometry.piece_len()),
             upload_slots: room.slots,
             rng: StdRng::seed_from_u64(room.seed << 16 | u64::from(node)),

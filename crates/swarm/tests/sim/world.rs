@@ -104,7 +104,7 @@ impl World {
             unfinished: nodes.len() - 1,
             nodes,
             window: (WINDOW_BYTES / room.block_bytes()).max(2),
-            spread: PieceSet::new(room.piece_count),
+            spread: PieceSet::new(room.picked()),
             room,
         };
         let mut rng = StdRng::seed_from_u64(world.room.seed);

@@ -11,7 +11,6 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use layout::DiskOffset;
-use metainfo::PieceIndex;
 use tempfile::NamedTempFile;
 
 use capture::content::write_sparse;
@@ -183,7 +182,7 @@ fn export(image: &Image, target: &mut impl Target, stop: &AtomicBool) -> anyhow:
     let mut progress = Progress::new("exporting", geometry.content_len());
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
     let hashes = job.hash(|range, buf| {
-        let piece = PieceIndex(u32::try_from(range.start / u64::from(geometry.piece_len()))?);
+        let piece = geometry.piece_at(range.start).context("reading past the last piece")?;
         storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))?;
         let mut rest = &*buf;
         for part in image.layout.on_disk(range.clone())? {

@@ -125,7 +125,7 @@ fn verify(image: &Image) -> anyhow::Result<()> {
     let stop = stop_on_signals()?;
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
     let hashes = job.hash(|range, buf| {
-        let piece = PieceIndex(u32::try_from(range.start / u64::from(geometry.piece_len()))?);
+        let piece = geometry.piece_at(range.start).context("reading past the last piece")?;
         storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))
     })?;
     let rate = progress.finish();
