@@ -11,3 +11,4 @@ pub mod tracker;
 
 mod boot_script;
 mod listener;
+mod neighbours;

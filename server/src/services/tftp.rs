@@ -1,125 +1,294 @@
-//! TFTP: `async-tftp` around a tree of names that exists only here, one server for each address.
+//! TFTP: a tree of names that exists only here, and one task for each transfer.
 //!
-//! Nothing outside the tree can be named: a request is compared with the few names there are. The crate ignores a
-//! client's ERROR packets and keeps a transfer until its retries are used up, and meanwhile ignores further requests
-//! from the same port. So a client that gives up (UEFI does, to learn a file's size) costs us ten seconds of
-//! retransmission at most, and a separate transfer only if it asked again from the very same port within these.
+//! Nothing outside the tree can be named: a request is compared with the few names there are.
 //!
-//! What it has no limit on is requests that wait to be looked at: its loop takes the next packet before anything else, and
-//! keeps a task for each new address and port. So a flood that arrives faster than it is read stops TFTP, and costs
-//! memory, for as long as it lasts. Machines that can boot by HTTP do; the switch has to see to the rest.
+//! A room that is switched on asks all at once. Each transfer has a place, and gives it back when it is done, when the
+//! client ends it (UEFI does, once it knows the size), and soon when the client has never said a word. A request for which
+//! there is no place is not answered: firmware asks again after a second or four, where a refusal would make it boot from
+//! something else. The protocol itself is `netboot::tftp`. async-tftp, which was here before, cannot do that: it passes over
+//! a client's ERROR, keeps the place for ten seconds, and meanwhile is deaf to the client's port.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Cursor, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context as TaskContext, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use async_tftp::packet;
-use async_tftp::server::{Handler, TftpServer, TftpServerBuilder};
 use bytes::Bytes;
-use futures_lite::{AsyncRead, future};
 use netboot::MacAddr;
+use netboot::loaders::BOOT_FILES;
+use netboot::tftp::{Answer, Content, ReadRequest, Refusal, RequestError, Sending, Transfer, refusal};
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::room::orders::Job;
 use crate::room::{Room, count};
 use crate::services::binding::{self, Binding};
 use crate::services::boot_script;
-use netboot::loaders::BOOT_FILES;
+use crate::services::neighbours::Neighbours;
 
-/// An Ethernet frame without the headers of IP, UDP and TFTP.
-const MAX_BLKSIZE: u16 = 1468;
-/// 47 KB in flight: enough for a gigabit LAN, and no more than any socket buffer takes at once.
-const MAX_WINDOWSIZE: u16 = 32;
-/// Silence after which a window is sent again, and how often. Together ten seconds: see the top.
-const TIMEOUT: Duration = Duration::from_millis(500);
-const RETRIES: u32 = 20;
-/// Transfers at the same time; each has two file descriptors. A request beyond them is refused when its turn comes: this
-/// saves descriptors, and not the memory that a flood of requests takes (see the top).
-const MAX_TRANSFERS: usize = 256;
+/// The headers of IP, UDP and TFTP in a packet.
+const HEADERS: u16 = 20 + 8 + 4;
+/// What every Ethernet carries.
+const ETHERNET_MTU: u16 = 1500;
+/// Transfers at the same time; each has a socket, and a boot file besides.
+const MAX_TRANSFERS: usize = 2048;
+/// The part of the places that anybody may take. Of the rest no card has more than [`SHARE`].
+const PLENTY: usize = MAX_TRANSFERS / 2;
+const SHARE: usize = MAX_TRANSFERS / 8;
 /// How long we remember which machine asks from which address.
 const REMEMBER: Duration = Duration::from_secs(120);
 /// Addresses remembered at most.
 const MAX_REMEMBERED: usize = 4096;
+/// Requests without a place are logged this often at most.
+const FULL_EVERY: Duration = Duration::from_secs(60);
+/// More than any datagram.
+const DATAGRAM_MAX: usize = 65536;
 
 /// A bound server.
 pub struct TftpService {
-    server: TftpServer<Tree>,
+    socket: StdUdpSocket,
     address: Ipv4Addr,
+    tree: Tree,
 }
 
 /// Opens the port on one address.
 ///
 /// # Errors
-/// A port in use or a missing right.
+/// A port in use or a missing permission.
 pub fn bind(room: &Arc<Room>, binding: &Binding) -> anyhow::Result<TftpService> {
     let port = room.settings.tftp_port();
     let address = binding.address;
-    let socket = UdpSocket::bind((address, port))
+    let socket = StdUdpSocket::bind((address, port))
         .map_err(|error| binding::explain(error, "TFTP", address, port, true, "tftp_port"))?;
-    let tree = Tree { room: room.clone(), address, transfers: Arc::default(), asked: HashMap::new() };
-    let builder = TftpServerBuilder::with_handler(tree)
-        .std_socket(socket)?
-        .block_size_limit(MAX_BLKSIZE)
-        .window_size_limit(MAX_WINDOWSIZE)
-        .timeout(TIMEOUT)
-        .ignore_client_timeout()
-        .max_send_retries(RETRIES);
-    Ok(TftpService { server: future::block_on(builder.build())?, address })
+    socket.set_nonblocking(true)?;
+    let tree = Tree { room: room.clone(), address, asked: HashMap::new() };
+    Ok(TftpService { socket, address, tree })
 }
 
-/// Serves on a thread of its own until `stop` is sent or dropped.
-pub fn run(service: TftpService, stop: oneshot::Receiver<()>) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let TftpService { server, address } = service;
+/// Serves on a thread of its own until `stop` is sent or dropped: reading a boot file may block for as long as the page
+/// cache takes.
+pub fn run(service: TftpService, stop: oneshot::Receiver<()>) -> io::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("tftp".into()).spawn(move || {
+        let address = service.address;
         let serve = async {
-            if let Err(error) = server.serve().await {
-                log::error!("TFTP on {address} has stopped: {error}; restart the server");
-            }
+            let Err(error) = service.serve(stop).await else { return };
+            log::error!("TFTP on {address} has stopped: {error}; restart the server");
         };
-        let stop = async {
-            let _ = stop.await;
-        };
-        future::block_on(future::or(serve, stop));
+        runtime.block_on(serve);
     })
 }
 
-/// What a machine hears for which nothing is armed (RFC 1350 code 7). `/init` takes it at its word and asks for no other
-/// name.
-const NOTHING_ARMED: packet::Error = packet::Error::NoSuchUser;
-/// What anybody hears when there are too many transfers (RFC 1350 code 3, "allocation exceeded"): trouble that passes, and
-/// not "no such file", which would send a machine to the next name.
-const BUSY: packet::Error = packet::Error::DiskFull;
+impl TftpService {
+    async fn serve(self, mut stop: oneshot::Receiver<()>) -> io::Result<()> {
+        let TftpService { socket, address, mut tree } = self;
+        let socket = UdpSocket::from_std(socket)?;
+        let mut places = Places::default();
+        let mut tasks = JoinSet::new();
+        let mut buf = vec![0; DATAGRAM_MAX];
+        loop {
+            tokio::select! {
+                _ = &mut stop => return Ok(()),
+                Some(ended) = tasks.join_next() => {
+                    // An aborted one has been replaced, and its place with it.
+                    if let Ok((client, id)) = ended {
+                        places.give_back(client, id);
+                    }
+                }
+                received = socket.recv_from(&mut buf) => {
+                    // An error here is about a packet that we sent: the client is gone.
+                    let Ok((len, client)) = received else { continue };
+                    let request = match ReadRequest::parse(&buf[..len]) {
+                        Ok(request) => request,
+                        Err(RequestError::Noise) => continue,
+                        Err(RequestError::Refused(why)) => {
+                            count(&tree.room.counters.tftp_refused);
+                            log::debug!("{client} sent a TFTP request that cannot be served: {why:?}");
+                            let text = match why {
+                                Refusal::AccessViolation => "nothing can be written here",
+                                _ => "cannot read this request",
+                            };
+                            let _ = socket.try_send_to(&refusal(why, text), client);
+                            continue;
+                        }
+                    };
+                    if !places.has_room_for(client, &request) {
+                        continue;
+                    }
+                    match tree.open(client.ip(), &request.name) {
+                        Ok(source) => {
+                            count(&tree.room.counters.tftp_served);
+                            log::debug!("{client} fetches {} by TFTP, {} bytes", request.name, source.len());
+                            let (id, is_heard) = places.next();
+                            let sending = send(request.clone(), source, address, client, Arc::clone(&is_heard));
+                            let task = tasks.spawn(async move {
+                                sending.await;
+                                (client, id)
+                            });
+                            places.occupy(client, Place { id, request, is_heard, task });
+                        }
+                        Err((why, text)) => {
+                            count(&tree.room.counters.tftp_refused);
+                            log::debug!("{client} asks for {:?} by TFTP: {text}", request.name);
+                            let _ = socket.try_send_to(&refusal(why, &text), client);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One transfer, from its own port, to its end.
+async fn send(request: ReadRequest, source: Source, address: Ipv4Addr, client: SocketAddr, is_heard: Arc<AtomicBool>) {
+    if let Err(error) = exchange(&request, source, address, client, &is_heard).await {
+        log::warn!("sending {} to {client} by TFTP: {error}", request.name);
+    }
+}
+
+async fn exchange(
+    request: &ReadRequest,
+    source: Source,
+    address: Ipv4Addr,
+    client: SocketAddr,
+    is_heard: &AtomicBool,
+) -> io::Result<()> {
+    let socket = UdpSocket::bind((address, 0)).await?;
+    // The kernel drops what others send here.
+    socket.connect(client).await?;
+    let mut transfer = Transfer::new(request, source, max_blksize(&socket), Instant::now());
+    let mut buf = [0; 1024];
+    loop {
+        match transfer.poll(Instant::now()) {
+            Ok(Sending::Packet(packet)) => match socket.send(&packet).await {
+                // Its port is closed: it is gone.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                // Any other packet that cannot be sent is as good as lost on the way.
+                _ => {}
+            },
+            Ok(Sending::Wait { until }) => match tokio::time::timeout_at(until.into(), socket.recv(&mut buf)).await {
+                Ok(Ok(len)) => {
+                    transfer.receive(&buf[..len], Instant::now());
+                    is_heard.store(!transfer.is_fresh(), Ordering::Relaxed);
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            },
+            Ok(Sending::Over(answer)) => {
+                if let Answer::Silent(acknowledged) = answer {
+                    log::debug!("{client} has gone silent after {acknowledged} bytes of {}", request.name);
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                let _ = socket.send(&refusal(Refusal::Other, "the file cannot be read on the server")).await;
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The largest block that reaches the client in one packet: tunnels and old ROMs lose fragments.
+fn max_blksize(socket: &UdpSocket) -> u16 {
+    let mtu = getsockopt(socket, sockopt::IpMtu).ok().and_then(|mtu| u16::try_from(mtu).ok());
+    // Jumbo frames may end at the next switch.
+    mtu.unwrap_or(ETHERNET_MTU).min(ETHERNET_MTU).saturating_sub(HEADERS)
+}
+
+/// Who has a place.
+#[derive(Default)]
+struct Places {
+    taken: HashMap<SocketAddr, Place>,
+    last_id: u64,
+    neighbours: Neighbours,
+    complained_at: Option<Instant>,
+}
+
+struct Place {
+    id: u64,
+    request: ReadRequest,
+    /// Whether the client has said anything since its request.
+    is_heard: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Places {
+    /// Whether to begin a transfer. Not if the same request came again before the client has said anything else, because
+    /// the transfer's own clock sends the answer again; and not if there is no place.
+    fn has_room_for(&mut self, client: SocketAddr, request: &ReadRequest) -> bool {
+        if let Some(place) = self.taken.get(&client) {
+            return place.request != *request || place.is_heard.load(Ordering::Relaxed);
+        }
+        let has_room = self.taken.len() < PLENTY || self.taken.len() < MAX_TRANSFERS && self.has_share(client.ip());
+        if !has_room && self.complained_at.is_none_or(|at| at.elapsed() > FULL_EVERY) {
+            self.complained_at = Some(Instant::now());
+            log::warn!(
+                "{} TFTP transfers are under way: {client} has to ask for {:?} again",
+                self.taken.len(),
+                request.name
+            );
+        }
+        has_room
+    }
+
+    fn has_share(&mut self, address: IpAddr) -> bool {
+        let owner = self.neighbours.owner(address);
+        let neighbours = &mut self.neighbours;
+        self.taken.keys().filter(|other| neighbours.owner(other.ip()) == owner).count() < SHARE
+    }
+
+    /// What a new place needs.
+    fn next(&mut self) -> (u64, Arc<AtomicBool>) {
+        self.last_id += 1;
+        (self.last_id, Arc::default())
+    }
+
+    /// A transfer begins, and ends the one before it from the same port.
+    fn occupy(&mut self, client: SocketAddr, place: Place) {
+        if let Some(old) = self.taken.insert(client, place) {
+            old.task.abort();
+        }
+    }
+
+    fn give_back(&mut self, client: SocketAddr, id: u64) {
+        if self.taken.get(&client).is_some_and(|place| place.id == id) {
+            self.taken.remove(&client);
+        }
+    }
+}
 
 /// The tree of names.
 struct Tree {
     room: Arc<Room>,
     address: Ipv4Addr,
-    transfers: Arc<AtomicUsize>,
     /// Who asked for a name with a MAC address in it, and when: the names without one then mean that machine too.
     asked: HashMap<IpAddr, (MacAddr, Instant)>,
 }
 
 impl Tree {
-    fn open(&mut self, client: IpAddr, name: &str) -> Result<Source, packet::Error> {
+    /// The file of that name, or why there is none, for the client.
+    fn open(&mut self, client: IpAddr, name: &str) -> Result<Source, (Refusal, String)> {
+        let missing = || (Refusal::NoSuchFile, "there is no such file".to_owned());
         if BOOT_FILES.contains(&name) {
             let path = self.room.boot_dir.join(name);
             return Source::file(&path).map_err(|error| {
                 log::error!("{} cannot be read: {error}; run `make image`", path.display());
-                packet::Error::FileNotFound
+                missing()
             });
         }
         if let Some(image) = name.strip_prefix("torrents/").and_then(|name| name.strip_suffix(".torrent")) {
             return match self.room.torrent(image) {
-                Ok(Some(image)) => Ok(Source::bytes(image.torrent_bytes.clone())),
-                Ok(None) => Err(packet::Error::FileNotFound),
-                Err(error) => Err(packet::Error::Msg(text_for_client(&error))),
+                Ok(Some(image)) => Ok(Source::Bytes(image.torrent_bytes.clone())),
+                Ok(None) => Err(missing()),
+                Err(error) => Err((Refusal::Other, error)),
             };
         }
         let room = &self.room;
@@ -139,14 +308,15 @@ impl Tree {
                 Ok(mac) => {
                     self.remember(client, mac);
                     // Not "no such file", or it would go on to ask for what is meant for everybody.
-                    let job = self.room.armed().job_for(mac, &self.room.settings).ok_or(NOTHING_ARMED)?;
+                    let nothing_armed = || (Refusal::NoSuchUser, format!("nothing is armed for {mac}"));
+                    let job = self.room.armed().job_for(mac, &self.room.settings).ok_or_else(nothing_armed)?;
                     Some(boot_script::conf(&self.room, &job, self.address))
                 }
                 Err(_) => None,
             },
             _ => None,
         };
-        text.map(|text| Source::bytes(text.into())).ok_or(packet::Error::FileNotFound)
+        text.map(|text| Source::Bytes(text.into())).ok_or_else(missing)
     }
 
     /// What a name without a MAC address means for this client: a machine that is held back, and therefore found
@@ -169,97 +339,36 @@ impl Tree {
     }
 }
 
-impl Handler for Tree {
-    type Reader = Transfer;
-    type Writer = futures_lite::io::Sink;
-
-    async fn read_req_open(
-        &mut self,
-        client: &SocketAddr,
-        path: &Path,
-    ) -> Result<(Transfer, Option<u64>), packet::Error> {
-        // GRUB asks with a leading slash, some firmware with backslashes.
-        let name = path.to_string_lossy().replace('\\', "/");
-        let name = name.trim_start_matches('/');
-        let guard = Guard::new(&self.transfers).ok_or_else(|| {
-            count(&self.room.counters.tftp_refused);
-            BUSY
-        })?;
-        match self.open(client.ip(), name) {
-            Ok(source) => {
-                count(&self.room.counters.tftp_served);
-                log::debug!("{client} fetches {name} by TFTP, {} bytes", source.len);
-                let len = source.len;
-                Ok((Transfer { source, _guard: guard }, Some(len)))
-            }
-            Err(error) => {
-                count(&self.room.counters.tftp_refused);
-                log::debug!("{client} asks for {name:?} by TFTP: {error:?}");
-                Err(error)
-            }
-        }
-    }
-
-    async fn write_req_open(
-        &mut self,
-        client: &SocketAddr,
-        path: &Path,
-        _size: Option<u64>,
-    ) -> Result<Self::Writer, packet::Error> {
-        count(&self.room.counters.tftp_refused);
-        log::debug!("{client} wants to write {:?} by TFTP: refused", path);
-        Err(packet::Error::PermissionDenied)
-    }
-}
-
 /// Where bytes come from.
-struct Source {
-    reader: Box<dyn Read + Send>,
-    len: u64,
+enum Source {
+    File(File, u64),
+    Bytes(Bytes),
 }
 
 impl Source {
-    fn file(path: &Path) -> std::io::Result<Source> {
+    fn file(path: &Path) -> io::Result<Source> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        Ok(Source { reader: Box::new(BufReader::with_capacity(64 << 10, file)), len })
-    }
-
-    fn bytes(bytes: Bytes) -> Source {
-        Source { len: bytes.len() as u64, reader: Box::new(Cursor::new(bytes)) }
+        Ok(Source::File(file, len))
     }
 }
 
-/// One transfer in progress. Reading blocks for as long as the page cache takes; the thread serves TFTP only.
-struct Transfer {
-    source: Source,
-    _guard: Guard,
-}
-
-impl AsyncRead for Transfer {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut TaskContext<'_>, buf: &mut [u8]) -> Poll<std::io::Result<usize>> {
-        Poll::Ready(self.source.reader.read(buf))
+impl Content for Source {
+    fn len(&self) -> u64 {
+        match self {
+            Source::File(_, len) => *len,
+            Source::Bytes(bytes) => bytes.len() as u64,
+        }
     }
-}
 
-/// One of [`MAX_TRANSFERS`].
-struct Guard(Arc<AtomicUsize>);
-
-impl Guard {
-    fn new(transfers: &Arc<AtomicUsize>) -> Option<Guard> {
-        let taken = transfers
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < MAX_TRANSFERS).then_some(count + 1));
-        taken.ok().map(|_| Guard(transfers.clone()))
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self {
+            Source::File(file, _) => file.read_exact_at(buf, at),
+            Source::Bytes(bytes) => {
+                let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.get(..buf.len()));
+                buf.copy_from_slice(rest.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
     }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An ERROR packet's text: one line, short enough for the smallest block.
-fn text_for_client(error: &str) -> String {
-    error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(400).collect()
 }

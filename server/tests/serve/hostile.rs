@@ -189,7 +189,6 @@ fn a_torrent_is_in_memory_once() {
     });
 }
 
-/// UEFI asks for a file's size and aborts, then asks again; a client that uses the same port again is made to wait,
 /// but not for ever.
 #[test]
 fn a_client_that_aborts_is_served_again() {

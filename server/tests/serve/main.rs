@@ -12,3 +12,4 @@ mod files;
 mod hostile;
 mod mistakes;
 mod seeding;
+mod tftp;

@@ -21,9 +21,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::tftp::{
-    ACK, BAD_OPTIONS, DATA, ERROR, OACK, PLAIN_BLKSIZE, RRQ, UNKNOWN_TID, ack, error, options, take_u16,
-};
+use crate::tftp::{BAD_OPTIONS, DATA, ERROR, OACK, PLAIN_BLKSIZE, RRQ, UNKNOWN_TID, ack, error, options, take_u16};
 
 /// Largest block that fits an Ethernet frame with IP, UDP and TFTP headers, and without IP options: 1500-20-8-4.
 const BLKSIZE: u16 = 1468;

@@ -30,6 +30,8 @@ const MIN_BLKSIZE: u64 = 8;
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// Silences in a row after which the client is taken as gone: ten seconds.
 const MAX_TRIES: u32 = 20;
+/// The same as long as the client has said nothing: its request comes again, if it still wants an answer.
+const MAX_UNHEARD_TRIES: u32 = 5;
 /// The same once all of the file has been sent: whoever has it may be gone, and its last ACK lost.
 const MAX_LAST_TRIES: u32 = 4;
 /// Longest name and longest text of an ERROR packet that are looked at or sent, in bytes.
@@ -257,7 +259,12 @@ impl<C: Content> Transfer<C> {
         if now >= self.deadline {
             self.tries += 1;
             let is_all_sent = self.acked + self.windowsize >= self.last;
-            if self.tries > if is_all_sent { MAX_LAST_TRIES } else { MAX_TRIES } {
+            let most = match (self.is_heard, is_all_sent) {
+                (false, _) => MAX_UNHEARD_TRIES,
+                (true, true) => MAX_LAST_TRIES,
+                (true, false) => MAX_TRIES,
+            };
+            if self.tries > most {
                 let is_sent = is_all_sent && self.offer.is_none();
                 let silent = Answer::Silent(self.acked * u64::try_from(self.blksize).expect("at most 65535"));
                 let answer = if is_sent { Answer::Sent } else { silent };

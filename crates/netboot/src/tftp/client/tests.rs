@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::tftp::ACK;
 
 const MAX: usize = 64 << 20;
 
