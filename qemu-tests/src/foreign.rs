@@ -27,6 +27,17 @@ impl Dnsmasq {
         start(command, "site-dhcp")
     }
 
+    /// The same, but it still names the boot file of a server that was there before and is gone.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn site_dhcp_with_leftover(host: &Host) -> Result<Dnsmasq> {
+        let mut command = host.command("dnsmasq");
+        command.args(["--interface=eth0", "--dhcp-range=10.77.0.100,10.77.0.199,255.255.255.0,1h"]);
+        command.arg("--dhcp-boot=old/pxelinux.0,,10.77.0.2");
+        start(command, "site-dhcp")
+    }
+
     /// DHCP at the server's own address, naming itself as the TFTP server; `tftp_root` is an absolute path.
     ///
     /// # Errors

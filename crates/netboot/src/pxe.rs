@@ -16,6 +16,9 @@ use order::MacAddr;
 const IPXE_ENCAPSULATED: u8 = 175;
 /// `no-pxedhcp` = 1 inside option 175: do not wait three seconds for a ProxyDHCP server that is not there.
 const NO_PXEDHCP: [u8; 3] = [176, 1, 1];
+/// `priority` = 127 inside option 175: of two servers' settings iPXE takes these. Else the boot file that a site's DHCP server
+/// still names, for a server that was there before, would come before that of our offer.
+const PRIORITY: [u8; 3] = [1, 1, 127];
 /// PXE discovery control = 8 inside option 43: boot the file of this offer, do not ask port 4011 or show a menu.
 const DISCOVERY_CONTROL: [u8; 4] = [6, 1, 8, 255];
 /// The `file` field of the BOOTP header.
@@ -104,11 +107,13 @@ pub fn identify(message: &Message) -> Option<BootClient> {
 
 /// What to boot, or `None` for an architecture we have nothing for (32-bit UEFI, ARM, HTTP boot without HTTP).
 pub fn boot_file(client: &BootClient, server: &BootServer) -> Option<BootFile> {
-    if client.is_ipxe {
+    // The kernel that the script names is x86-64's.
+    if client.is_ipxe && matches!(client.arch, 0 | 7 | 9 | 16) {
         let script = server.url(&format!("boot.ipxe?mac={}", client.mac.dashed()));
         return Some(script.map_or(BootFile::Tftp("boot.ipxe".into()), BootFile::Url));
     }
     match (client.class, client.arch) {
+        _ if client.is_ipxe => None,
         (Class::Pxe, 0) => Some(BootFile::Tftp(loaders::BIOS.into())),
         // RFC 4578 called x86-64 9 and byte code 7; firmware has it the other way round, both are x86-64 (erratum 4625).
         (Class::Pxe, 7 | 9) => Some(BootFile::Tftp(loaders::UEFI_X64.into())),
@@ -117,7 +122,8 @@ pub fn boot_file(client: &BootClient, server: &BootServer) -> Option<BootFile> {
     }
 }
 
-/// ProxyDHCP on port 67: the offer that names the boot file and no address, beside the site's own DHCP server.
+/// ProxyDHCP on port 67: the offer that names the boot file and no address, beside the site's own DHCP server. That server may
+/// name a boot file too.
 ///
 /// Only a DISCOVER is answered; a REQUEST on port 67 is for the site's server.
 pub fn proxy_offer(request: &Message, server: &BootServer) -> Option<Datagram> {
@@ -127,6 +133,9 @@ pub fn proxy_offer(request: &Message, server: &BootServer) -> Option<Datagram> {
     let client = identify(request)?;
     let mut offer = message::reply_to(request, server.address, MessageType::Offer);
     fill(&mut offer, request, &client, server)?;
+    if client.is_ipxe {
+        offer.opts_mut().insert(message::raw(IPXE_ENCAPSULATED, &PRIORITY));
+    }
     let giaddr = request.giaddr();
     let to = if giaddr.is_unspecified() {
         SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT)

@@ -7,6 +7,7 @@ use crate::foreign::Dnsmasq;
 use crate::golden::{MARKER, Size};
 use crate::golden_debian;
 use crate::machine::{Firmware, MachineSpec};
+use crate::network::Host;
 use crate::rack::Rack;
 use crate::server::{Dhcp, ServerConfig};
 
@@ -17,18 +18,31 @@ pub fn golden_disk_starts(rack: &mut Rack) -> Result<()> {
 }
 
 pub fn proxy_dhcp_bios(rack: &mut Rack) -> Result<()> {
-    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio)
+    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dnsmasq::site_dhcp)
 }
 
 pub fn proxy_dhcp_uefi(rack: &mut Rack) -> Result<()> {
-    beside_dnsmasq(rack, Firmware::Uefi, Bus::Scsi)
+    beside_dnsmasq(rack, Firmware::Uefi, Bus::Scsi, Dnsmasq::site_dhcp)
 }
 
-/// The site's DHCP knows nothing of booting; our server gives no address to anybody.
-fn beside_dnsmasq(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
+pub fn leftover_file_bios(rack: &mut Rack) -> Result<()> {
+    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dnsmasq::site_dhcp_with_leftover)
+}
+
+pub fn leftover_file_uefi(rack: &mut Rack) -> Result<()> {
+    beside_dnsmasq(rack, Firmware::Uefi, Bus::Virtio, Dnsmasq::site_dhcp_with_leftover)
+}
+
+/// The site's DHCP knows nothing of booting, or something old; our server gives no address to anybody.
+fn beside_dnsmasq(
+    rack: &mut Rack,
+    firmware: Firmware,
+    bus: Bus,
+    site_dhcp: fn(&Host) -> Result<Dnsmasq>,
+) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let host = rack.network.host("10.77.0.2")?;
-    let site = Dnsmasq::site_dhcp(&host)?;
+    let site = site_dhcp(&host)?;
     let mut server = rack.serve(ServerConfig::new(Dhcp::Proxy))?;
     let image = server.capture(&golden, "golden")?;
     server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;

@@ -52,6 +52,8 @@ pub const CASES: &[Case] = &[
     case("small_machines", "the least memory by BIOS and UEFI, cloud and generic kernel", memory::small_machines),
     case("proxy_dhcp_bios", "beside a site's dnsmasq, BIOS", chain::proxy_dhcp_bios),
     case("proxy_dhcp_uefi", "beside a site's dnsmasq, UEFI", chain::proxy_dhcp_uefi),
+    case("leftover_file_bios", "the site's DHCP still names a boot file, BIOS", chain::leftover_file_bios),
+    case("leftover_file_uefi", "the site's DHCP still names a boot file, UEFI", chain::leftover_file_uefi),
     case("dhcp_server_bios", "imaged, restarted, and started from its own disk, BIOS", chain::dhcp_server_bios),
     case("dhcp_server_uefi", "imaged, restarted, and started from its own disk, UEFI", chain::dhcp_server_uefi),
     case("nothing_armed_bios", "a machine starts its own disk while nothing is armed", chain::nothing_armed_bios),

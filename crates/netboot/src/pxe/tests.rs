@@ -190,3 +190,12 @@ fn the_oldest_rom_is_bios_and_a_new_port_is_in_the_url() {
     let file = boot_file(&client, &BootServer { http_port: Some(8080), ..SERVER }).expect("a file");
     assert_eq!(file.to_string(), "http://10.77.0.1:8080/boot.ipxe?mac=52-54-00-77-00-01");
 }
+
+#[test]
+fn ipxe_of_another_architecture_gets_no_script_that_cannot_run() {
+    for (arch, is_served) in [(0, true), (7, true), (9, true), (6, false), (10, false), (11, false), (27, false)] {
+        let mac = "52:54:00:77:00:01".parse().expect("an address");
+        let client = BootClient { mac, class: Class::Pxe, arch, is_ipxe: true };
+        assert_eq!(boot_file(&client, &SERVER).is_some(), is_served, "{arch}");
+    }
+}
