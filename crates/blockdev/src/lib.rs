@@ -2,6 +2,12 @@
 //!
 //! A regular file can stand for a disk. All calls block; run them on a thread that may.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 mod aligned;
 mod device;
 mod ffi;

@@ -19,14 +19,14 @@ const SILENT_THEN: Duration = Duration::from_secs(5);
 
 /// A running program that is killed when nobody waits for it any more.
 #[derive(Debug)]
-pub struct Running(pub Child);
+pub(crate) struct Running(pub Child);
 
 impl Running {
     /// Waits for its end, calling `look` now and then.
     ///
     /// # Errors
     /// That we were told to stop, or that it cannot be waited for.
-    pub fn wait(&mut self, stop: &AtomicBool, mut look: impl FnMut()) -> anyhow::Result<ExitStatus> {
+    pub(crate) fn wait(&mut self, stop: &AtomicBool, mut look: impl FnMut()) -> anyhow::Result<ExitStatus> {
         loop {
             if let Some(status) = self.0.try_wait().context("waiting for a program")? {
                 look();
@@ -54,7 +54,7 @@ impl Drop for Running {
 ///
 /// # Errors
 /// If it cannot be run, or that we were told to stop. It is killed then.
-pub fn run(command: &mut Command, stop: &AtomicBool, what: &str) -> anyhow::Result<(ExitStatus, Vec<u8>)> {
+pub(crate) fn run(command: &mut Command, stop: &AtomicBool, what: &str) -> anyhow::Result<(ExitStatus, Vec<u8>)> {
     let name = command.get_program().to_string_lossy().into_owned();
     let running = || format!("running {name}");
     let out = tempfile::tempfile().with_context(running)?;
@@ -79,7 +79,7 @@ pub fn run(command: &mut Command, stop: &AtomicBool, what: &str) -> anyhow::Resu
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn said(mut file: &File) -> io::Result<Vec<u8>> {
+pub(crate) fn said(mut file: &File) -> io::Result<Vec<u8>> {
     let len = file.seek(SeekFrom::End(0))?;
     file.seek(SeekFrom::Start(len.saturating_sub(SAID_MAX)))?;
     let mut said = Vec::new();

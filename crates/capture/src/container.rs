@@ -17,8 +17,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-pub use self::disk_format::disk_format;
-pub use self::look::Container;
+pub(crate) use self::disk_format::disk_format;
+pub(crate) use self::look::Container;
 use self::look::Look;
 
 /// Looks at a file of `len` bytes; `path` is for the commands that are proposed. `None` for what may be a disk.
@@ -28,7 +28,7 @@ use self::look::Look;
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn recognise(path: &Path, file: &File, len: u64) -> io::Result<Option<Container>> {
+pub(crate) fn recognise(path: &Path, file: &File, len: u64) -> io::Result<Option<Container>> {
     let look = Look::new(path, file, len)?;
     if let Some(tar) = archive::tar(&look)? {
         return Ok(Some(tar));
@@ -43,7 +43,7 @@ pub fn recognise(path: &Path, file: &File, len: u64) -> io::Result<Option<Contai
 ///
 /// # Errors
 /// What it is and what to do, or why it cannot be read.
-pub fn refuse(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn refuse(path: &Path) -> anyhow::Result<()> {
     let reading = || format!("reading {}", path.display());
     let file = File::open(path).with_context(reading)?;
     let len = file.metadata().with_context(reading)?.len();

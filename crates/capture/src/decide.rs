@@ -29,7 +29,7 @@ const DYNAMIC: [(&str, &str); 3] = [
 
 /// What was found at a partition, and what becomes of it.
 #[derive(Debug)]
-pub struct Decision {
+pub(crate) struct Decision {
     /// Its signatures.
     pub found: Probe,
     /// What becomes of its bytes.
@@ -40,7 +40,7 @@ pub struct Decision {
 
 /// What becomes of a partition's bytes.
 #[derive(Debug)]
-pub enum What {
+pub(crate) enum What {
     /// It only holds logical partitions, which are decided about one by one.
     Container,
     /// The source does not have it.
@@ -63,7 +63,7 @@ impl Decision {
 }
 
 /// Who decides.
-pub struct Decider<'a> {
+pub(crate) struct Decider<'a> {
     pub source: &'a Source,
     /// A directory for what the tools need meanwhile.
     pub scratch: &'a Path,
@@ -82,7 +82,7 @@ impl Decider<'_> {
     ///
     /// # Errors
     /// If it cannot be read, is not fit to be captured, a tool is missing, or that we were told to stop.
-    pub fn decide(&mut self, partition: &Partition) -> anyhow::Result<Decision> {
+    pub(crate) fn decide(&mut self, partition: &Partition) -> anyhow::Result<Decision> {
         let place = partition.range();
         if partition.is_extended {
             return Ok(Decision { found: Probe::default(), what: What::Container, note: String::new() });
@@ -131,7 +131,7 @@ impl Decider<'_> {
     ///
     /// # Errors
     /// If the tree's superblock cannot be read.
-    pub fn keep_verified(&self, partitions: &[Partition], decisions: &mut [Decision]) -> anyhow::Result<()> {
+    pub(crate) fn keep_verified(&self, partitions: &[Partition], decisions: &mut [Decision]) -> anyhow::Result<()> {
         let is_tree = |decision: &Decision| decision.found.file_system == "DM_verity_hash";
         let mut lens = Vec::new();
         for (partition, _) in partitions.iter().zip(&*decisions).filter(|(_, decision)| is_tree(decision)) {

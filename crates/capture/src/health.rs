@@ -15,7 +15,7 @@ const UNCLEAN: i32 = 15;
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Health {
+pub(crate) enum Health {
     /// Nothing against its map.
     Fit,
     /// Its map may lack what is in use; what to tell a person, and that `--at-own-risk` copies it whole.
@@ -28,7 +28,7 @@ pub enum Health {
 ///
 /// # Errors
 /// If it cannot be read, or a program cannot be run.
-pub fn look<W: AsRef<Path>>(
+pub(crate) fn look<W: AsRef<Path>>(
     file_system: &str,
     volume: &mut (impl Read + Seek),
     open: impl FnOnce() -> anyhow::Result<W>,
@@ -200,7 +200,7 @@ fn xfs(device: &Path) -> anyhow::Result<Health> {
 }
 
 /// What to say of a Linux that is hibernated: its memory is on the disk, and its file systems are in use.
-pub const LINUX_HIBERNATED: &str = "the Linux on this disk is hibernated, so its file systems are in use: start it, shut it \
+pub(crate) const LINUX_HIBERNATED: &str = "the Linux on this disk is hibernated, so its file systems are in use: start it, shut it \
                                     down, and capture again; or take it as it is with --at-own-risk";
 
 #[cfg(test)]

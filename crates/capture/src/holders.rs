@@ -18,7 +18,7 @@ const NAMED_MAX: usize = 5;
 
 /// Somebody who can write to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Writer {
+pub(crate) struct Writer {
     /// The process; `None` for a loop device, which is the kernel's.
     pub pid: Option<u32>,
     /// What the process calls itself (`/proc/PID/comm`), or the name of the loop device.
@@ -38,7 +38,7 @@ impl Display for Writer {
 ///
 /// # Errors
 /// Who, and what to do. Also if that cannot be found out.
-pub fn refuse_writers(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
     let found = writers(path)?;
     if found.is_empty() {
         return Ok(());
@@ -66,7 +66,7 @@ pub fn refuse_writers(path: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If there is no such path, or no list of processes or of the device's partitions.
-pub fn writers(path: &Path) -> anyhow::Result<Vec<Writer>> {
+pub(crate) fn writers(path: &Path) -> anyhow::Result<Vec<Writer>> {
     let meant = Meant::of(path)?;
     let loops = meant.loops.iter().map(|name| Writer { pid: None, name: name.clone() });
     let mut found: Vec<Writer> = loops.collect();

@@ -3,6 +3,12 @@
 //! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
 //! library, so an interrupted capture leaves nothing that is listed.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 // For its macros.
 #[macro_use]
 extern crate terminal;

@@ -23,7 +23,7 @@ const RUN_MIN: u64 = 64 << 10;
 ///
 /// # Errors
 /// If the source cannot be read, or that we were told to stop.
-pub fn zeros(
+pub(crate) fn zeros(
     source: &Source,
     ranges: &[DiskRange],
     is_rescue: bool,

@@ -31,7 +31,7 @@ const REFUSAL_LINES: usize = 2;
 
 /// What may be done about a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Support {
+pub(crate) enum Support {
     /// This program knows its used blocks.
     Program(PathBuf),
     /// The program for it is missing, and Debian's package has it.
@@ -41,7 +41,7 @@ pub enum Support {
 }
 
 /// Which program knows a file system that `blkid` calls `file_system`.
-pub fn support(file_system: &str) -> Support {
+pub(crate) fn support(file_system: &str) -> Support {
     // The last column: whether Debian's package has it, so that its absence is worth an error.
     let (program, is_packaged) = match file_system {
         "ext2" => ("partclone.ext2", true),
@@ -71,7 +71,7 @@ pub fn support(file_system: &str) -> Support {
 }
 
 /// Why partclone cannot be asked about this version of a file system, as `blkid` calls both, that it knows by name.
-pub fn blind_spot(file_system: &str, version: &str) -> Option<&'static str> {
+pub(crate) fn blind_spot(file_system: &str, version: &str) -> Option<&'static str> {
     match (file_system, version) {
         // It reads entries of 12 bits as if they had 16 (issue 268), and so leaves out clusters in use.
         ("vfat", "FAT12") => Some("partclone does not know which clusters of FAT12 are in use"),
@@ -83,7 +83,7 @@ pub fn blind_spot(file_system: &str, version: &str) -> Option<&'static str> {
 
 /// Finds a program in `PATH`, and beside `/usr/bin` also where Debian keeps system tools, which an ordinary user's
 /// `PATH` leaves out.
-pub fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
     let system: &[&str] =
@@ -92,7 +92,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// The version of partclone, for the manifest.
-pub fn version(program: &Path) -> Option<String> {
+pub(crate) fn version(program: &Path) -> Option<String> {
     let output = Command::new(program).arg("-v").stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
@@ -101,7 +101,7 @@ pub fn version(program: &Path) -> Option<String> {
 
 /// Which bytes of a file system are in use.
 #[derive(Debug, PartialEq, Eq)]
-pub struct UsedMap {
+pub(crate) struct UsedMap {
     /// Byte ranges from the start of the file system: ascending, disjoint, not past `spans`.
     pub ranges: Vec<Range<u64>>,
     /// Bytes from its start that the map speaks for, at most those of the volume.
@@ -110,7 +110,7 @@ pub struct UsedMap {
 
 /// Why there is no map: what partclone said, or what is wrong with its map, in one line.
 #[derive(Debug)]
-pub struct Refusal(pub String);
+pub(crate) struct Refusal(pub String);
 
 /// The map of the file system on `device`, which has `len` bytes.
 ///
@@ -119,7 +119,7 @@ pub struct Refusal(pub String);
 ///
 /// # Errors
 /// If partclone cannot be run, or that we were told to stop. That it refuses the file system is an answer.
-pub fn used_map(
+pub(crate) fn used_map(
     program: &Path,
     device: &Path,
     len: u64,
@@ -215,7 +215,7 @@ fn hex(text: &str) -> Option<u64> {
 }
 
 /// What a program said last, without the progress it painted.
-pub fn last_words(output: &[u8]) -> String {
+pub(crate) fn last_words(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let is_message = |line: &&str| {
         let is_progress = ["Elapsed:", "current block:", "Total Time:"].iter().any(|word| line.contains(word));

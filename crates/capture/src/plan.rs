@@ -29,7 +29,7 @@ const OUTSIDE_HINT: u64 = 64 << 20;
 
 /// What will be copied.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Which partition table there is.
     pub table: TableKind,
     /// Sector size in bytes.
@@ -58,7 +58,7 @@ impl Plan {
     /// # Errors
     /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or that we were
     /// told to stop.
-    pub fn make(source: &Source, scratch: &Path, choices: Choices, stop: &AtomicBool) -> anyhow::Result<Plan> {
+    pub(crate) fn make(source: &Source, scratch: &Path, choices: Choices, stop: &AtomicBool) -> anyhow::Result<Plan> {
         let mut table = table::read(source, choices)?;
         let mut partitions = std::mem::take(&mut table.partitions);
         if table.kind == TableKind::None {
@@ -118,7 +118,7 @@ impl Plan {
     }
 
     /// The ends of the source that a restore writes last.
-    pub fn deferred(&self, source_len: u64) -> Vec<DiskRange> {
+    pub(crate) fn deferred(&self, source_len: u64) -> Vec<DiskRange> {
         layout::deferred(self.table, source_len, source_len)
     }
 
@@ -126,7 +126,7 @@ impl Plan {
     ///
     /// # Errors
     /// If nothing sane is left.
-    pub fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
+    pub(crate) fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
         let ranges: Vec<_> = zeros.ranges().iter().cloned().map(DiskRange::new).collect();
         self.account.make_recipe(&ranges);
         self.set_extents()

@@ -16,7 +16,7 @@ const AMBIVALENT: i32 = 8;
 
 /// What was found at a place on the disk; all empty if nothing was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// As `blkid` calls it: `ext4`, `vfat`, `ntfs`, `crypto_LUKS`, `swap`, …
     pub file_system: String,
     /// Label; what is no UTF-8 is replaced.
@@ -35,7 +35,7 @@ pub struct Probe {
 
 impl Probe {
     /// Whether nothing at all was found.
-    pub fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         self.file_system.is_empty() && self.several.is_empty() && self.table.is_empty()
     }
 }
@@ -44,7 +44,7 @@ impl Probe {
 ///
 /// # Errors
 /// If `blkid` is missing or cannot read the source.
-pub fn probe(source: &Path, place: &Range<u64>) -> anyhow::Result<Probe> {
+pub(crate) fn probe(source: &Path, place: &Range<u64>) -> anyhow::Result<Probe> {
     let first = ask(source, place, None)?;
     if first.file_system.is_empty() {
         return Ok(first);
@@ -133,7 +133,7 @@ fn decode(text: &str) -> Vec<u8> {
 
 /// What file system an image of a single partition holds, where its content shows it: the superblock is in the first
 /// extent then, at the place where it is on the partition. Nothing if it cannot be told.
-pub fn identify(content: &Path, layout: &Layout) -> Probe {
+pub(crate) fn identify(content: &Path, layout: &Layout) -> Probe {
     match layout.extents().first() {
         Some(first) if first.disk.0 == 0 => probe(content, &(0..first.len)).unwrap_or_default(),
         _ => Probe::default(),

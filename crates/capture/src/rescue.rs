@@ -5,7 +5,7 @@ use std::io;
 use layout::{DiskOffset, DiskRange};
 
 /// What to do where a source cannot be read.
-pub const RESCUE_HINT: &str = "--rescue continues without what cannot be read, and records it";
+pub(crate) const RESCUE_HINT: &str = "--rescue continues without what cannot be read, and records it";
 
 /// The smallest stretch that is given up, in bytes: a sector of most disks of today.
 const LEAST: usize = 4096;
@@ -15,7 +15,11 @@ const PLACES_MAX: usize = 50_000;
 
 /// Fills `buf` from byte `at` with `read`, halving what cannot be read until only the unreadable places are left. They
 /// become zeros, and are given back ascending.
-pub fn read(buf: &mut [u8], at: DiskOffset, read: &impl Fn(&mut [u8], DiskOffset) -> io::Result<()>) -> Vec<DiskRange> {
+pub(crate) fn read(
+    buf: &mut [u8],
+    at: DiskOffset,
+    read: &impl Fn(&mut [u8], DiskOffset) -> io::Result<()>,
+) -> Vec<DiskRange> {
     let at = at.0;
     let mut lost: Vec<DiskRange> = Vec::new();
     // A stack, the front on top: no recursion on a disk that is bad all over.
@@ -47,7 +51,7 @@ pub fn read(buf: &mut [u8], at: DiskOffset, read: &impl Fn(&mut [u8], DiskOffset
 
 /// Joins the places that touch, and then those nearest to each other until there are no more than a manifest has room for;
 /// what is between them counts as unreadable then.
-pub fn coalesce(lost: &mut Vec<DiskRange>) {
+pub(crate) fn coalesce(lost: &mut Vec<DiskRange>) {
     let mut gap = 0;
     loop {
         lost.dedup_by(|next, last| {

@@ -33,7 +33,7 @@ const NAMED_MAX: usize = 4;
 
 /// What a source was when capture began, to be compared with what it is at the end.
 #[derive(Debug)]
-pub struct Steady {
+pub(crate) struct Steady {
     /// The source comes first.
     parts: Vec<Part>,
     notes: Vec<Note>,
@@ -100,7 +100,7 @@ impl Steady {
     ///
     /// # Errors
     /// If there are none, or one of them cannot be opened, flushed or looked at.
-    pub fn begin(paths: &[&Path]) -> anyhow::Result<Steady> {
+    pub(crate) fn begin(paths: &[&Path]) -> anyhow::Result<Steady> {
         let parts = paths.iter().map(|path| Part::begin(path)).collect::<anyhow::Result<Vec<Part>>>()?;
         if parts.is_empty() {
             bail!("there is no source to look at");
@@ -113,7 +113,7 @@ impl Steady {
 
     /// Remembers what these bytes of the source were: a table, a superblock, a part of the sample. Keeps their hash only,
     /// and after some ten thousands nothing more, so tables come first, and of pieces in many places only some.
-    pub fn note(&mut self, range: DiskRange, bytes: &[u8]) {
+    pub(crate) fn note(&mut self, range: DiskRange, bytes: &[u8]) {
         debug_assert_eq!(u64::try_from(bytes.len()), Ok(range.len()), "{range:?}");
         if self.notes.len() < NOTES_MAX && !bytes.is_empty() {
             self.notes.push(Note { at: range.start, len: bytes.len(), hash: Sha1::digest(bytes).into() });
@@ -125,7 +125,7 @@ impl Steady {
     ///
     /// # Errors
     /// What changed and what to do. Also if it cannot be read again.
-    pub fn check(&self, reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let changes = self.changes(reread)?;
         if changes.is_empty() {
             return Ok(());
@@ -142,7 +142,7 @@ impl Steady {
     ///
     /// # Errors
     /// If it cannot be read again.
-    pub fn changes(
+    pub(crate) fn changes(
         &self,
         reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>,
     ) -> anyhow::Result<Vec<String>> {
@@ -381,7 +381,7 @@ impl Writes {
 }
 
 /// Which pieces are read twice.
-pub struct Sample;
+pub(crate) struct Sample;
 
 impl Sample {
     /// How many pieces at most.
@@ -389,7 +389,7 @@ impl Sample {
 
     /// Whether a piece is in the sample of so many: always the first and the last, the others at even distances, the same
     /// every time.
-    pub fn choose(piece_count: u32) -> impl Fn(u32) -> bool {
+    pub(crate) fn choose(piece_count: u32) -> impl Fn(u32) -> bool {
         let last = piece_count.saturating_sub(1);
         let chosen = Sample::LEN.min(piece_count);
         let gaps = u64::from(chosen.saturating_sub(1).max(1));

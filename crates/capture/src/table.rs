@@ -21,7 +21,7 @@ const NAME_IT: &str = "name the sector size of the disk with --sector-size 512 o
 ///
 /// # Errors
 /// If the table cannot be trusted, or its sector size cannot be told; what to do about it.
-pub fn read(source: &Source, choices: Choices) -> anyhow::Result<Table> {
+pub(crate) fn read(source: &Source, choices: Choices) -> anyhow::Result<Table> {
     let found = sector_size(source, choices).and_then(|size| {
         let table = read_with(source, size);
         table.map_err(|error| {

@@ -14,7 +14,12 @@ const EXTENT_LEN: u64 = 80;
 ///
 /// # Errors
 /// If what came out could not be read back.
-pub fn torrent(layout: &Layout, piece_len: u32, hashes: Vec<PieceHash>, facts: ImageFacts) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn torrent(
+    layout: &Layout,
+    piece_len: u32,
+    hashes: Vec<PieceHash>,
+    facts: ImageFacts,
+) -> anyhow::Result<Vec<u8>> {
     let file =
         |extent: &layout::Extent| FileEntry { length: extent.len, path: vec![format!("{:032x}", extent.disk.0)] };
     let torrent = NewTorrent {
@@ -33,7 +38,7 @@ pub fn torrent(layout: &Layout, piece_len: u32, hashes: Vec<PieceHash>, facts: I
 ///
 /// # Errors
 /// What to do about it.
-pub fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
+pub(crate) fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
     let len = (extents as u64).saturating_mul(EXTENT_LEN).saturating_add(u64::from(pieces) * 20);
     ensure!(
         len <= TORRENT_LEN_MAX,

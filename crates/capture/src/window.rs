@@ -21,7 +21,7 @@ const COPY_LEN: usize = 1 << 20;
 
 /// Keeps the device or file there while it lives.
 #[derive(Debug)]
-pub struct Window {
+pub(crate) struct Window {
     path: PathBuf,
     _held: Held,
 }
@@ -42,7 +42,7 @@ impl Window {
     ///
     /// # Errors
     /// If none of these works.
-    pub fn open(source: &Source, place: DiskRange, scratch: &Path) -> anyhow::Result<Window> {
+    pub(crate) fn open(source: &Source, place: DiskRange, scratch: &Path) -> anyhow::Result<Window> {
         if place == DiskRange::new(0..source.len) {
             return Ok(Window { path: source.path.clone(), _held: Held::Nothing });
         }
@@ -62,7 +62,7 @@ impl Window {
     }
 
     /// Where to find the partition.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -116,7 +116,7 @@ fn copy(source: &Source, place: DiskRange, scratch: &Path) -> anyhow::Result<Nam
 }
 
 /// The first run of data in bytes `at..end` of the file, `None` if there is only a hole; without SEEK_DATA everything counts as data.
-pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+pub(crate) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
     }

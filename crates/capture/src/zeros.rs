@@ -19,7 +19,7 @@ const READ_LEN: u64 = 1 << 20;
 ///
 /// # Errors
 /// If the source cannot be read, or that it was told to stop.
-pub fn find(
+pub(crate) fn find(
     source: &Source,
     layout: &Layout,
     deferred: &[DiskRange],

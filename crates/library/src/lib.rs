@@ -6,6 +6,12 @@
 //!
 //! Nothing here knows a server: what machines may need is asked through a [`Guard`].
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 pub mod content;
 pub mod describe;
 pub mod live;

@@ -2,6 +2,12 @@
 //!
 //! Everything here is pure: bytes in, values out. A torrent is hostile until [`Metainfo::parse`] has accepted it.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 pub mod bencode;
 mod geometry;
 mod torrent;

@@ -4,6 +4,12 @@
 //! Bytes and times come in as arguments, decisions go out as values. Everything that comes from the network may be garbage:
 //! it is refused as a value ([`message::Malformed`], [`dhcp::Received::Ignored`]), never with a panic.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 pub mod loaders;
 pub mod message;
 

@@ -4,6 +4,12 @@
 //! than the machine may use keys that the machine does not know: they are kept apart and named. A key that it knows with a
 //! value that it does not is an error, and so is an order of a newer format.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 mod conf;
 mod keys;
 mod mac;

@@ -1,5 +1,11 @@
 //! What a machine reports to the server, once a second, as JSON by HTTP POST. Types only.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -8,6 +8,12 @@
 //! Invariants: no byte of an image reaches the disk before its piece's hash matched, and none of the deferred ranges
 //! ([`layout::Layout::deferred`]) before everything else has been proven.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 mod deferred;
 mod discard;
 mod finish;

@@ -34,7 +34,7 @@ pub struct Sample {
 }
 
 /// Looks at some pieces all over the disk. Reads only. Pieces that cannot be read count as not there.
-pub fn sample(meta: &Metainfo, store: &DiskStore) -> io::Result<Sample> {
+pub(crate) fn sample(meta: &Metainfo, store: &DiskStore) -> io::Result<Sample> {
     let started = std::time::Instant::now();
     let pieces = sampled(store.geometry());
     let bytes = pieces.iter().map(|&piece| u64::from(store.geometry().len_of(piece))).sum();

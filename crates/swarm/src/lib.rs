@@ -4,6 +4,12 @@
 //! mounts over HTTP. Everything that decides is pure; sockets, threads and clocks are in the modules that drive it.
 //! No byte reaches a [`Storage`] before its piece's hash matched.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 pub mod announce;
 pub mod bits;
 pub mod core;

@@ -1,5 +1,11 @@
 //! What a command shows on a terminal, in a pipe or in a log, and how Ctrl-C reaches it.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 mod interrupt;
 mod progress;
 mod say;

@@ -33,7 +33,7 @@ impl Progress {
                 let _ = out.write_str(&units::size(state.len().unwrap_or_default()));
             });
             let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
-                let _ = out.write_str(&units::rate(state.per_sec() as u64));
+                let _ = out.write_str(&text_of(state.per_sec()));
             });
             ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what)
         });
@@ -75,11 +75,21 @@ impl Progress {
             self.what,
             units::size(self.done),
             units::size(self.total),
-            units::rate(rate as u64),
+            text_of(rate),
             // A rate near zero makes a time that no Duration holds.
             HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX))
         )
     }
+}
+
+/// A rate in bytes per second, in words.
+fn text_of(rate: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "what is no whole number that fits becomes the nearest one that does"
+    )]
+    units::rate(rate as u64)
 }
 
 #[cfg(test)]

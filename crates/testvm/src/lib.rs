@@ -3,6 +3,12 @@
 //! Needs programs of Debian (qemu-system-x86, busybox-static, cpio, kmod), and its generic kernel: from the cache of
 //! `make image FLAVOUR=generic` if that ran, else by `apt-get download`. It needs no root and no KVM, and has no network.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};

@@ -2,6 +2,12 @@
 //!
 //! Sizes have binary units, as `lsblk` and `fdisk` count: 1 KiB is 1024 bytes. A drive that is sold as 500 GB has 465.8 GiB.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 use std::fmt::Display;
 
 /// Each is 1024 times the one before; the last one holds any `u64`.

@@ -10,6 +10,12 @@
 //! Nothing here decides whether a volume may be captured: [`Used::is_clean`] is for the caller to judge. Written from
 //! the formats' public headers and documentation; pure, so there is no I/O but through the reader given.
 
+#![warn(missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_lossless, clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
+)]
+
 mod jfs;
 mod landmarks;
 mod lvm2;

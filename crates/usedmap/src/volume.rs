@@ -19,11 +19,11 @@ pub(crate) struct Volume<'a, S> {
 }
 
 impl<'a, S: Read + Seek> Volume<'a, S> {
-    pub fn new(source: &'a mut S, len: u64, kind: &'static str) -> Volume<'a, S> {
+    pub(crate) fn new(source: &'a mut S, len: u64, kind: &'static str) -> Volume<'a, S> {
         Volume { source, len, kind, notes: Vec::new(), notes_left_out: 0 }
     }
 
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
@@ -31,7 +31,7 @@ impl<'a, S: Read + Seek> Volume<'a, S> {
     ///
     /// # Errors
     /// If they are not all inside the volume, are too many at once, or cannot be read.
-    pub fn read(&mut self, offset: u64, len: u64) -> Result<Vec<u8>, UsedError> {
+    pub(crate) fn read(&mut self, offset: u64, len: u64) -> Result<Vec<u8>, UsedError> {
         let is_inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         if !is_inside || len > READ_LEN_MAX {
             return Err(self.damaged(format!("{len} bytes at byte {offset} are not in a volume of {}", self.len)));
@@ -46,22 +46,22 @@ impl<'a, S: Read + Seek> Volume<'a, S> {
     }
 
     /// The bytes `len` at `offset`, or `None` if the volume ends before.
-    pub fn read_if_inside(&mut self, offset: u64, len: u64) -> Result<Option<Vec<u8>>, UsedError> {
+    pub(crate) fn read_if_inside(&mut self, offset: u64, len: u64) -> Result<Option<Vec<u8>>, UsedError> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => self.read(offset, len).map(Some),
             _ => Ok(None),
         }
     }
 
-    pub fn damaged(&self, what: impl Into<String>) -> UsedError {
+    pub(crate) fn damaged(&self, what: impl Into<String>) -> UsedError {
         UsedError::Damaged { kind: self.kind, what: what.into() }
     }
 
-    pub fn unsupported(&self, what: impl Into<String>) -> UsedError {
+    pub(crate) fn unsupported(&self, what: impl Into<String>) -> UsedError {
         UsedError::Unsupported { kind: self.kind, what: what.into() }
     }
 
-    pub fn note(&mut self, note: impl Into<String>) {
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
         if self.notes.len() < NOTES_MAX {
             self.notes.push(note.into());
         } else {
@@ -69,7 +69,7 @@ impl<'a, S: Read + Seek> Volume<'a, S> {
         }
     }
 
-    pub fn take_notes(&mut self) -> Vec<String> {
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
         let mut notes = std::mem::take(&mut self.notes);
         if self.notes_left_out > 0 {
             notes.push(format!("and {} more of this kind", self.notes_left_out));
@@ -87,11 +87,11 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub fn little(bytes: &'a [u8]) -> Fields<'a> {
+    pub(crate) fn little(bytes: &'a [u8]) -> Fields<'a> {
         Fields::new(bytes, false)
     }
 
-    pub fn new(bytes: &'a [u8], is_big_endian: bool) -> Fields<'a> {
+    pub(crate) fn new(bytes: &'a [u8], is_big_endian: bool) -> Fields<'a> {
         Fields { bytes, is_big_endian }
     }
 
@@ -101,15 +101,15 @@ impl<'a> Fields<'a> {
         if self.is_big_endian { field.iter().fold(0, push) } else { field.iter().rev().fold(0, push) }
     }
 
-    pub fn u16(&self, at: usize) -> u16 {
+    pub(crate) fn u16(&self, at: usize) -> u16 {
         u16::try_from(self.number::<2>(at)).expect("two bytes")
     }
 
-    pub fn u32(&self, at: usize) -> u32 {
+    pub(crate) fn u32(&self, at: usize) -> u32 {
         u32::try_from(self.number::<4>(at)).expect("four bytes")
     }
 
-    pub fn u64(&self, at: usize) -> u64 {
+    pub(crate) fn u64(&self, at: usize) -> u64 {
         self.number::<8>(at)
     }
 }
@@ -130,8 +130,9 @@ pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
         let mut index = 0;
+        let mut byte: u32 = 0;
         while index < table.len() {
-            let mut crc = index as u32;
+            let mut crc = byte;
             let mut bit = 0;
             while bit < 8 {
                 crc = (crc >> 1) ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 };
@@ -139,6 +140,7 @@ pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
             }
             table[index] = crc;
             index += 1;
+            byte += 1;
         }
         table
     };

@@ -44,7 +44,7 @@ const MARKS: &[Mark] = &[
 const CPIO: &str = "unpack it (`cpio -idm <{}`) and import the disk in it";
 
 /// Archives other than tar.
-pub fn find(look: &Look<'_>) -> Option<Container> {
+pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     let is_xar = look.has(0, b"xar!") && matches!(look.bytes(4), Some([0, 28..=255, 0, 1]));
     if is_xar {
         return Some(look.is("a xar archive", "unpack it (`xar -xf {}`) and import the disk in it"));
@@ -127,7 +127,7 @@ fn octal(field: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn tar(look: &Look<'_>) -> io::Result<Option<Container>> {
+pub(super) fn tar(look: &Look<'_>) -> io::Result<Option<Container>> {
     let members = members(look)?;
     let Some(first) = members.first() else { return Ok(None) };
     // XenServer's: a file of XML first, and the disk in directories of chunks.

@@ -95,7 +95,7 @@ const MARKS: &[Mark] = &[
 const ZFS: &str = "receive it (`zfs receive`), make that disk start, and capture the disk";
 
 /// Everything else that is no disk.
-pub fn find(look: &Look<'_>) -> Option<Container> {
+pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     virtual_disk(look)
         .or_else(|| look.first_of(MARKS))
         .or_else(|| wim(look))

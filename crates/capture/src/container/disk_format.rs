@@ -1,7 +1,7 @@
 //! Formats of disk images, by their marks.
 
 /// What kind of disk image starts with `head`, and has `foot` for its last 512 bytes, as `qemu-img` calls it.
-pub fn disk_format(head: &[u8], foot: &[u8]) -> Option<&'static str> {
+pub(crate) fn disk_format(head: &[u8], foot: &[u8]) -> Option<&'static str> {
     let at_start: &[(&[u8], &str)] = &[
         (b"QFI\xfb\0\0\0\x01", "qcow"),
         (b"QFI\xfb", "qcow2"),

@@ -12,7 +12,7 @@ const TAIL_LEN: u64 = 1024;
 
 /// What a file is that is no disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Container {
+pub(crate) struct Container {
     /// With its article: `an OVA (a tar file)`.
     pub what: String,
     /// What to do with it, as an order.
@@ -20,18 +20,18 @@ pub struct Container {
 }
 
 impl Container {
-    pub fn new(what: impl Into<String>, advice: impl Into<String>) -> Container {
+    pub(crate) fn new(what: impl Into<String>, advice: impl Into<String>) -> Container {
         Container { what: what.into(), advice: advice.into() }
     }
 
     /// Why the file at `path` is refused, in one sentence.
-    pub fn refusal(&self, path: &Path) -> String {
+    pub(crate) fn refusal(&self, path: &Path) -> String {
         format!("{} is {}, not a disk: {}", path.display(), self.what, self.advice)
     }
 }
 
 /// A file, and what was read of it.
-pub struct Look<'a> {
+pub(super) struct Look<'a> {
     pub path: &'a Path,
     file: &'a File,
     /// Of the file, in bytes.
@@ -41,7 +41,7 @@ pub struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    pub fn new(path: &'a Path, file: &'a File, len: u64) -> io::Result<Look<'a>> {
+    pub(super) fn new(path: &'a Path, file: &'a File, len: u64) -> io::Result<Look<'a>> {
         let mut look = Look { path, file, len, head: Vec::new(), tail: Vec::new() };
         look.head = look.read(0, HEAD_LEN)?;
         look.tail = look.read(len.saturating_sub(TAIL_LEN), TAIL_LEN)?;
@@ -49,7 +49,7 @@ impl<'a> Look<'a> {
     }
 
     /// At most `len` bytes (64 KiB) from byte `at` on, fewer at the end of the file.
-    pub fn read(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
+    pub(super) fn read(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
         let len = len.min(HEAD_LEN).min(self.len.saturating_sub(at));
         let mut buf = vec![0; usize::try_from(len).map_err(io::Error::other)?];
         let mut filled = 0;
@@ -67,44 +67,44 @@ impl<'a> Look<'a> {
     }
 
     /// Whether the file has these bytes at this offset, which is in the head.
-    pub fn has(&self, at: usize, bytes: &[u8]) -> bool {
+    pub(super) fn has(&self, at: usize, bytes: &[u8]) -> bool {
         self.head.get(at..).is_some_and(|rest| rest.starts_with(bytes))
     }
 
     /// The byte at an offset in the head.
-    pub fn byte(&self, at: usize) -> Option<u8> {
+    pub(super) fn byte(&self, at: usize) -> Option<u8> {
         self.head.get(at).copied()
     }
 
     /// `N` bytes at an offset in the head.
-    pub fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+    pub(super) fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         self.head.get(at..)?.first_chunk().copied()
     }
 
     /// Whether these bytes are anywhere in the head.
-    pub fn mentions(&self, bytes: &[u8]) -> bool {
+    pub(super) fn mentions(&self, bytes: &[u8]) -> bool {
         self.head.windows(bytes.len()).any(|window| window == bytes)
     }
 
     /// Whether it has a boot sector (0x55 0xAA at its end) or the header of a GPT: marks of a few bytes are chance then.
-    pub fn starts_like_a_disk(&self) -> bool {
+    pub(super) fn starts_like_a_disk(&self) -> bool {
         self.has(510, b"\x55\xaa") || self.has(512, b"EFI PART") || self.has(4096, b"EFI PART")
     }
 
     /// The container with the file's name where `{}` stands in the advice.
-    pub fn is(&self, what: &str, advice: &str) -> Container {
+    pub(super) fn is(&self, what: &str, advice: &str) -> Container {
         Container::new(what, advice.replace("{}", &self.path.display().to_string()))
     }
 
     /// The first of the table whose mark the head has.
-    pub fn first_of(&self, marks: &[Mark]) -> Option<Container> {
+    pub(super) fn first_of(&self, marks: &[Mark]) -> Option<Container> {
         let mark = marks.iter().find(|mark| self.has(mark.at, mark.bytes))?;
         Some(self.is(mark.what, mark.advice))
     }
 }
 
 /// A mark at a fixed place, enough to tell by.
-pub struct Mark {
+pub(super) struct Mark {
     at: usize,
     bytes: &'static [u8],
     what: &'static str,
@@ -112,6 +112,6 @@ pub struct Mark {
     advice: &'static str,
 }
 
-pub const fn mark(at: usize, bytes: &'static [u8], what: &'static str, advice: &'static str) -> Mark {
+pub(super) const fn mark(at: usize, bytes: &'static [u8], what: &'static str, advice: &'static str) -> Mark {
     Mark { at, bytes, what, advice }
 }

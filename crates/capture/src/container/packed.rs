@@ -8,7 +8,7 @@ use super::look::{Container, Look};
 const LZMA_LEN_MAX: u64 = 256 << 30;
 
 /// What decompresses it, told by how it starts.
-pub fn find(look: &Look<'_>) -> Option<Container> {
+pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     let (name, command) = compression(look)?;
     let advice = format!("decompress it first (`{command} {} >disk.img`), and import disk.img", look.path.display());
     Some(Container::new(format!("a file that {name} compressed"), advice))

@@ -18,7 +18,7 @@ const MARKS: &[Mark] = &[
 ];
 
 /// What decrypts it.
-pub fn find(look: &Look<'_>) -> Option<Container> {
+pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     if is_openpgp(look) && !look.starts_like_a_disk() {
         return Some(look.is("an OpenPGP message", DECRYPT_PGP));
     }

@@ -42,7 +42,7 @@ const SWAP_PAGE_SIZE: u32 = 4096;
 const NTFS_SECTOR_LEN: usize = 512;
 
 /// Whether a directory looks like one of Clonezilla's.
-pub fn is_clonezilla(dir: &Path) -> bool {
+pub(super) fn is_clonezilla(dir: &Path) -> bool {
     saved::is_clonezilla(dir)
 }
 
@@ -50,7 +50,7 @@ pub fn is_clonezilla(dir: &Path) -> bool {
 ///
 /// # Errors
 /// If the directory is incomplete, encrypted, or holds what cannot be put together; what, and what to do.
-pub fn import(
+pub(super) fn import(
     new: NewImage<'_>,
     dir: &Path,
     disk: Option<&str>,
@@ -121,7 +121,7 @@ pub fn import(
 
 /// A file that is not a disk as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Packed {
+pub(super) enum Packed {
     /// An image that partclone made.
     Partclone,
     /// Compressed; who knows what is in it.
@@ -136,7 +136,7 @@ impl Packed {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn find(file: &Path) -> anyhow::Result<Option<Packed>> {
+    pub(super) fn find(file: &Path) -> anyhow::Result<Option<Packed>> {
         let mut start = Vec::new();
         let read = File::open(file).and_then(|open| open.take(partclone_head::LEN as u64).read_to_end(&mut start));
         read.with_context(|| format!("reading {}", file.display()))?;
@@ -151,7 +151,7 @@ impl Packed {
 ///
 /// # Errors
 /// If the file is compressed and something else, or is damaged; what, and what to do.
-pub fn import_file(
+pub(super) fn import_file(
     new: NewImage<'_>,
     file: &Path,
     packed: &Packed,

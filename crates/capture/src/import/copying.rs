@@ -12,7 +12,7 @@ use crate::content::Content;
 use crate::pipeline::{Job, default_threads};
 
 /// Content that is there already, on its way into a draft.
-pub struct Copying<'a> {
+pub(super) struct Copying<'a> {
     pub geometry: Geometry,
     /// What each piece has to hash to, if that is to be checked.
     pub hash_of: Option<&'a dyn Fn(PieceIndex) -> PieceHash>,
@@ -26,7 +26,7 @@ impl Copying<'_> {
     ///
     /// # Errors
     /// If reading or writing fails, or a piece has another hash.
-    pub fn run(
+    pub(super) fn run(
         self,
         content: &Path,
         read: impl Fn(u64, &mut [u8]) -> anyhow::Result<()> + Send + Sync,

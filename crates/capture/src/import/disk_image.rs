@@ -33,7 +33,7 @@ const INFO_LEN_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn format_of(path: &Path) -> anyhow::Result<Option<&'static str>> {
+pub(super) fn format_of(path: &Path) -> anyhow::Result<Option<&'static str>> {
     let (head, foot) = ends(path)?;
     Ok(disk_format(&head, &foot))
 }
@@ -108,7 +108,7 @@ struct Mapped {
 ///
 /// # Errors
 /// If `qemu-img` is missing or fails, the file needs others elsewhere, or there is no room.
-pub fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
+pub(super) fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
     let program = find_program("qemu-img").with_context(|| {
         format!("looking for qemu-img, which reads {format}: run `apt install qemu-utils` (as root)")
     })?;

@@ -34,7 +34,7 @@ const SECTOR_SIZE: u32 = 512;
 ///
 /// # Errors
 /// If the directory is incomplete, contradicts itself, or its bytes do not have the hashes it names.
-pub fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicBool) -> anyhow::Result<Image> {
+pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicBool) -> anyhow::Result<Image> {
     let info_path = dir.join("torrent.info");
     let info = regular::open(&info_path).with_context(|| {
         format!("opening {}: give the directory that `partclone.<fs> -c -T -O` wrote", info_path.display())

@@ -22,7 +22,7 @@ use library::torrent_file;
 ///
 /// # Errors
 /// If it is not the torrent of an image, or the files do not hold every byte of it, or not the bytes it hashes.
-pub fn import(
+pub(super) fn import(
     new: NewImage<'_>,
     torrent: &Path,
     files: &Path,

@@ -22,7 +22,7 @@ const HAS_PARENT: u32 = 2;
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn has_parent(file: &File) -> io::Result<bool> {
+pub(super) fn has_parent(file: &File) -> io::Result<bool> {
     for at in REGIONS_AT {
         match look(file, at) {
             Ok(Some(flags)) => return Ok(flags & HAS_PARENT != 0),

@@ -240,15 +240,16 @@ impl Fetch {
         let (mut blksize, mut windowsize) = (PLAIN_BLKSIZE, 1);
         for (key, value) in options(body) {
             let value = value.parse::<u64>().ok();
+            let short = value.and_then(|value| u16::try_from(value).ok());
             let good = match (key.to_ascii_lowercase().as_str(), value) {
-                ("blksize", Some(value @ 8..)) if value <= u64::from(BLKSIZE) => {
-                    blksize = value as usize;
+                ("blksize", Some(_)) => short.filter(|size| (8..=BLKSIZE).contains(size)).is_some_and(|size| {
+                    blksize = usize::from(size);
                     true
-                }
-                ("windowsize", Some(value @ 1..)) if value <= u64::from(WINDOWSIZE) => {
-                    windowsize = value as u16;
+                }),
+                ("windowsize", Some(_)) => short.filter(|size| (1..=WINDOWSIZE).contains(size)).is_some_and(|size| {
+                    windowsize = size;
                     true
-                }
+                }),
                 ("tsize", Some(value)) => {
                     if usize::try_from(value).is_ok_and(|value| value > self.max_len) {
                         return self.too_large(from);

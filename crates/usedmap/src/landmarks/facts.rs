@@ -64,7 +64,7 @@ impl Landmarks {
 }
 
 /// Places, sorted and clipped to the volume: everything in front of byte `end`, and what else there is.
-pub fn places<S: Read + Seek>(
+pub(super) fn places<S: Read + Seek>(
     volume: &Volume<'_, S>,
     end: u64,
     more: impl IntoIterator<Item = Range<u64>>,

@@ -24,19 +24,19 @@ pub(crate) enum Value {
 }
 
 impl Section {
-    pub fn value(&self, name: &str) -> Option<&Value> {
+    pub(super) fn value(&self, name: &str) -> Option<&Value> {
         self.values.get(name)
     }
 
     /// A number that is not negative.
-    pub fn number(&self, name: &str) -> Option<u64> {
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
         match self.value(name)? {
             Value::Number(number) => u64::try_from(*number).ok(),
             Value::Text(_) | Value::List(_) => None,
         }
     }
 
-    pub fn text(&self, name: &str) -> Option<&str> {
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
         match self.value(name)? {
             Value::Text(text) => Some(text),
             Value::Number(_) | Value::List(_) => None,
@@ -44,20 +44,20 @@ impl Section {
     }
 
     /// The texts of a list.
-    pub fn texts(&self, name: &str) -> Option<Vec<&str>> {
+    pub(super) fn texts(&self, name: &str) -> Option<Vec<&str>> {
         let Value::List(values) = self.value(name)? else { return None };
         values.iter().map(|value| if let Value::Text(text) = value { Some(text.as_str()) } else { None }).collect()
     }
 
-    pub fn list(&self, name: &str) -> Option<&[Value]> {
+    pub(super) fn list(&self, name: &str) -> Option<&[Value]> {
         if let Value::List(values) = self.value(name)? { Some(values) } else { None }
     }
 
-    pub fn section(&self, name: &str) -> Option<&Section> {
+    pub(super) fn section(&self, name: &str) -> Option<&Section> {
         self.sections.get(name)
     }
 
-    pub fn sections(&self) -> &BTreeMap<String, Section> {
+    pub(super) fn sections(&self) -> &BTreeMap<String, Section> {
         &self.sections
     }
 }

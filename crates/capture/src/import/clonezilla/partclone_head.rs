@@ -7,12 +7,12 @@
 //! ```
 
 /// Length of the head in bytes.
-pub const LEN: usize = 110;
+pub(super) const LEN: usize = 110;
 const MAGIC: &[u8] = b"partclone-image";
 
 /// What is needed of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub(super) struct Head {
     /// Of the file system in bytes.
     pub device_size: u64,
     /// Bytes in use, at most the size.
@@ -20,13 +20,13 @@ pub struct Head {
 }
 
 /// Whether a stream that starts so is partclone's, of whatever version.
-pub fn is_partclone(start: &[u8]) -> bool {
+pub(super) fn is_partclone(start: &[u8]) -> bool {
     start.starts_with(MAGIC)
 }
 
 impl Head {
     /// Reads it; `None` if it is of another version or makes no sense, which is for partclone to say.
-    pub fn parse(start: &[u8]) -> Option<Head> {
+    pub(super) fn parse(start: &[u8]) -> Option<Head> {
         let is_known = is_partclone(start) && start.len() >= LEN && &start[30..34] == b"0002";
         let number = |at: usize| start.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
         if !is_known || start[34..36] != 0xC0DE_u16.to_le_bytes() {

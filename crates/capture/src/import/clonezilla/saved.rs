@@ -23,7 +23,7 @@ const TABLE_ENDINGS: [&str; 3] = ["-gpt-1st", "-mbr", "-pt.sf"];
 
 /// One disk of a directory.
 #[derive(Debug)]
-pub struct Saved {
+pub(super) struct Saved {
     /// The directory.
     pub dir: PathBuf,
     /// The disk's name: `sda`, `nvme0n1`.
@@ -37,7 +37,7 @@ pub struct Saved {
 
 /// What became of a partition.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Kept {
+pub(super) enum Kept {
     /// Its bytes.
     Stream(Files),
     /// It is a swap area.
@@ -53,7 +53,7 @@ pub enum Kept {
 
 /// The files of a stream.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Files {
+pub(super) struct Files {
     /// In order; never empty.
     pub paths: Vec<PathBuf>,
     /// What their names say they are compressed with.
@@ -67,7 +67,7 @@ impl Files {
     ///
     /// # Errors
     /// If one of them is not a regular file.
-    pub fn new(paths: Vec<PathBuf>, compression: Option<String>) -> anyhow::Result<Files> {
+    pub(super) fn new(paths: Vec<PathBuf>, compression: Option<String>) -> anyhow::Result<Files> {
         let len_of = |path: &PathBuf| {
             let len = fs::symlink_metadata(path).and_then(|found| regular::len(&found));
             len.with_context(|| format!("opening {}", path.display()))
@@ -77,13 +77,13 @@ impl Files {
     }
 
     /// For people.
-    pub fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         self.paths.first().map(|path| path.display().to_string()).unwrap_or_default()
     }
 }
 
 /// Whether a directory looks like one of Clonezilla's.
-pub fn is_clonezilla(dir: &Path) -> bool {
+pub(super) fn is_clonezilla(dir: &Path) -> bool {
     // A link counts, so that it is refused as what it is.
     let has = |name: &&str| fs::symlink_metadata(dir.join(name)).is_ok_and(|found| !found.is_dir());
     ["parts", "disk", "ecryptfs.info", "clonezilla-img"].iter().any(has)
@@ -94,7 +94,7 @@ impl Saved {
     ///
     /// # Errors
     /// If the directory is encrypted, has several disks and none was named, or has what cannot be put together.
-    pub fn read(dir: &Path, wanted: Option<&str>) -> anyhow::Result<Saved> {
+    pub(super) fn read(dir: &Path, wanted: Option<&str>) -> anyhow::Result<Saved> {
         let reading = || format!("reading {}", dir.display());
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).with_context(reading)? {
@@ -143,7 +143,7 @@ impl Saved {
     ///
     /// # Errors
     /// As [`Saved::kept`].
-    pub fn whole_disk(&self) -> anyhow::Result<Option<Files>> {
+    pub(super) fn whole_disk(&self) -> anyhow::Result<Option<Files>> {
         if self.parts != [self.disk.clone()] {
             ensure!(
                 self.has_table,
@@ -160,7 +160,7 @@ impl Saved {
     }
 
     /// What the partition of this number is called.
-    pub fn name_of(&self, number: u32) -> String {
+    pub(super) fn name_of(&self, number: u32) -> String {
         format!("{}{}{number}", self.disk, infix(&self.disk))
     }
 
@@ -168,7 +168,7 @@ impl Saved {
     ///
     /// # Errors
     /// If it cannot be read or is longer.
-    pub fn about_disk(&self, ending: &str, limit: u64) -> anyhow::Result<Option<Vec<u8>>> {
+    pub(super) fn about_disk(&self, ending: &str, limit: u64) -> anyhow::Result<Option<Vec<u8>>> {
         let name = format!("{}{ending}", self.disk);
         if !self.names.contains(&name) {
             return Ok(None);
@@ -180,7 +180,7 @@ impl Saved {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn hidden(&self, limit: u64) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn hidden(&self, limit: u64) -> anyhow::Result<Vec<u8>> {
         let path = self.dir.join(format!("{}-hidden-data-after-mbr", self.disk));
         let mut hidden = Vec::new();
         match regular::open(&path).and_then(|file| file.take(limit).read_to_end(&mut hidden)) {
@@ -193,7 +193,7 @@ impl Saved {
     ///
     /// # Errors
     /// If it should be there and is not, or is incomplete, or made by a tool that is not known here.
-    pub fn kept(&self, part: &str) -> anyhow::Result<Kept> {
+    pub(super) fn kept(&self, part: &str) -> anyhow::Result<Kept> {
         let mut sets: BTreeMap<&str, Vec<(&str, ImageFile<'_>)>> = BTreeMap::new();
         for name in &self.names {
             if let Some(file) = ImageFile::parse(name, part) {

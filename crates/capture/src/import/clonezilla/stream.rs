@@ -56,12 +56,12 @@ const COMPRESSIONS: [Compression; 9] = [
 ];
 
 /// Whether this is what Clonezilla appends to the names of compressed files.
-pub fn is_compression(name: &str) -> bool {
+pub(super) fn is_compression(name: &str) -> bool {
     name == "uncomp" || COMPRESSIONS.iter().any(|compression| compression.names.contains(&name))
 }
 
 /// What unpacks a file that starts so: a program with its options. `None` if it is not compressed.
-pub fn unpacker(start: &[u8]) -> Option<String> {
+pub(super) fn unpacker(start: &[u8]) -> Option<String> {
     let compression = compression_of(start)?;
     let program = compression.program.join(" ");
     Some(if program.is_empty() { compression.package.to_owned() } else { program })
@@ -72,7 +72,7 @@ fn compression_of(start: &[u8]) -> Option<&'static Compression> {
 }
 
 /// What is left of a partition's files, decompressed.
-pub struct Stream {
+pub(super) struct Stream {
     out: Box<dyn Read + Send>,
     /// Bytes of the files read so far, and of these how many [`Stream::taken`] told.
     read: Arc<AtomicU64>,
@@ -92,7 +92,7 @@ impl Stream {
     ///
     /// # Errors
     /// If the files cannot be read, are not what their names say, or the program for them is missing.
-    pub fn open(files: &Files, scratch: &Path) -> anyhow::Result<Stream> {
+    pub(super) fn open(files: &Files, scratch: &Path) -> anyhow::Result<Stream> {
         let first = files.paths.first().context("a partition without files")?;
         let mut start = Vec::new();
         let opened = regular::open(first).and_then(|file| file.take(16).read_to_end(&mut start));
@@ -141,7 +141,7 @@ impl Stream {
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn start(&mut self, len: usize) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn start(&mut self, len: usize) -> anyhow::Result<Vec<u8>> {
         let mut start = Vec::new();
         self.out.by_ref().take(u64::try_from(len)?).read_to_end(&mut start).context("reading it")?;
         Ok(start)
@@ -151,12 +151,12 @@ impl Stream {
     ///
     /// # Errors
     /// If that fails.
-    pub fn read(&mut self, buf: &mut [u8]) -> anyhow::Result<usize> {
+    pub(super) fn read(&mut self, buf: &mut [u8]) -> anyhow::Result<usize> {
         self.out.read(buf).context("reading it")
     }
 
     /// How many bytes of the files were read since it was last asked.
-    pub fn taken(&mut self) -> u64 {
+    pub(super) fn taken(&mut self) -> u64 {
         let read = self.read.load(Ordering::Relaxed);
         let taken = read - self.told;
         self.told = read;
@@ -167,7 +167,7 @@ impl Stream {
     ///
     /// # Errors
     /// What the decompressing program said, or why a file could not be read.
-    pub fn finish(self, stop: &AtomicBool) -> anyhow::Result<()> {
+    pub(super) fn finish(self, stop: &AtomicBool) -> anyhow::Result<()> {
         let Some(Unpacking { program, mut running, feeder, complaints }) = self.unpacking else { return Ok(()) };
         drop(self.out);
         let status = running.wait(stop, || ())?;

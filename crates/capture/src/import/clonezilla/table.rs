@@ -33,7 +33,7 @@ const BACKUP_LBA_AT: usize = 32;
 ///
 /// # Errors
 /// If files are missing or contradict each other, or `sfdisk` is needed and fails.
-pub fn rebuild(saved: &Saved, path: &Path, stop: &AtomicBool) -> anyhow::Result<u32> {
+pub(super) fn rebuild(saved: &Saved, path: &Path, stop: &AtomicBool) -> anyhow::Result<u32> {
     let making = || format!("making {}", path.display());
     let text = |ending: &str| -> anyhow::Result<String> {
         let bytes = saved.about_disk(ending, TABLE_LEN_MAX)?.unwrap_or_default();

@@ -35,7 +35,7 @@ impl Chunk {
     ///
     /// # Errors
     /// What makes no sense.
-    pub fn parse(start: u64, bytes: &[u8], superblock: &Superblock) -> Result<(Chunk, usize), String> {
+    pub(super) fn parse(start: u64, bytes: &[u8], superblock: &Superblock) -> Result<(Chunk, usize), String> {
         let error = |what: &str| format!("the chunk at logical byte {start} {what}");
         if bytes.len() < LEN {
             return Err(error("is cut off"));
@@ -63,7 +63,7 @@ impl Chunk {
         Ok((Chunk { logical: start..end, stripes }, own_len))
     }
 
-    pub fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         self.logical.end - self.logical.start
     }
 }
@@ -74,7 +74,7 @@ pub(super) struct Chunks(Vec<Chunk>);
 impl Chunks {
     /// # Errors
     /// If two of them have the same address.
-    pub fn new(mut chunks: Vec<Chunk>) -> Result<Chunks, String> {
+    pub(super) fn new(mut chunks: Vec<Chunk>) -> Result<Chunks, String> {
         chunks.sort_unstable_by_key(|chunk| chunk.logical.start);
         match chunks.windows(2).find(|pair| pair[1].logical.start < pair[0].logical.end) {
             Some(pair) => Err(format!("two chunks have logical byte {}", pair[1].logical.start)),
@@ -82,12 +82,12 @@ impl Chunks {
         }
     }
 
-    pub fn all(&self) -> &[Chunk] {
+    pub(super) fn all(&self) -> &[Chunk] {
         &self.0
     }
 
     /// The stripes that have these logical bytes, which are in one chunk, and how far from their starts.
-    pub fn find(&self, start: u64, len: u64) -> Option<(&[u64], u64)> {
+    pub(super) fn find(&self, start: u64, len: u64) -> Option<(&[u64], u64)> {
         let index = self.0.partition_point(|chunk| chunk.logical.start <= start).checked_sub(1)?;
         let chunk = &self.0[index];
         let end = start.checked_add(len)?;
@@ -96,7 +96,7 @@ impl Chunks {
 
     /// # Errors
     /// If two stripes are at the same place, or one ends behind a volume of this length.
-    pub fn check_places(&self, volume_len: u64) -> Result<(), String> {
+    pub(super) fn check_places(&self, volume_len: u64) -> Result<(), String> {
         let stripes = |chunk: &Chunk| {
             let len = chunk.len();
             chunk.stripes.iter().map(move |stripe| *stripe..stripe + len).collect::<Vec<_>>()

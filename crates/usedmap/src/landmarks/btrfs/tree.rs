@@ -29,11 +29,11 @@ pub(super) struct Key {
 
 impl Key {
     /// In bytes.
-    pub const LEN: usize = 17;
+    pub(super) const LEN: usize = 17;
 
     /// # Panics
     /// If there are less than 17 bytes.
-    pub fn parse(bytes: &[u8]) -> Key {
+    pub(super) fn parse(bytes: &[u8]) -> Key {
         let fields = Fields::little(bytes);
         Key { object: fields.u64(0), kind: bytes[8], offset: fields.u64(9) }
     }
@@ -48,7 +48,7 @@ pub(super) struct Pointer {
 
 impl Pointer {
     /// To the root of the tree that this item of the root tree describes.
-    pub fn of_root(item: &[u8]) -> Option<Pointer> {
+    pub(super) fn of_root(item: &[u8]) -> Option<Pointer> {
         let fields = Fields::little(item.get(..ROOT_LEN)?);
         Some(Pointer { logical: fields.u64(176), level: item[238], generation: fields.u64(160) })
     }
