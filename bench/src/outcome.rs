@@ -7,7 +7,6 @@ use crate::tool::Tool;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
@@ -39,7 +38,6 @@ pub enum Misdeed {
 }
 
 impl Misdeed {
-    /// All of them.
     pub const ALL: [Misdeed; 5] = [Misdeed::Lies, Misdeed::Stalls, Misdeed::Floods, Misdeed::Garbage, Misdeed::Claims];
 
     /// As `hostile.py` calls it.
@@ -58,7 +56,6 @@ impl Misdeed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
-    /// Nothing.
     Healthy,
     /// Starts at half time.
     Late,
@@ -73,11 +70,8 @@ pub enum Fate {
 /// What is to be run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Race {
-    /// Which case.
     pub case: Case,
-    /// Which tool.
     pub tool: Tool,
-    /// How many receivers.
     pub receivers: usize,
     /// Speed of every port in Mbit/s; `None` is unshaped.
     pub mbit: Option<f64>,
@@ -85,14 +79,11 @@ pub struct Race {
     pub goodput: Option<f64>,
     /// Number of the run, from 1.
     pub run: u32,
-    /// Decides about addresses.
     pub seed: u64,
 }
 
-/// One run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
-    /// What was run.
     pub race: Race,
     /// Length of the image in bytes.
     pub image_len: u64,
@@ -100,7 +91,6 @@ pub struct Outcome {
     pub network: String,
     /// Image over goodput, in seconds.
     pub bound_s: Option<f64>,
-    /// The receivers.
     pub peers: Vec<Peer>,
     /// Bytes on the seeder's cable, from the start to the last receiver's end.
     pub seeder_sent: u64,
@@ -114,7 +104,6 @@ pub struct Outcome {
     pub error: Option<String>,
 }
 
-/// One receiver.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Peer {
     /// What happened to it.

@@ -29,13 +29,11 @@ pub struct Rack {
     pub hub: Ipv4Addr,
 }
 
-/// One machine.
 pub struct Node {
     netns: String,
     handle: File,
     /// The end of its cable that is in the bridge.
     port: String,
-    /// Its address.
     pub ip: Ipv4Addr,
     mbit: Option<f64>,
 }

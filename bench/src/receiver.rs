@@ -146,12 +146,10 @@ impl Receiver {
         self.cost.peak_rss = self.cost.peak_rss.max(peak_rss);
     }
 
-    /// Its running program.
     pub fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }
 
-    /// Where it wrote.
     pub fn target(&self) -> PathBuf {
         self.tool.target(&self.dir)
     }

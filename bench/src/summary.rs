@@ -9,11 +9,8 @@ use crate::tool::Tool;
 /// A figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figure {
-    /// The median.
     pub median: f64,
-    /// The lowest.
     pub min: f64,
-    /// The highest.
     pub max: f64,
 }
 

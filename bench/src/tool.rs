@@ -24,7 +24,6 @@ const ARIA2_COMPLETE: &str = "every piece is there";
 /// First port of socat's seeders.
 const SOCAT_PORT: usize = 7000;
 
-/// A tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tool {
@@ -44,13 +43,9 @@ pub enum Tool {
 
 /// What a tool needs to know of a run.
 pub struct Setting<'a> {
-    /// The image.
     pub image: &'a Image,
-    /// The torrent file.
     pub torrent: &'a Path,
-    /// The tracker's URL.
     pub tracker: &'a str,
-    /// Our program.
     pub ezio: &'a Path,
     /// How many receivers there will be.
     pub receivers: usize,
@@ -103,7 +98,6 @@ impl Tool {
         !self.has_tracker()
     }
 
-    /// How receivers write.
     pub fn shape(self) -> Shape {
         match self {
             Tool::Ezio => Shape::Disk,

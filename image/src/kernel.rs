@@ -13,7 +13,6 @@ use crate::apt::{self, Unpacked};
 pub struct Kernel {
     /// What `uname -r` says when it runs.
     pub release: String,
-    /// The kernel itself.
     pub vmlinuz: PathBuf,
     /// `/lib/modules/<release>` of the package.
     pub modules: PathBuf,

@@ -95,7 +95,6 @@ impl Console {
         shared.draw();
     }
 
-    /// A new stage.
     pub fn stage(&self, stage: Stage) {
         let left_out = std::mem::take(&mut self.lock().warnings.left_out);
         self.say_left_out(left_out);
@@ -250,7 +249,6 @@ fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Counts warnings.
 #[derive(Default)]
 struct Warnings {
     since: Option<Instant>,

@@ -31,7 +31,6 @@ const DATAGRAM_MAX: usize = 1500;
 /// An interface with an address.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// Which interface.
     pub dev: NetDev,
     /// What DHCP gave it.
     pub lease: Lease,

@@ -8,12 +8,9 @@ use std::path::Path;
 
 use netboot::MacAddr;
 
-/// One Ethernet interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetDev {
-    /// Kernel name.
     pub name: String,
-    /// Its address.
     pub mac: MacAddr,
 }
 

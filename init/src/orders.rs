@@ -22,7 +22,6 @@ pub const REPEAT_TROUBLE: Duration = Duration::from_secs(60);
 /// Whom this machine asks, and as whom.
 #[derive(Clone, Copy)]
 pub struct Asking<'a> {
-    /// The server.
     pub server: Ipv4Addr,
     /// The address by which the server knows this machine.
     pub mac: MacAddr,

@@ -19,7 +19,6 @@ const STEP: usize = 1 << 20;
 
 /// What the library knows about an image.
 pub struct Image {
-    /// Its torrent.
     pub meta: Metainfo,
     /// Where its content lives.
     pub layout: Layout,

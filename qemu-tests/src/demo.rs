@@ -34,17 +34,14 @@ const SERVER_MEGABITS: u32 = 100;
 pub struct Member {
     /// As it was ordered.
     pub spec: MachineSpec,
-    /// BIOS or UEFI.
     pub firmware: Firmware,
     /// How the disk is attached.
     pub bus: Bus,
-    /// Its disk.
     pub target: Disk,
     /// Seconds from power-on until `/init` spoke.
     pub boot_seconds: Option<f64>,
     /// Seconds from power-on until the disk was proven.
     pub total_seconds: Option<f64>,
-    /// Its last report.
     pub report: Option<Report>,
     /// Whether the disk is the golden disk's, byte for byte, and nothing else of it was written.
     pub verified: Result<()>,

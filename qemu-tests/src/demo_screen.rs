@@ -10,7 +10,6 @@ use crate::demo::Member;
 /// Without a terminal a line is said once and stays, so there are fewer.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// Live progress.
 pub struct Screen {
     is_terminal: bool,
     lines_shown: usize,

@@ -77,7 +77,6 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -10,7 +10,6 @@ use crate::log::Log;
 use crate::network::{BRIDGE, Host};
 use crate::process::{Process, ending};
 
-/// A running dnsmasq.
 pub struct Dnsmasq {
     _process: Process,
     log: Log,
@@ -52,7 +51,6 @@ impl Dnsmasq {
         start(command, "dnsmasq")
     }
 
-    /// What it said.
     pub fn log(&self) -> &Log {
         &self.log
     }

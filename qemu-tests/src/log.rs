@@ -19,7 +19,6 @@ impl Log {
         Log { path: path.into() }
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }

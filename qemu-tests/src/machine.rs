@@ -117,7 +117,6 @@ impl MachineSpec {
         }
     }
 
-    /// Chooses the firmware.
     pub fn firmware(mut self, firmware: Firmware) -> MachineSpec {
         self.firmware = firmware;
         self
@@ -399,7 +398,6 @@ impl Machine {
         &self.mac
     }
 
-    /// Its serial line.
     pub fn log(&self) -> &Log {
         &self.log
     }
@@ -470,7 +468,6 @@ impl Machine {
         }
     }
 
-    /// Pulls the plug.
     pub fn pull_plug(&mut self) {
         self.process.kill();
     }

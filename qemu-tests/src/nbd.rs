@@ -91,7 +91,6 @@ impl NbdDisk {
         self.cuts.recv_timeout(DEADLINE).context("waiting for the machine to let go of its disk")
     }
 
-    /// Where it is.
     pub fn socket(&self) -> &Path {
         &self.socket
     }

@@ -10,7 +10,6 @@ use crate::{pcap, ra};
 
 /// The bridge, and the interface on which the server serves.
 pub const BRIDGE: &str = "br0";
-/// The server's address.
 pub const SERVER_IP: &str = "10.77.0.1";
 /// The server's hardware address; machines' end in their number.
 const SERVER_MAC: &str = "52:54:00:77:ff:01";

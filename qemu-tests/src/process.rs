@@ -39,7 +39,6 @@ impl Process {
         Ok(Process { name: name.into(), child, log: log.into() })
     }
 
-    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }

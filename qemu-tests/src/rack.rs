@@ -17,7 +17,6 @@ use crate::server::{Server, ServerConfig};
 pub struct Rack {
     /// Where the products are.
     pub paths: Paths,
-    /// The LAN.
     pub network: Network,
     folder: PathBuf,
 }
@@ -34,7 +33,6 @@ impl Rack {
         Ok(Rack { paths: Paths::new(), network: Network::new()?, folder })
     }
 
-    /// Its folder, absolute.
     pub fn folder(&self) -> &std::path::Path {
         &self.folder
     }

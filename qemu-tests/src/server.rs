@@ -95,12 +95,10 @@ impl Server {
         Ok(server)
     }
 
-    /// The library's directory.
     pub fn library(&self) -> &Path {
         &self.library
     }
 
-    /// Its log.
     pub fn log(&self) -> Log {
         Log::new(self.process.log())
     }

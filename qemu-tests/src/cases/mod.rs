@@ -16,13 +16,11 @@ use anyhow::Result;
 
 use crate::rack::Rack;
 
-/// One story.
 pub struct Case {
     /// Its name, also of its folder.
     pub name: &'static str,
     /// What it shows, in a line.
     pub what: &'static str,
-    /// Tells it.
     pub run: fn(&mut Rack) -> Result<()>,
 }
 

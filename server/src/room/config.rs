@@ -25,11 +25,8 @@ use crate::room::scope::Scope;
 pub struct Pinned<'a> {
     /// Who names it: the section of the config.
     pub place: String,
-    /// Whom that is.
     pub scope: Scope,
-    /// Its name.
     pub image: &'a str,
-    /// Where it goes.
     pub target: TargetRule,
 }
 

@@ -36,10 +36,8 @@ static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
 /// Every machine that finishes would say it again at each report.
 static FULL: Throttle = Throttle::new(10, Duration::from_secs(10));
 
-/// One machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
-    /// Its address.
     pub mac: MacAddr,
     /// When it was first heard of, in seconds since 1970.
     pub first_seen: u64,
@@ -48,7 +46,6 @@ pub struct Machine {
     /// When it last reported, 0 for never.
     #[serde(default)]
     pub last_report: u64,
-    /// The last report.
     #[serde(default)]
     pub report: Option<Report>,
     /// What it asked for last, in words, if that was after the last report.
@@ -66,13 +63,11 @@ impl Machine {
     }
 }
 
-/// All machines.
 #[derive(Debug)]
 pub struct Fleet {
     machines: BTreeMap<MacAddr, Machine>,
     /// What they come to, as [`weight`] counts.
     bytes: usize,
-    /// Counts the changes.
     change: u64,
 }
 
@@ -207,7 +202,6 @@ pub struct History {
     written: Mutex<u64>,
     /// The change up to which writing was tried.
     tried: watch::Sender<u64>,
-    /// Somebody waits.
     wanted: Notify,
 }
 

@@ -88,9 +88,7 @@ pub struct Armed {
 /// What one machine is to do, everything decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// The image's name.
     pub image: String,
-    /// The deployment's id.
     pub deployment: String,
     /// How it is done.
     pub options: Options,
@@ -133,7 +131,6 @@ impl Armed {
         Ok(armed)
     }
 
-    /// All orders.
     pub fn orders(&self) -> &[Order] {
         &self.orders
     }

@@ -19,7 +19,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 pub struct ServerNote {
     /// Where its HTTP is.
     pub url: String,
-    /// Its process.
     pub pid: u32,
     /// What it was told; earlier versions did not say.
     #[serde(default)]

@@ -13,7 +13,6 @@ pub enum Scope {
     All,
     /// A group of the config.
     Group(String),
-    /// One machine.
     Machine(MacAddr),
 }
 

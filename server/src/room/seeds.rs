@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 /// What is shown of one image that is armed or published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedStatus {
-    /// The image.
     pub image: String,
     /// Its infohash, if it could be loaded.
     pub infohash: String,

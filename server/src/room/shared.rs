@@ -26,9 +26,7 @@ pub struct Counters {
     pub dhcp_malformed: AtomicU64,
     /// DHCP messages that were answered.
     pub dhcp_answered: AtomicU64,
-    /// TFTP requests served.
     pub tftp_served: AtomicU64,
-    /// TFTP requests refused.
     pub tftp_refused: AtomicU64,
     /// HTTP requests that could not be understood.
     pub http_bad: AtomicU64,
@@ -38,7 +36,6 @@ pub struct Counters {
     pub announces_bad: AtomicU64,
 }
 
-/// Counts one more.
 pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -46,9 +43,7 @@ pub fn count(counter: &AtomicU64) {
 /// The state of the whole server.
 #[derive(Debug)]
 pub struct Room {
-    /// The config.
     pub settings: Settings,
-    /// The images.
     pub library: Library,
     /// Kernel, initramfs and loaders.
     pub boot_dir: PathBuf,
@@ -68,7 +63,6 @@ pub struct Room {
 /// What a machine boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// The imaging system.
     Image(Job),
     /// Its own disk, and why.
     Local(&'static str),

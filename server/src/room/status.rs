@@ -20,7 +20,6 @@ pub struct Status {
     pub version: String,
     /// Seconds since it started.
     pub uptime_s: u64,
-    /// What is armed.
     pub armed: Vec<Order>,
     /// What is armed, in words: orders, then what is different for some.
     #[serde(default)]
@@ -33,10 +32,8 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
 }
 
-/// One machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MachineStatus {
-    /// Its address.
     pub mac: MacAddr,
     /// What the config calls it, or empty.
     #[serde(default)]
@@ -60,12 +57,10 @@ pub struct MachineStatus {
     pub asked: String,
     /// The deployment that it has finished.
     pub done: Option<String>,
-    /// Its last report.
     pub report: Option<Report>,
 }
 
 impl Status {
-    /// A snapshot.
     pub fn of(room: &Room) -> Status {
         let now = state::unix_now();
         let silent_after = room.settings.silent_after();

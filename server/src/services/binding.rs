@@ -13,9 +13,7 @@ use crate::room::config::Settings;
 /// One interface the server works on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// Its name.
     pub interface: String,
-    /// Our address there.
     pub address: Ipv4Addr,
     /// Length of the network's prefix.
     pub prefix_len: u8,

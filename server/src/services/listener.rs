@@ -103,7 +103,6 @@ impl Listener for LimitedListener {
     }
 }
 
-/// Who is connected.
 #[derive(Default)]
 struct Places {
     taken: Mutex<Taken>,
@@ -278,7 +277,6 @@ impl AsyncWrite for LimitedStream {
 /// Both ends of a connection, for the handlers.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
-    /// The client.
     pub from: SocketAddr,
     /// Our address as the client reached it.
     pub local: SocketAddr,

@@ -51,7 +51,6 @@ const FULL_EVERY: Duration = Duration::from_secs(60);
 /// More than any datagram.
 const DATAGRAM_MAX: usize = 65536;
 
-/// A bound server.
 pub struct TftpService {
     socket: StdUdpSocket,
     address: Ipv4Addr,

@@ -29,7 +29,6 @@ impl TrackerService {
         state.ports.insert(infohash, port);
     }
 
-    /// Forgets an image.
     pub fn disallow(&self, infohash: &Infohash) {
         let mut state = self.lock();
         state.tracker.disallow(infohash);

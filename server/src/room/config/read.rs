@@ -13,7 +13,6 @@ pub type Place = Vec<String>;
 /// A value that can be read and is wrong.
 #[derive(Debug)]
 pub struct Mistake {
-    /// Where it is.
     pub place: Place,
     /// What is wrong with it.
     pub why: String,

@@ -97,7 +97,6 @@ pub trait Field: Sized {
     /// This value, or if it is none, the one below.
     fn over(self, below: Self) -> Self;
 
-    /// Reads it.
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
 }
 
