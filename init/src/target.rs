@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blockdev::inventory::{Disk, is_same_wwn};
 use layout::Layout;
-use order::{TargetRule, Term};
+use order::{Bus, TargetRule, Term};
 
 /// Why a term does not mean the disk, if it does not.
 fn rejects(term: &Term, disk: &Disk) -> Option<String> {
@@ -31,8 +31,8 @@ fn rejects(term: &Term, disk: &Disk) -> Option<String> {
             unless(is_it, format!("its WWN is {}, not {wanted}", known(&disk.wwn)))
         }
         Term::Bus(wanted) => {
-            let wanted = wanted.as_str();
-            unless(disk.bus == wanted, format!("its bus is {}, not {wanted}", known(&disk.bus)))
+            let bus = disk.bus.map_or("", Bus::as_str);
+            unless(disk.bus == Some(*wanted), format!("its bus is {}, not {}", known(bus), wanted.as_str()))
         }
         Term::Model(wanted) => {
             let is_it = disk.model.to_lowercase().contains(&wanted.to_lowercase());
@@ -154,8 +154,8 @@ fn reason_against(rule: &TargetRule, disk: &Disk, all: &[Disk], layout: &Layout)
                 .to_owned(),
         );
     }
-    if !rule.is_name() && (disk.bus == "usb" || disk.is_removable) {
-        let kind = if disk.bus == "usb" { "a USB disk" } else { "removable" };
+    if !rule.is_name() && (disk.bus == Some(Bus::Usb) || disk.is_removable) {
+        let kind = if disk.bus == Some(Bus::Usb) { "a USB disk" } else { "removable" };
         return Some(format!("it is {kind}, only taken if TARGET names it"));
     }
     if !rule.terms().iter().any(Term::is_way)
@@ -191,7 +191,7 @@ mod tests {
             path: Path::new("/dev").join(name),
             len: 10_000_000_000,
             sector_size: 512,
-            bus: "ata".to_owned(),
+            bus: Some(Bus::Ata),
             model: "Fast SSD".to_owned(),
             serial: format!("S-{name}"),
             wwn: format!("naa.5000c500000000{}", name.len() + usize::from(name.as_bytes()[2])),
@@ -217,7 +217,7 @@ mod tests {
                 schema: 1,
                 disk_size,
                 sector_size: 512,
-                table: table.into(),
+                table: metainfo::TableKind::try_from(table.to_owned()).expect("a kind of table"),
                 device: device.into(),
                 ..Default::default()
             }),
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn auto_takes_the_only_fixed_disk_that_fits() {
         // The stick comes first, as the kernel often has it.
-        let usb = Disk { bus: "usb".to_owned(), ..disk("sda") };
+        let usb = Disk { bus: Some(Bus::Usb), ..disk("sda") };
         let small = Disk { len: 4_000_000_000, ..disk("sdc") };
         assert_eq!(chosen("auto", &[usb.clone(), disk("sdb"), small]), Ok("sdb".to_owned()));
         let refusal = chosen("auto", &[usb]).expect_err("only a stick");
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn the_example_names_one_matching_disk_and_no_other() {
         let example = |change: fn(Disk) -> Disk| {
-            let stick = Disk { bus: "usb".into(), ..disk("sda") };
+            let stick = Disk { bus: Some(Bus::Usb), ..disk("sda") };
             let refusal = chosen("auto", &[stick, change(disk("sdb")), change(disk("sdc"))]).expect_err("two");
             let first = refusal.lines().next().expect("not empty").to_owned();
             first.split_once("set TARGET").expect("what to do").1.to_owned()
@@ -373,7 +373,7 @@ mod tests {
     fn every_term_finds_its_disk() {
         let disks = [
             Disk { is_rotational: true, ..disk("sda") },
-            Disk { bus: "nvme".into(), model: "Disk of Glory".into(), len: 20_000_000_000, ..disk("sdb") },
+            Disk { bus: Some(Bus::Nvme), model: "Disk of Glory".into(), len: 20_000_000_000, ..disk("sdb") },
         ];
         for (rule, name) in [
             ("by-id=ata-Fast_SSD_S-sda", "sda"),
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn usb_disks_are_taken_when_named() {
-        let usb = || Disk { bus: "usb".to_owned(), ..disk("sda") };
+        let usb = || Disk { bus: Some(Bus::Usb), ..disk("sda") };
         assert!(chosen("bus=usb", &[usb()]).is_err());
         assert_eq!(chosen("serial=S-sda", &[usb()]), Ok("sda".to_owned()));
         assert_eq!(chosen("by-id=ata-Fast_SSD_S-sda", &[usb()]), Ok("sda".to_owned()));

@@ -81,7 +81,7 @@ impl Sites {
             schema: 1,
             disk_size: 1 << 30,
             sector_size: 512,
-            table: "none".into(),
+            table: metainfo::TableKind::None,
             ..ImageFacts::default()
         };
         let extent_count = files.len();

@@ -5,6 +5,7 @@ mod sysfs;
 mod usage;
 mod ways;
 
+use order::Bus;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -24,8 +25,8 @@ pub struct Disk {
     pub len: u64,
     /// Logical sector size in bytes.
     pub sector_size: u32,
-    /// `virtio`, `nvme`, `ata`, `scsi`, `usb`, `mmc`, or empty.
-    pub bus: String,
+    /// What it is attached to; `None` if that is none of those that a rule can name.
+    pub bus: Option<Bus>,
     /// Model name.
     pub model: String,
     /// Serial number.
@@ -62,7 +63,8 @@ impl Disk {
 
     fn facts(&self) -> String {
         let mut line = units::size(self.len);
-        for (label, value) in [("", &self.bus), ("", &self.model), ("serial ", &self.serial)] {
+        let bus = self.bus.map_or("", Bus::as_str);
+        for (label, value) in [("", bus), ("", &self.model), ("serial ", &self.serial)] {
             if !value.is_empty() {
                 line.push_str(&format!(", {label}{value}"));
             }
@@ -150,7 +152,7 @@ fn disk(sysfs: &Path, name: &str) -> Option<Disk> {
         path: Path::new("/dev").join(name.replace('!', "/")),
         len,
         sector_size: read(dir, "queue/logical_block_size").parse().unwrap_or(512),
-        bus: bus.to_owned(),
+        bus,
         model: identity.model,
         serial: identity.serial,
         wwn: if is_wwn { wwn } else { String::new() },

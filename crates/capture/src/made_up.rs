@@ -4,7 +4,7 @@ use std::path::Path;
 
 use layout::Layout;
 use library::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
-use metainfo::{ImageFacts, Metainfo};
+use metainfo::{ImageFacts, Metainfo, TableKind};
 
 use crate::probe::identify;
 
@@ -13,11 +13,11 @@ pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, sour
     let facts = meta.facts.clone().unwrap_or_else(|| ImageFacts {
         disk_size: layout.disk_size(),
         sector_size: 512,
-        table: "none".to_owned(),
+        table: TableKind::None,
         ..ImageFacts::default()
     });
     let mut partitions = Vec::new();
-    if facts.table == "none" {
+    if facts.table == TableKind::None {
         let found = identify(content, layout);
         partitions.push(PartitionInfo {
             length: facts.disk_size,

@@ -105,7 +105,7 @@ pub fn make_image(
         schema: 1,
         disk_size: source.len,
         sector_size: plan.sector_size,
-        table: plan.table.as_str().to_owned(),
+        table: plan.table,
         // Not `partition`: the same file system shall have the same infohash, from wherever it was copied.
         device: if device == "disk" { device.to_owned() } else { String::new() },
         swap: Vec::new(),
@@ -119,7 +119,7 @@ pub fn make_image(
         schema: SCHEMA,
         disk_size: source.len,
         sector_size: plan.sector_size,
-        table: plan.table.as_str().to_owned(),
+        table: plan.table,
         device: device.to_owned(),
         disk_id: plan.disk_id,
         partitions: plan.partitions,

@@ -129,13 +129,9 @@ impl Layout {
             meta.files.iter().enumerate().map(|(index, file)| extent_of(index, file)).collect::<Result<Vec<_>, _>>()?;
         let mut layout = Layout::of_extents(extents)?;
         if let Some(facts) = &meta.facts {
-            layout.sector_size = (facts.table != "none").then_some(facts.sector_size);
+            layout.sector_size = (facts.table != TableKind::None).then_some(facts.sector_size);
             layout.disk_size = Some(facts.disk_size);
-            layout.table = match facts.table.as_str() {
-                "gpt" => TableKind::Gpt,
-                "mbr" => TableKind::Mbr,
-                _ => TableKind::None,
-            };
+            layout.table = facts.table;
             layout.is_whole_disk = layout.table != TableKind::None || facts.device == "disk";
             layout.zeros = layout.checked_zeros(facts)?;
         }

@@ -18,8 +18,9 @@ use std::io::{Read, Seek};
 
 use crate::DiskRange;
 pub use gpt::GptFault;
+pub use metainfo::TableKind;
 use table::{Disk, GAP_HEAD_LEN};
-pub use table::{Partition, Table, TableError, TableKind};
+pub use table::{Partition, Table, TableError};
 
 /// A gap up to this long, in bytes, is kept whole: embedded boards and odd installers put boot loaders and their
 /// environment some ten MiB deep.

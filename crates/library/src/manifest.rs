@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use layout::DiskRange;
 use layout::account::{Account, Class};
+use metainfo::TableKind;
 use serde::{Deserialize, Serialize};
 
 /// The schema written, and the newest one read.
@@ -26,8 +27,8 @@ pub struct Manifest {
     pub disk_size: u64,
     /// Its logical sector size in bytes.
     pub sector_size: u32,
-    /// `gpt`, `mbr` or `none`, as in the torrent's facts.
-    pub table: String,
+    /// Its partition table, as in the torrent's facts.
+    pub table: TableKind,
     /// Without a partition table: `disk` or `partition`, what was captured; empty if that is not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
@@ -321,7 +322,7 @@ mod tests {
             schema: SCHEMA,
             disk_size: 1 << 30,
             sector_size: 512,
-            table: "gpt".into(),
+            table: TableKind::Gpt,
             device: String::new(),
             disk_id: String::new(),
             partitions: vec![PartitionInfo { number: 1, length: 4096, ..PartitionInfo::default() }],

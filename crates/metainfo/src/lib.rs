@@ -10,10 +10,12 @@
 
 pub mod bencode;
 mod geometry;
+mod table_kind;
 mod torrent;
 mod zeros;
 
 pub use geometry::{BLOCK_LEN, Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex, usual_piece_len};
+pub use table_kind::{TableKind, UnknownTable};
 pub use torrent::{
     FileEntry, ImageFacts, Infohash, Metainfo, MetainfoError, NewTorrent, PieceHash, SwapFacts, TORRENT_LEN_MAX,
 };

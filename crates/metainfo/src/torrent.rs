@@ -9,6 +9,7 @@ use sha1::{Digest, Sha1};
 
 use crate::bencode::{self, BencodeError};
 use crate::geometry::{Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex};
+use crate::table_kind::TableKind;
 use crate::zeros::Zeros;
 
 /// Largest torrent that is made, or taken by machines, in bytes. 500,000 extents make 31 MB; it has to fit their memory.
@@ -70,8 +71,8 @@ pub struct ImageFacts {
     pub disk_size: u64,
     /// Its logical sector size in bytes.
     pub sector_size: u32,
-    /// `gpt`, `mbr`, or `none` for a device without a partition table, mostly a single partition.
-    pub table: String,
+    /// Its partition table; a device without one is mostly a single partition.
+    pub table: TableKind,
     /// `disk` for a whole disk without a partition table; empty where that is not known, or there is a table.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
@@ -360,7 +361,7 @@ mod tests {
                 schema: 1,
                 disk_size: 1 << 30,
                 sector_size: 512,
-                table: "gpt".into(),
+                table: TableKind::Gpt,
                 ..ImageFacts::default()
             }),
             private: true,

@@ -86,7 +86,12 @@ mod tests {
             piece_len: 16 << 10,
             files: vec![FileEntry { length: 512, path: vec!["0".to_owned()] }],
             hashes: vec![[0; 20]],
-            facts: Some(ImageFacts { disk_size: 10 * MIB, zeros, table: "none".to_owned(), ..ImageFacts::default() }),
+            facts: Some(ImageFacts {
+                disk_size: 10 * MIB,
+                zeros,
+                table: metainfo::TableKind::None,
+                ..ImageFacts::default()
+            }),
             private: true,
         };
         let meta = Metainfo::parse(&torrent.to_bytes().expect("sane")).expect("sane");

@@ -141,7 +141,13 @@ fn loopback() -> Options {
 }
 
 fn gpt_facts() -> ImageFacts {
-    ImageFacts { schema: 1, disk_size: DISK_LEN, sector_size: 512, table: "gpt".to_owned(), ..ImageFacts::default() }
+    ImageFacts {
+        schema: 1,
+        disk_size: DISK_LEN,
+        sector_size: 512,
+        table: metainfo::TableKind::Gpt,
+        ..ImageFacts::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

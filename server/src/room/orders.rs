@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::room::config::{Pinned, Settings, group_place, machine_place};
 use crate::room::scope::Scope;
 use crate::room::state;
+use layout::parttable::TableKind;
 use layout::parttable::adapt::ALIGN;
 use library::Image;
 use library::manifest::{Captured, Manifest, time_text};
@@ -297,8 +298,8 @@ fn check_grow(manifest: &Manifest, grow: Grow) -> anyhow::Result<()> {
     let chosen = match grow {
         Grow::No => return Ok(()),
         // A torrent from elsewhere does not say which ones there are.
-        _ if manifest.table != "none" && manifest.partitions.is_empty() => return Ok(()),
-        _ if manifest.table == "none" => bail!("it has no partition table, so no partition to grow"),
+        _ if manifest.table != TableKind::None && manifest.partitions.is_empty() => return Ok(()),
+        _ if manifest.table == TableKind::None => bail!("it has no partition table, so no partition to grow"),
         Grow::Last => partitions().max_by_key(|partition| partition.start).context("it has no partition to grow")?,
         Grow::Number(number) => partitions().find(|partition| partition.number == number).with_context(|| {
             let numbers: Vec<String> = partitions().map(|partition| partition.number.to_string()).collect();
@@ -307,7 +308,7 @@ fn check_grow(manifest: &Manifest, grow: Grow) -> anyhow::Result<()> {
     };
     let (number, end) = (chosen.number, chosen.start.saturating_add(chosen.length));
     ensure!(
-        chosen.captured != Captured::Container && (manifest.table != "mbr" || number <= 4),
+        chosen.captured != Captured::Container && (manifest.table != TableKind::Mbr || number <= 4),
         "partition {number} is a logical partition or holds some, and these are not grown: choose a primary partition"
     );
     // What is free is used up to a full MiB.
@@ -486,7 +487,7 @@ mod tests {
             ..PartitionInfo::default()
         };
         let with = |table: &str, partitions: Vec<PartitionInfo>| Manifest {
-            table: table.into(),
+            table: TableKind::try_from(table.to_owned()).expect("a kind of table"),
             partitions,
             ..Manifest::default()
         };

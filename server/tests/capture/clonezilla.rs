@@ -326,7 +326,7 @@ fn what_saveparts_saves_is_imported_and_nothing_else() {
         image.remove(name);
     }
     image.import(&["--name", "bare"]);
-    assert_eq!(place.meta("bare").facts.expect("facts").table, "none");
+    assert_eq!(place.meta("bare").facts.expect("facts").table.as_str(), "none");
     let bare = place.text("bare.img");
     place.ezio_restore("bare", &bare);
     place.check_ext4(&bare, &files);

@@ -201,7 +201,7 @@ fn a_file_system_without_a_table_comes_back() {
     place.ezio_ok(&["capture", &bare, "--name", "bare"]);
     let restored = place.restore("bare", &bare);
     place.check_ext4(&restored, &files);
-    assert_eq!(place.meta("bare").facts.expect("facts").table, "none");
+    assert_eq!(place.meta("bare").facts.expect("facts").table.as_str(), "none");
     place.ezio_ok(&["capture", &bare, "--name", "whole", "--whole"]);
     assert_eq!(place.content("whole"), fs::read(&bare).expect("read"));
 }

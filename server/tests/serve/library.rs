@@ -40,7 +40,7 @@ fn add(lan: &Lan, name: &str, len: usize, table: &str) -> (Vec<u8>, Metainfo) {
             schema: 1,
             disk_size: 2 << 30,
             sector_size: 512,
-            table: table.into(),
+            table: metainfo::TableKind::try_from(table.to_owned()).expect("a kind of table"),
             ..ImageFacts::default()
         }),
         private: true,

@@ -1,6 +1,7 @@
 //! Model and serial number, and the names that udev makes of them (`60-persistent-storage.rules` and its helpers
 //! `ata_id`, `scsi_id` and `usb_id`). The RAM system has no udev, but people copy these names from systems that do.
 
+use order::Bus;
 use std::fs;
 use std::path::Path;
 
@@ -92,13 +93,13 @@ fn designators(page: &[u8]) -> Vec<Designator<'_>> {
 }
 
 /// Names below `/dev/disk/by-id`.
-pub(super) fn by_id(place: &Place, bus: &str, identity: &Identity) -> Vec<String> {
+pub(super) fn by_id(place: &Place, bus: Option<Bus>, identity: &Identity) -> Vec<String> {
     let dir = &place.dir;
     let Identity { model, serial } = identity;
     let has_serial = !serial.is_empty();
     let mut names = Vec::new();
     match bus {
-        "nvme" => {
+        Some(Bus::Nvme) => {
             let wwid = read(dir, "wwid");
             if has_serial {
                 let nsid = first_of(dir, &["nsid"]);
@@ -110,16 +111,16 @@ pub(super) fn by_id(place: &Place, bus: &str, identity: &Identity) -> Vec<String
                 names.push(format!("nvme-{}", udev(&wwid)));
             }
         }
-        "virtio" if has_serial => names.push(format!("virtio-{}", udev(serial))),
-        "mmc" if has_serial => names.push(format!("mmc-{}_{}", udev(model), udev(serial))),
-        "usb" => names.extend(usb(place)),
-        "ata" | "scsi" => {
-            if (bus == "ata" || read(dir, "device/vendor") == "ATA") && has_serial {
+        Some(Bus::Virtio) if has_serial => names.push(format!("virtio-{}", udev(serial))),
+        Some(Bus::Mmc) if has_serial => names.push(format!("mmc-{}_{}", udev(model), udev(serial))),
+        Some(Bus::Usb) => names.extend(usb(place)),
+        Some(Bus::Ata | Bus::Scsi) => {
+            if (bus == Some(Bus::Ata) || read(dir, "device/vendor") == "ATA") && has_serial {
                 names.push(format!("ata-{}_{}", udev(model), udev(serial)));
             }
             names.extend(scsi(dir));
         }
-        _ => {}
+        Some(Bus::Virtio | Bus::Mmc) | None => {}
     }
     let wwid = first_of(dir, &["device/wwid"]);
     if let Some(number) = wwid.strip_prefix("naa.")

@@ -1,5 +1,6 @@
 //! What sysfs says, as text that cannot garble a terminal.
 
+use order::Bus;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,19 +31,21 @@ impl Place {
         way.split_off(self.depth.saturating_sub(1).min(way.len()))
     }
 
-    pub(super) fn bus(&self) -> &'static str {
+    /// What the disk is attached to; `None` if that is none of those that a rule can name.
+    pub(super) fn bus(&self) -> Option<Bus> {
         // The path through sysfs names every bridge on the way; the one nearest to the disk decides.
         let way = self.way();
         let has = |prefix: &str| way.iter().any(|(_, name)| name.starts_with(prefix));
-        match () {
-            () if has("usb") => "usb",
-            () if has("nvme") => "nvme",
-            () if has("mmc") => "mmc",
-            () if has("ata") => "ata",
-            () if has("host") || has("target") => "scsi",
-            () if has("virtio") => "virtio",
-            () => "",
-        }
+        let prefixes = [
+            ("usb", Bus::Usb),
+            ("nvme", Bus::Nvme),
+            ("mmc", Bus::Mmc),
+            ("ata", Bus::Ata),
+            ("host", Bus::Scsi),
+            ("target", Bus::Scsi),
+            ("virtio", Bus::Virtio),
+        ];
+        prefixes.into_iter().find(|(prefix, _)| has(prefix)).map(|(_, bus)| bus)
     }
 }
 

@@ -72,7 +72,8 @@ fn disks_are_told_from_what_is_none() {
         ("nvme0c0n1", "pci0000:00/nvme/nvme0", &[("size", b"9\n"), ("hidden", b"1\n")]),
     ]);
     let disks = disks(root.path());
-    let names: Vec<_> = disks.iter().map(|d| (d.name.as_str(), d.bus.as_str(), d.serial.as_str())).collect();
+    let names: Vec<_> =
+        disks.iter().map(|d| (d.name.as_str(), d.bus.map_or("", |bus| bus.as_str()), d.serial.as_str())).collect();
     let expected =
         [("nvme0n1", "nvme", "S-22"), ("sda", "ata", "QM00001"), ("sdb", "usb", "AB12"), ("vda", "virtio", "GOLD-1")];
     assert_eq!(names, expected);

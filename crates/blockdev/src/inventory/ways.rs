@@ -1,25 +1,26 @@
 //! The way to a disk, as udev's `path_id` writes it: which slot of which controller.
 
+use order::Bus;
 use std::path::Path;
 
 use super::sysfs::{Place, list, read};
 
 /// Names below `/dev/disk/by-path`, the usual one first; none where the disk hangs on something other than PCI.
-pub(super) fn by_path(place: &Place, bus: &str) -> Vec<String> {
+pub(super) fn by_path(place: &Place, bus: Option<Bus>) -> Vec<String> {
     let way = place.way();
     let Some(at) = way.iter().rposition(|(_, name)| is_pci_function(name)) else { return Vec::new() };
     let (pci, way) = (format!("pci-{}", way[at].1), &way[at + 1..]);
     let is_virtio = way.iter().any(|(_, name)| name.starts_with("virtio"));
     let ends = match bus {
-        "nvme" => {
+        Some(Bus::Nvme) => {
             let nsid = read(&place.dir, "nsid");
             vec![format!("-nvme-{}", if nsid.is_empty() { "1" } else { &nsid })]
         }
-        "ata" => ata(way),
-        "usb" => usb(way),
-        "scsi" => scsi(way),
-        "virtio" | "mmc" => vec![String::new()],
-        _ => Vec::new(),
+        Some(Bus::Ata) => ata(way),
+        Some(Bus::Usb) => usb(way),
+        Some(Bus::Scsi) => scsi(way),
+        Some(Bus::Virtio | Bus::Mmc) => vec![String::new()],
+        None => Vec::new(),
     };
     let mut names: Vec<_> = ends.into_iter().map(|end| format!("{pci}{end}")).collect();
     if is_virtio {

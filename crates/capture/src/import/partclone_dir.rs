@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use layout::{DiskOffset, Extent, Layout};
-use metainfo::{Geometry, ImageFacts, Metainfo, PieceHash, PieceIndex};
+use metainfo::{Geometry, ImageFacts, Metainfo, PieceHash, PieceIndex, TableKind};
 
 use super::copying::Copying;
 use super::new_image::NewImage;
@@ -55,7 +55,7 @@ pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicB
         schema: 1,
         disk_size: info.partition_len,
         sector_size: SECTOR_SIZE,
-        table: "none".to_owned(),
+        table: TableKind::None,
         ..ImageFacts::default()
     };
     let torrent_bytes = torrent(&layout, PIECE_LEN, info.hashes, facts)?;
@@ -74,7 +74,7 @@ pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicB
         schema: SCHEMA,
         disk_size: info.partition_len,
         sector_size: SECTOR_SIZE,
-        table: "none".to_owned(),
+        table: TableKind::None,
         device: "partition".to_owned(),
         disk_id: String::new(),
         partitions: vec![partition],

@@ -15,7 +15,9 @@ mod mbr;
 pub use job::{ALIGN, AdaptError, Adapted, Grow, GrowError, Grown, Original, Wish};
 use job::{Job, Resize, is_sector_size, len_of};
 
-use super::table::{TableError, TableKind};
+use metainfo::TableKind;
+
+use super::table::TableError;
 
 /// Fits an image's table to a device.
 ///

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::crc32::crc32;
 use super::names;
-use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind};
+use metainfo::TableKind;
+
+use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError};
 use crate::DiskRange;
 
 /// Most entries a table may have, 4 MiB of them: the kernel takes no more. The usual number is 128.

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::io::{Read, Seek};
 
 use super::names;
-use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError, TableKind};
+use metainfo::TableKind;
+
+use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError};
 use crate::DiskRange;
 
 /// Most records of a chain followed without finding a partition in them.

@@ -2,6 +2,7 @@
 
 use super::gpt::GptFault;
 use crate::DiskRange;
+use metainfo::TableKind;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// What may be missing of a partition at the end of the disk is the disk's length through this. Disks that are sold as
@@ -15,28 +16,6 @@ pub(super) const GAP_HEAD_LEN: u64 = 1 << 20;
 
 /// Most partitions of one disk: the kernel has no more names.
 pub(super) const PARTITIONS_MAX: usize = 256;
-
-/// Which partition table a disk has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableKind {
-    /// GUID partition table.
-    Gpt,
-    /// The PC's master boot record, with logical partitions.
-    Mbr,
-    /// None: at most a file system on the whole device.
-    None,
-}
-
-impl TableKind {
-    /// As torrents and manifests write it: `gpt`, `mbr`, `none`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TableKind::Gpt => "gpt",
-            TableKind::Mbr => "mbr",
-            TableKind::None => "none",
-        }
-    }
-}
 
 /// How a disk is divided.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use library::unfinished::{Unfinished, len_on_disk};
 use library::{Image, ImageEntry, Library};
+use metainfo::TableKind;
 
 /// What `--json` prints. Sizes are in bytes.
 #[derive(Debug, Serialize)]
@@ -35,7 +36,7 @@ enum About {
 struct Good {
     #[serde(flatten)]
     sizes: Sizes,
-    table: String,
+    table: TableKind,
     infohash: String,
     /// Seconds since 1970.
     made_at: u64,
@@ -137,7 +138,7 @@ fn row(library: &Library, entry: ImageEntry) -> Row {
     let about = match entry.image {
         Ok(image) => About::Good(Box::new(Good {
             sizes: Sizes::of(&image),
-            table: image.manifest.table.clone(),
+            table: image.manifest.table,
             infohash: image.meta.infohash.to_string(),
             made_at: image.manifest.origin.at,
             made_on: image.manifest.origin.host.clone(),

@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::super::crc32::crc32;
 use super::super::gpt::{ENTRY_LEN, ENTRY_SIZE, Header};
 use super::super::mbr::{ENTRIES_AT, PROTECTIVE};
-use super::super::table::{Table, TableError, TableKind};
+use super::super::table::{Table, TableError};
 use super::job::{ALIGN, AdaptError, Adapted, Job, Sparse, check, len_of, put, u32_at};
 use crate::{DiskOffset, DiskRange};
+use metainfo::TableKind;
 
 /// Where an entry keeps its last sector.
 const ENTRY_END_AT: usize = 40;

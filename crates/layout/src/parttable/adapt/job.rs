@@ -4,8 +4,9 @@ use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::str::FromStr;
 
-use crate::parttable::table::{Partition, Table, TableError, TableKind};
+use crate::parttable::table::{Partition, Table, TableError};
 use crate::{DiskOffset, DiskRange};
+use metainfo::TableKind;
 
 /// Partitions that grow end at a multiple of this, in bytes, as every tool of today aligns them; growing by less than
 /// what that leaves is not worth a change.

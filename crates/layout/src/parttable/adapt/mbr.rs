@@ -1,8 +1,9 @@
 //! MBR: one entry and the disk signature.
 
 use super::super::mbr::{FirstSector, first_sector, read};
-use super::super::table::{Disk, MISSING_SHARE, Table, TableKind};
+use super::super::table::{Disk, MISSING_SHARE, Table};
 use super::job::{AdaptError, Adapted, Job, Sparse, check, put};
+use metainfo::TableKind;
 
 /// Where the disk signature is.
 const SIGNATURE_AT: usize = 440;
