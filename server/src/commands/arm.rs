@@ -9,6 +9,7 @@ use netboot::MacAddr;
 
 use crate::commands::ask::{agent, fetch};
 use crate::room::config::Settings;
+use crate::room::fleet;
 use crate::room::orders::{Armed, Order, new_deployment};
 use crate::room::running::ServerNote;
 use crate::room::scope::Scope;
@@ -77,6 +78,18 @@ pub struct ArmCommand {
     no_verify: bool,
 }
 
+/// Hands out again what is armed, after `ezio serve` has suspended it because its record of finished machines was lost. Machines
+/// that are done may be imaged again.
+#[derive(Debug, Args)]
+pub struct ResumeCommand {
+    /// The server's config file, for its library.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The library directory [default: /var/lib/ezio].
+    #[arg(long, value_name = "DIR")]
+    library: Option<PathBuf>,
+}
+
 /// Lets machines boot from their own disks again. Machines that are being written go on to the end.
 #[derive(Debug, Args)]
 pub struct DisarmCommand {
@@ -108,6 +121,9 @@ impl ArmCommand {
         refuse_never(&scopes, &settings)?;
         check(&wanted, &settings, &library)?;
         std::fs::create_dir_all(library.state_dir())?;
+        if !Armed::path(&library.state_dir()).exists() {
+            fleet::begin(&library.state_dir())?;
+        }
         let mut again = Vec::new();
         let armed = Armed::update(&library.state_dir(), |armed| {
             let before: Vec<Scope> = armed.held_back().cloned().collect();
@@ -202,6 +218,27 @@ impl DisarmCommand {
     }
 }
 
+impl ResumeCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// A library that cannot be written.
+    pub fn run(self) -> anyhow::Result<()> {
+        let flags = Settings { library: self.library, ..Settings::default() };
+        let library = Library::open(Settings::load(self.config.as_deref(), flags)?.library())?;
+        let mut why = None;
+        let armed = Armed::update(&library.state_dir(), |armed| why = armed.resume())?;
+        match why {
+            Some(why) => say!("resumed, although {why}"),
+            None => say!("nothing was suspended"),
+        }
+        let settings = ServerNote::find(library.dir()).and_then(|server| server.settings()).unwrap_or_default();
+        armed.lines(&settings).iter().for_each(|line| say!("armed: {line}"));
+        wait_for_server(library.dir(), &armed);
+        Ok(())
+    }
+}
+
 /// Refuses what machines would, before they are switched on. An image of the config that is damaged shows in the status.
 fn check(wanted: &Armed, settings: &Settings, library: &Library) -> anyhow::Result<()> {
     for (who, job) in wanted.jobs(settings) {
@@ -222,7 +259,7 @@ fn wait_for_server(library: &Path, armed: &Armed) {
     let deadline = Instant::now() + NOTICED_WITHIN;
     loop {
         match fetch(&agent, &server.url) {
-            Ok(status) if status.armed == armed.orders() => return,
+            Ok(status) if status.armed == armed.orders() && status.suspended.as_deref() == armed.suspended() => return,
             Ok(_) if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
             Ok(status) => {
                 // Two commands at once: the other one's orders came later, and include ours.

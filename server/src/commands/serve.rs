@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::room::Room;
 use crate::room::config::{DhcpMode, Pinned, Settings};
+use crate::room::fleet::{self, Fleet};
 use crate::room::orders::{Armed, check_target};
 use crate::room::running::{self, ServerNote};
 use crate::services::binding::{self, Binding};
@@ -62,11 +63,23 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     check_images(&settings, &library, config.as_deref())?;
     let bindings = binding::find(&settings)?;
-    let armed = Armed::load(&state_dir).unwrap_or_else(|error| {
+    let mut armed = Armed::load(&state_dir).unwrap_or_else(|error| {
         log::error!("{error:#}; nothing is armed");
         Armed::default()
     });
-    let room = Arc::new(Room::new(settings, library, bindings, armed));
+    let (fleet, lost) = Fleet::load(&state_dir);
+    if let Some(lost) = lost {
+        if armed.is_anything_armed() {
+            let why = format!(
+                "the record of finished machines is lost ({lost}), so machines that are done would be imaged again; \
+                 `ezio resume` hands the orders out all the same, `ezio disarm` takes them back"
+            );
+            log::error!("{why}");
+            armed = Armed::update(&state_dir, |armed| armed.suspend(why)).context("suspending what is armed")?;
+        }
+        fleet::begin(&state_dir)?;
+    }
+    let room = Arc::new(Room::new(settings, library, bindings, armed, fleet));
 
     // Everything is opened before anything is answered: half a server is worse than none.
     let mut tftp_services = Vec::new();

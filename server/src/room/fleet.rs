@@ -69,19 +69,31 @@ pub struct Fleet {
     /// What they come to, as [`weight`] counts.
     bytes: usize,
     change: u64,
+    /// The last change that a machine waits to see on disk.
+    important: u64,
 }
 
 impl Fleet {
-    /// Remembers what was known before. A damaged file costs the memory, not the server.
-    pub fn load(state_dir: &Path) -> Fleet {
-        let machines: Vec<Machine> = state::read(&path(state_dir))
-            .unwrap_or_else(|error| {
-                log::error!("the machines' history is lost: {error:#}");
-                None
-            })
-            .unwrap_or_default();
+    /// What was known before, and why that is not all if the file is gone or damaged. A damaged file is kept aside.
+    pub fn load(state_dir: &Path) -> (Fleet, Option<String>) {
+        let path = path(state_dir);
+        let (machines, lost) = match state::read::<Vec<Machine>>(&path) {
+            Ok(Some(machines)) => (machines, None),
+            Ok(None) => (Vec::new(), Some(format!("{} is gone", path.display()))),
+            Err(error) => {
+                let aside = path.with_extension("json.damaged");
+                if let Err(cause) = std::fs::rename(&path, &aside) {
+                    log::warn!("keeping {} aside: {cause}", path.display());
+                }
+                (Vec::new(), Some(format!("{error:#}")))
+            }
+        };
+        (Fleet::of(machines), lost)
+    }
+
+    fn of(machines: Vec<Machine>) -> Fleet {
         let machines: BTreeMap<_, _> = machines.into_iter().map(|machine| (machine.mac, machine)).collect();
-        Fleet { bytes: machines.values().map(weight).sum(), machines, change: 0 }
+        Fleet { bytes: machines.values().map(weight).sum(), machines, change: 0, important: 0 }
     }
 
     /// Every machine, by address.
@@ -132,7 +144,12 @@ impl Fleet {
             }
             return Err(full);
         }
-        Ok(is_new_stage.then_some(self.change))
+        if is_new_stage {
+            self.important = self.change;
+        }
+        // Who says again that it is done may not have been told yet that this is kept.
+        let is_done = self.machines.get(&mac).is_some_and(|machine| machine.done.is_some());
+        Ok((is_new_stage || is_done).then_some(self.important))
     }
 
     /// Whether the machine has finished this deployment.
@@ -200,8 +217,8 @@ pub struct History {
     path: PathBuf,
     /// The change that is on disk; held while that is being written.
     written: Mutex<u64>,
-    /// The change up to which writing was tried.
-    tried: watch::Sender<u64>,
+    /// The change up to which writing was tried, and why it is not on disk.
+    tried: watch::Sender<(u64, Option<String>)>,
     wanted: Notify,
 }
 
@@ -217,16 +234,28 @@ impl History {
         self.wanted.notified().await;
     }
 
-    /// Waits until a change is on disk, or could not be written.
-    pub async fn saved(&self, change: u64) {
-        self.wanted.notify_one();
+    /// Waits until a change is on disk.
+    ///
+    /// # Errors
+    /// Why it could not be written; it is tried again.
+    pub async fn saved(&self, change: u64) -> Result<(), String> {
+        let mut tried = self.tried.subscribe();
+        if tried.borrow().0 < change {
+            self.wanted.notify_one();
+        }
         // An error would mean that the sender is gone, and it is ours.
-        let _ = self.tried.subscribe().wait_for(|tried| *tried >= change).await;
+        let tried = tried.wait_for(|(tried, _)| *tried >= change).await;
+        tried.ok().and_then(|tried| tried.1.clone()).map_or(Ok(()), Err)
+    }
+
+    /// Why what machines report is not kept at the moment.
+    pub fn trouble(&self) -> Option<String> {
+        self.tried.borrow().1.clone()
     }
 
     /// Writes what has changed; when this returns, everything reported before the call is on disk. The machines are
     /// locked only while they are copied: a disk that takes a second to flush must not hold up a room that boots.
-    /// An error is logged, the machines matter more.
+    /// An error is logged, and said to whom waits for this.
     pub fn save(&self, fleet: &Mutex<Fleet>) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let (change, machines) = {
@@ -236,16 +265,32 @@ impl History {
             }
             (fleet.change, fleet.machines.values().cloned().collect::<Vec<_>>())
         };
-        match state::write(&self.path, &machines) {
-            Ok(()) => *written = change,
-            Err(error) => log::error!("the machines' history cannot be saved: {error:#}"),
-        }
-        self.tried.send_replace(change);
+        let trouble = match state::write(&self.path, &machines) {
+            Ok(()) => {
+                *written = change;
+                None
+            }
+            Err(error) => {
+                let trouble = format!("what machines report cannot be kept: {error:#}");
+                log::error!("{trouble}");
+                Some(trouble)
+            }
+        };
+        self.tried.send_replace((change, trouble));
     }
 }
 
 fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("fleet.json")
+}
+
+/// Writes an empty history if there is none: from then on, a history that is gone has been lost.
+///
+/// # Errors
+/// If the directory cannot be written.
+pub fn begin(state_dir: &Path) -> anyhow::Result<()> {
+    let path = path(state_dir);
+    if path.exists() { Ok(()) } else { state::write(&path, &Vec::<Machine>::new()) }
 }
 
 fn log_stage(mac: MacAddr, report: &Report) {
@@ -333,20 +378,21 @@ mod tests {
     }
 
     fn empty() -> Fleet {
-        Fleet { machines: BTreeMap::new(), bytes: 0, change: 0 }
+        Fleet { machines: BTreeMap::new(), bytes: 0, change: 0, important: 0 }
     }
 
     #[test]
     fn done_survives_a_restart_and_counts_for_its_deployment_only() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut fleet = Fleet::load(dir.path());
+        let mut fleet = Fleet::of(Vec::new());
         take(&mut fleet, report("restore", "d1"));
         assert!(!fleet.is_done(MAC, "d1"));
         assert!(take(&mut fleet, report("seeding", "d1")), "a new stage");
         assert!(!take(&mut fleet, report("seeding", "d1")), "the same stage");
         let history = History::new(dir.path());
         history.save(&Mutex::new(fleet));
-        let fleet = Fleet::load(dir.path());
+        let (fleet, lost) = Fleet::load(dir.path());
+        assert_eq!(lost, None);
         assert!(fleet.is_done(MAC, "d1"));
         assert!(!fleet.is_done(MAC, "d2"));
     }
@@ -446,7 +492,13 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
         runtime.expect("a runtime").block_on(async {
             let dir = tempfile::tempdir().expect("a directory");
-            let room = Room::new(Settings::default(), Library::create(dir.path()).expect("made"), vec![], armed("d1"));
+            let room = Room::new(
+                Settings::default(),
+                Library::create(dir.path()).expect("made"),
+                vec![],
+                armed("d1"),
+                Fleet::of(Vec::new()),
+            );
             let room = Arc::new(room);
             let (_stop, watcher) = watch::channel(false);
             tokio::spawn(crate::services::history::run(room.clone(), watcher));
@@ -464,7 +516,7 @@ mod tests {
             assert!(tokio::time::timeout(second, reports.join_next()).await.is_err(), "answered before it is on disk");
             drop(slow);
             tokio::time::timeout(10 * second, reports.join_all()).await.expect("answered");
-            assert_eq!(Fleet::load(&room.library.state_dir()).machines().count(), 100);
+            assert_eq!(Fleet::load(&room.library.state_dir()).0.machines().count(), 100);
         });
     }
 
@@ -477,15 +529,23 @@ mod tests {
             let change = fleet.report(report("done", "d1"), &armed("d1"), &Settings::default()).expect("good");
             let fleet = Mutex::new(fleet);
             history.save(&fleet);
-            history.saved(change.expect("important")).await;
+            let kept = history.saved(change.expect("important")).await;
+            assert!(kept.expect_err("no directory").contains("cannot be kept"), "and is not acknowledged");
+            assert!(history.trouble().is_some());
             assert_eq!(*history.written.lock().expect("free"), 0, "it is tried again");
         });
     }
 
     #[test]
-    fn a_damaged_history_starts_anew() {
+    fn a_history_that_is_gone_or_damaged_is_known_to_be_lost() {
         let dir = tempfile::tempdir().expect("a directory");
+        let (fleet, lost) = Fleet::load(dir.path());
+        assert_eq!(fleet.machines().count(), 0);
+        assert!(lost.expect("lost").contains("is gone"));
+        begin(dir.path()).expect("written");
+        assert_eq!(Fleet::load(dir.path()).1, None, "an empty one is not lost");
         std::fs::write(dir.path().join("fleet.json"), b"[{").expect("written");
-        assert_eq!(Fleet::load(dir.path()).machines().count(), 0);
+        assert!(Fleet::load(dir.path()).1.expect("lost").contains("is damaged"));
+        assert_eq!(std::fs::read(dir.path().join("fleet.json.damaged")).expect("kept aside"), b"[{");
     }
 }

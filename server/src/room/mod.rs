@@ -16,4 +16,4 @@ mod shared;
 #[cfg(test)]
 mod older;
 
-pub use self::shared::{Boot, Room, count};
+pub use self::shared::{Boot, ReportError, Room, count};

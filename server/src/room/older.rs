@@ -47,7 +47,8 @@ fn orders_config_and_machines_mean_what_they_meant() {
         ("console=ttyS0", "bus=nvme,min=1M")
     );
 
-    let fleet = Fleet::load(&state_dir);
+    let (fleet, lost) = Fleet::load(&state_dir);
+    assert_eq!(lost, None);
     assert!(fleet.is_done(WRITTEN, &own.deployment), "it is not imaged again");
     let machine = fleet.machines().next().expect("one");
     let report = machine.report.as_ref().expect("it reported");

@@ -84,6 +84,9 @@ impl From<Order> for StoredOrder {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Armed {
     orders: Vec<Order>,
+    /// Why nothing is handed out although something is armed, until `ezio resume`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    suspended: Option<String>,
 }
 
 /// What one machine is to do, everything decided.
@@ -125,9 +128,16 @@ impl Armed {
         let lock_path = state_dir.join("armed.lock");
         let lock = File::create(&lock_path).with_context(|| format!("opening {}", lock_path.display()))?;
         lock.lock().with_context(|| format!("locking {}", lock_path.display()))?;
-        // A damaged file is replaced: whoever arms now says what is wanted.
-        let mut armed = Armed::load(state_dir).unwrap_or_default();
+        let mut armed = match Armed::load(state_dir) {
+            Ok(armed) => armed,
+            // A damaged file is replaced: the person who arms now says what is wanted. One that cannot be read may be sound.
+            Err(error) if error.root_cause().is::<serde_json::Error>() => Armed::default(),
+            Err(error) => return Err(error),
+        };
         change(&mut armed);
+        if armed.orders.is_empty() {
+            armed.suspended = None;
+        }
         state::write(&Armed::path(state_dir), &armed)?;
         Ok(armed)
     }
@@ -172,6 +182,23 @@ impl Armed {
         self.orders.iter().any(|order| order.image.is_some())
     }
 
+    /// Hands nothing out until [`Armed::resume`], and why.
+    pub fn suspend(&mut self, why: String) {
+        if self.is_anything_armed() {
+            self.suspended = Some(why);
+        }
+    }
+
+    /// Hands out again what is armed; why that had been suspended.
+    pub fn resume(&mut self) -> Option<String> {
+        self.suspended.take()
+    }
+
+    /// Why nothing is handed out although something is armed.
+    pub fn suspended(&self) -> Option<&str> {
+        self.suspended.as_deref()
+    }
+
     /// Every image that a machine could be given now, config included.
     pub fn images(&self, settings: &Settings) -> Vec<String> {
         let mut images: Vec<String> = self.orders.iter().filter_map(|order| order.image.clone()).collect();
@@ -202,7 +229,8 @@ impl Armed {
         let held = self
             .held_back()
             .map(|scope| format!("held back until the next order for every machine: {}", settings.called_scope(scope)));
-        let mut lines: Vec<String> = orders.chain(held).collect();
+        let suspended = self.suspended().map(|why| format!("SUSPENDED, no machine gets an order: {why}"));
+        let mut lines: Vec<String> = suspended.into_iter().chain(orders).chain(held).collect();
         if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
             for Pinned { place, image, target, .. } in self.pinned(settings) {
                 lines.push(format!("{place} in the config gets {image} instead, target {target}"));

@@ -68,12 +68,21 @@ pub enum Boot {
     Local(&'static str),
 }
 
+/// Why a report is not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportError {
+    /// It cannot be right, or there is no place for the machine.
+    Refused(String),
+    /// It was understood, and cannot be kept at the moment: the machine should send it again.
+    NotKept(String),
+}
+
 impl Room {
-    /// A room in which nothing has happened yet.
-    pub fn new(settings: Settings, library: Library, bindings: Vec<Binding>, armed: Armed) -> Room {
+    /// A room with what is armed and what is known of its machines.
+    pub fn new(settings: Settings, library: Library, bindings: Vec<Binding>, armed: Armed, fleet: Fleet) -> Room {
         Room {
             boot_dir: settings.boot_dir(),
-            fleet: Mutex::new(Fleet::load(&library.state_dir())),
+            fleet: Mutex::new(fleet),
             history: History::new(&library.state_dir()),
             settings,
             library,
@@ -109,13 +118,16 @@ impl Room {
 
     /// Takes a machine's report; see [`Fleet::report`]. An important one is on disk when this returns, so that a machine
     /// that is done is never imaged again.
-    pub async fn report(&self, report: Report) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// [`ReportError`]; what is acknowledged is kept.
+    pub async fn report(&self, report: Report) -> Result<(), ReportError> {
         let armed = self.armed();
-        let change = self.fleet().report(report, &armed, &self.settings)?;
-        if let Some(change) = change {
-            self.history.saved(change).await;
+        let change = self.fleet().report(report, &armed, &self.settings).map_err(ReportError::Refused)?;
+        match change {
+            Some(change) => self.history.saved(change).await.map_err(ReportError::NotKept),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The machines' history on disk.
@@ -165,8 +177,12 @@ impl Room {
     /// What a machine boots. A machine that is done with its deployment boots what it was given, or it would be
     /// imaged again and again.
     pub fn boot(&self, mac: MacAddr) -> Boot {
-        match self.armed().job_for(mac, &self.settings) {
+        let armed = self.armed();
+        match armed.job_for(mac, &self.settings) {
             None => Boot::Local("nothing is armed for it"),
+            Some(_) if armed.suspended().is_some() => {
+                Boot::Local("the server has lost its record of finished machines; see ezio status on the server")
+            }
             Some(job) if self.fleet().is_done(mac, &job.deployment) => Boot::Local("it has its image"),
             Some(job) => Boot::Image(job),
         }

@@ -24,6 +24,12 @@ pub struct Status {
     /// What is armed, in words: orders, then what is different for some.
     #[serde(default)]
     pub orders: Vec<String>,
+    /// Why nothing is handed out although something is armed.
+    #[serde(default)]
+    pub suspended: Option<String>,
+    /// What the server cannot do at the moment, in words.
+    #[serde(default)]
+    pub troubles: Vec<String>,
     /// The armed and published images and our own seeding of them.
     pub images: Vec<SeedStatus>,
     /// Every machine we have heard of, and those of the config that are armed.
@@ -107,6 +113,8 @@ impl Status {
             uptime_s: room.started.elapsed().as_secs(),
             armed: room.armed().orders().to_vec(),
             orders: room.armed().lines(&room.settings),
+            suspended: room.armed().suspended().map(str::to_owned),
+            troubles: room.history().trouble().into_iter().collect(),
             images: room.seeds(),
             machines,
             counters: BTreeMap::from([

@@ -15,6 +15,9 @@ pub fn table(status: &Status) -> String {
     let mut out = String::new();
     let armed = if status.orders.is_empty() { ", nothing is armed" } else { "" };
     line(&mut out, &format!("ezio {}, up {}{armed}", status.version, duration(status.uptime_s)));
+    for trouble in &status.troubles {
+        wrap(&mut out, "TROUBLE: ", trouble);
+    }
     for order in &status.orders {
         wrap(&mut out, "armed: ", order);
     }

@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::room::orders::Job;
-use crate::room::{Room, count};
+use crate::room::{Boot, Room, count};
 use crate::services::binding::{self, Binding};
 use crate::services::boot_script;
 use crate::services::neighbours::Neighbours;
@@ -307,9 +307,10 @@ impl Tree {
                 Ok(mac) => {
                     self.remember(client, mac);
                     // Not "no such file", or it would go on to ask for what is meant for everybody.
-                    let nothing_armed = || (Refusal::NoSuchUser, format!("nothing is armed for {mac}"));
-                    let job = self.room.armed().job_for(mac, &self.room.settings).ok_or_else(nothing_armed)?;
-                    Some(boot_script::conf(&self.room, &job, self.address))
+                    match self.room.boot(mac) {
+                        Boot::Image(job) => Some(boot_script::conf(&self.room, &job, self.address)),
+                        Boot::Local(why) => return Err((Refusal::NoSuchUser, format!("no order for {mac}: {why}"))),
+                    }
                 }
                 Err(_) => None,
             },
@@ -321,10 +322,15 @@ impl Tree {
     /// What a name without a MAC address means for this client: a machine that is held back, and therefore found
     /// nothing under its own name, must not find everybody's order instead.
     fn job_of(&self, client: IpAddr) -> Option<Job> {
-        let armed = self.room.armed();
         match self.asked.get(&client).filter(|(_, at)| at.elapsed() < REMEMBER) {
-            Some((mac, _)) => armed.job_for(*mac, &self.room.settings),
-            None => armed.job_for_unknown(&self.room.settings),
+            Some((mac, _)) => match self.room.boot(*mac) {
+                Boot::Image(job) => Some(job),
+                Boot::Local(_) => None,
+            },
+            None => {
+                let armed = self.room.armed();
+                armed.job_for_unknown(&self.room.settings).filter(|_| armed.suspended().is_none())
+            }
         }
     }
 

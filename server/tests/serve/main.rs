@@ -12,4 +12,5 @@ mod files;
 mod hostile;
 mod mistakes;
 mod seeding;
+mod state;
 mod tftp;

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::room::status::Status;
 use crate::room::table::table;
-use crate::room::{Room, count};
+use crate::room::{ReportError, Room, count};
 use crate::services::binding::{self, Binding};
 use crate::services::boot_script;
 use crate::services::listener::{Ends, LimitedListener};
@@ -172,11 +172,14 @@ async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) ->
             }
             app.room.report(report).await
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(ReportError::Refused(error.to_string())),
     };
     match taken {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(error) => {
+        Err(ReportError::NotKept(why)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not kept: {why}\n")).into_response()
+        }
+        Err(ReportError::Refused(error)) => {
             count(&app.room.counters.reports_bad);
             log::debug!("a report from {} is refused: {error}", ends.from);
             (StatusCode::BAD_REQUEST, format!("not taken: {error}\n")).into_response()
