@@ -1,4 +1,4 @@
-//! `ezio arm` and `ezio disarm`: which machines get which image.
+//! `ezio arm`, `ezio disarm` and `ezio resume`: which machines get which image.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -78,16 +78,12 @@ pub struct ArmCommand {
     no_verify: bool,
 }
 
-/// Hands out again what is armed, after `ezio serve` has suspended it because its record of finished machines was lost. Machines
-/// that are done may be imaged again.
+/// Ends what holds orders back. With --mac or --group: a machine or group that `ezio disarm` holds back. Without: orders that
+/// `ezio serve` has suspended because its record of finished machines was lost; machines that are done may then be imaged again.
 #[derive(Debug, Args)]
 pub struct ResumeCommand {
-    /// The server's config file, for its library.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The library directory [default: /var/lib/ezio].
-    #[arg(long, value_name = "DIR")]
-    library: Option<PathBuf>,
+    #[command(flatten)]
+    recipients: Recipients,
 }
 
 /// Lets machines boot from their own disks again. Machines that are being written go on to the end.
@@ -124,17 +120,14 @@ impl ArmCommand {
         if !Armed::path(&library.state_dir()).exists() {
             fleet::begin(&library.state_dir())?;
         }
-        let mut again = Vec::new();
         let armed = Armed::update(&library.state_dir(), |armed| {
-            let before: Vec<Scope> = armed.held_back().cloned().collect();
             scopes.iter().for_each(|scope| armed.arm(order(scope)));
-            again = before.into_iter().filter(|scope| !armed.held_back().any(|held| held == scope)).collect();
         })?;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
         say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
-        again.retain(|scope| !is_never(scope, &settings));
-        if !again.is_empty() {
-            say!("no longer held back: {}; `never = true` in the config would keep holding them back", words(&again));
+        let held: Vec<Scope> = armed.held_back().filter(|scope| !is_never(scope, &settings)).cloned().collect();
+        if !held.is_empty() {
+            say!("still held back: {}; {}", words(&held), resume_hint(&held));
         }
         let never: Vec<Scope> = settings.machines_named().into_iter().map(Scope::Machine).collect();
         let never: Vec<Scope> = never.into_iter().filter(|scope| is_never(scope, &settings)).collect();
@@ -195,23 +188,11 @@ impl DisarmCommand {
         let settings = self.recipients.settings(library.dir())?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
-        let mut before = Vec::new();
-        let armed = Armed::update(&library.state_dir(), |armed| {
-            before = armed.held_back().cloned().collect();
-            scopes.iter().for_each(|scope| armed.disarm(scope));
-        })?;
+        let armed = Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
         say!("disarmed {}", words(&scopes));
-        let is_held = |scope: &Scope| armed.held_back().any(|held| held == scope);
-        before.retain(|scope| !is_held(scope));
-        if !before.is_empty() {
-            say!("no longer held back, since nothing is armed any more: {}", words(&before));
-        }
         if !scopes.contains(&Scope::All) {
-            let now = match scopes.iter().all(is_held) {
-                true => "this lasts until the next `ezio arm` for every machine",
-                false => "nothing is armed now, so this has no effect on the next `ezio arm`",
-            };
-            say!("{now}; to leave a machine out of every order, write {NEVER_HINT}");
+            say!("held back from later orders for every machine as well; {}", resume_hint(&scopes));
+            say!("a machine that must never be imaged, whoever names it, has {NEVER_HINT}");
         }
         wait_for_server(library.dir(), &armed);
         Ok(())
@@ -224,15 +205,24 @@ impl ResumeCommand {
     /// # Errors
     /// A library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
-        let flags = Settings { library: self.library, ..Settings::default() };
-        let library = Library::open(Settings::load(self.config.as_deref(), flags)?.library())?;
-        let mut why = None;
-        let armed = Armed::update(&library.state_dir(), |armed| why = armed.resume())?;
+        let library = self.recipients.library()?;
+        let settings = self.recipients.settings(library.dir())?;
+        let scopes = self.recipients.scopes(settings.as_ref())?;
+        std::fs::create_dir_all(library.state_dir())?;
+        let (mut why, mut released) = (None, Vec::new());
+        let armed = Armed::update(&library.state_dir(), |armed| {
+            if scopes.contains(&Scope::All) {
+                why = armed.resume();
+            }
+            released = scopes.iter().filter(|scope| armed.release(scope)).cloned().collect();
+        })?;
         match why {
             Some(why) => say!("resumed, although {why}"),
-            None => say!("nothing was suspended"),
+            None if scopes.contains(&Scope::All) => say!("nothing was suspended"),
+            None if released.is_empty() => say!("{} was not held back", words(&scopes)),
+            None => say!("no longer held back: {}", words(&released)),
         }
-        let settings = ServerNote::find(library.dir()).and_then(|server| server.settings()).unwrap_or_default();
+        let settings = settings.unwrap_or_default();
         armed.lines(&settings).iter().for_each(|line| say!("armed: {line}"));
         wait_for_server(library.dir(), &armed);
         Ok(())
@@ -314,6 +304,16 @@ impl Recipients {
         }
         Ok(scopes)
     }
+}
+
+/// How a hold is ended, for those scopes.
+fn resume_hint(scopes: &[Scope]) -> String {
+    let flag = |scope: &Scope| match scope {
+        Scope::All => String::new(),
+        Scope::Group(name) => format!(" --group {name}"),
+        Scope::Machine(mac) => format!(" --mac {mac}"),
+    };
+    format!("`ezio resume{}` ends that", scopes.iter().map(flag).collect::<String>())
 }
 
 fn words(scopes: &[Scope]) -> String {

@@ -135,7 +135,7 @@ impl Armed {
             Err(error) => return Err(error),
         };
         change(&mut armed);
-        if armed.orders.is_empty() {
+        if !armed.is_anything_armed() {
             armed.suspended = None;
         }
         state::write(&Armed::path(state_dir), &armed)?;
@@ -146,35 +146,38 @@ impl Armed {
         &self.orders
     }
 
-    /// Adds an order; an older one for the same scope is gone. Arming everybody also ends what was armed or held back
-    /// for groups and machines: the room is one again.
+    /// Adds an order; an older one for the same scope is gone, also one that held it back. Arming everybody also ends what
+    /// groups and machines were armed with: the room is one again. Who is held back stays so.
     pub fn arm(&mut self, order: Order) {
         if order.scope == Scope::All {
-            self.orders.clear();
+            self.orders.retain(|old| old.image.is_none());
         }
         self.orders.retain(|old| old.scope != order.scope);
         self.orders.push(order);
     }
 
-    /// Takes the orders for a scope back, and holds its machines back from wider ones.
+    /// Takes the orders for a scope back. A group or machine is held back from wider orders as well, those of now and all
+    /// later ones, until an order names it or [`Armed::release`].
     pub fn disarm(&mut self, scope: &Scope) {
         if *scope == Scope::All {
-            self.orders.clear();
+            self.orders.retain(|old| old.image.is_none());
             return;
         }
         self.orders.retain(|old| old.scope != *scope);
-        if !self.orders.is_empty() {
-            self.orders.push(Order {
-                scope: scope.clone(),
-                image: None,
-                deployment: String::new(),
-                overrides: Overrides::default(),
-                at: state::unix_now(),
-            });
-        }
-        if !self.is_anything_armed() {
-            self.orders.clear();
-        }
+        self.orders.push(Order {
+            scope: scope.clone(),
+            image: None,
+            deployment: String::new(),
+            overrides: Overrides::default(),
+            at: state::unix_now(),
+        });
+    }
+
+    /// Holds a group or machine back no longer; false if it was not.
+    pub fn release(&mut self, scope: &Scope) -> bool {
+        let before = self.orders.len();
+        self.orders.retain(|order| order.scope != *scope || order.image.is_some());
+        self.orders.len() < before
     }
 
     /// Whether any machine at all may be sent to the imaging system.
@@ -226,9 +229,9 @@ impl Armed {
     /// What is armed, for whom and with what exceptions, in words: a line an order, then a line an exception.
     pub fn lines(&self, settings: &Settings) -> Vec<String> {
         let orders = self.orders.iter().filter_map(|order| order.line(settings));
-        let held = self
-            .held_back()
-            .map(|scope| format!("held back until the next order for every machine: {}", settings.called_scope(scope)));
+        let held = self.held_back().map(|scope| {
+            format!("held back, also from later orders, until `ezio resume`: {}", settings.called_scope(scope))
+        });
         let suspended = self.suspended().map(|why| format!("SUSPENDED, no machine gets an order: {why}"));
         let mut lines: Vec<String> = suspended.into_iter().chain(orders).chain(held).collect();
         if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
@@ -456,11 +459,22 @@ mod tests {
         armed.disarm(&Scope::Machine(A));
         assert_eq!(armed.job_for(A, &settings), None);
         assert!(armed.is_anything_armed());
+        // Whatever is ordered after that, until it is named itself.
+        armed.arm(order(Scope::All, "rehearsal"));
+        assert_eq!(armed.job_for(A, &settings), None);
         armed.disarm(&Scope::All);
         assert!(!armed.is_anything_armed());
-        armed.arm(order(Scope::Machine(A), "x"));
+        armed.arm(order(Scope::Group("lab".into()), "lab"));
+        assert_eq!(armed.job_for(A, &settings), None, "its group is armed, it is not");
+        armed.arm(order(Scope::All, "room"));
+        assert_eq!(armed.job_for(A, &settings), None);
+        assert!(armed.job_for(B, &settings).is_some());
+        assert!(armed.release(&Scope::Machine(A)) && !armed.release(&Scope::Machine(A)));
+        assert!(armed.job_for(A, &settings).is_some());
         armed.disarm(&Scope::Machine(A));
-        assert_eq!(armed, Armed::default());
+        armed.arm(order(Scope::Machine(A), "x"));
+        assert_eq!(armed.job_for(A, &settings).expect("named").image, "x");
+        assert!(!armed.release(&Scope::Machine(A)), "an order is no hold");
     }
 
     #[test]
@@ -498,7 +512,7 @@ mod tests {
             [
                 "room for every machine since 1970-01-01 00:00 UTC, target bus=nvme, WRITES DISKS".to_owned(),
                 format!("room for {A} since 1970-01-01 00:00 UTC, target auto, dry run"),
-                format!("held back until the next order for every machine: {other}"),
+                format!("held back, also from later orders, until `ezio resume`: {other}"),
                 "[groups.lab] in the config gets own instead, target serial=X".to_owned(),
                 "[groups.old] in the config: target bus=ata".to_owned(),
                 format!("never imaged (`never = true` in the config): pc1 ({B})"),

@@ -13,7 +13,8 @@ const WIDTH: usize = 100;
 /// The table, 100 columns wide where names allow it.
 pub fn table(status: &Status) -> String {
     let mut out = String::new();
-    let armed = if status.orders.is_empty() { ", nothing is armed" } else { "" };
+    let is_armed = status.armed.iter().any(|order| order.image.is_some());
+    let armed = if is_armed { "" } else { ", nothing is armed" };
     line(&mut out, &format!("ezio {}, up {}{armed}", status.version, duration(status.uptime_s)));
     for trouble in &status.troubles {
         wrap(&mut out, "TROUBLE: ", trouble);

@@ -145,12 +145,22 @@ fn a_machine_can_be_left_out_for_good() {
     in_namespace("arming::a_machine_can_be_left_out_for_good", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
         let said = ezio_ok(&lan, &["disarm", "--mac", ONE]);
-        assert!(said.contains("no effect on the next `ezio arm`") && said.contains("never = true"), "{said}");
-        ezio_ok(&lan, &["arm", "debian"]);
-        let said = ezio_ok(&lan, &["disarm", "--mac", ONE]);
-        assert!(said.contains("this lasts until the next `ezio arm`"), "{said}");
-        let said = ezio_ok(&lan, &["arm", "debian"]);
-        assert!(said.contains(&format!("no longer held back: {ONE};")), "{said}");
+        assert!(said.contains("held back from later orders") && said.contains("never = true"), "{said}");
+        // Rehearsal, and the real run: it stays held back, with nothing armed at the time as well.
+        for arguments in [&["arm", "debian", "--dry-run"][..], &["arm", "debian"], &["disarm"], &["arm", "debian"]] {
+            let said = ezio_ok(&lan, arguments);
+            let is_held = said.contains(&format!("still held back: {ONE}; `ezio resume --mac {ONE}` ends that"));
+            assert!(is_held || arguments == ["disarm"], "{said}");
+        }
+        {
+            let _server = Server::start(&lan, &[]);
+            let client = lan.station(7, true);
+            assert!(boots_locally(&client, ONE) && !boots_locally(&client, TWO));
+            let said = ezio_ok(&lan, &["resume", "--mac", ONE]);
+            assert!(said.contains(&format!("no longer held back: {ONE}")), "{said}");
+            assert!(!boots_locally(&client, ONE));
+            assert!(ezio_ok(&lan, &["resume", "--mac", ONE]).contains("was not held back"));
+        }
         let said = ezio_ok(&lan, &["arm", "debian"]);
         assert!(!said.contains("held back"), "{said}");
 
@@ -170,7 +180,7 @@ fn a_machine_can_be_left_out_for_good() {
         ezio_ok(&lan, &["disarm", "--mac", ONE]);
         let said = ezio_ok(&lan, &["arm", "debian"]);
         assert!(said.contains(&format!("left out (`never = true` in the config): {ONE}")), "{said}");
-        assert!(!said.contains("no longer held back"), "{said}");
+        assert!(!said.contains("still held back"), "{said}");
         let error = crate::process::ezio_fails(&lan, &["arm", "debian", "--mac", ONE]);
         assert!(error.contains("nothing was armed") && error.contains("never = true"), "{error}");
     });
@@ -235,7 +245,7 @@ fn status_shows_the_room_to_people_and_programs() {
         assert!(table.contains("armed: debian for every machine since 20"), "{table}");
         assert!(table.contains(" UTC, target auto, WRITES DISKS\n"), "{table}");
         assert!(
-            table.contains("armed: held back until the next order for every machine: 52:54:00:77:00:03"),
+            table.contains("armed: held back, also from later orders, until `ezio resume`: 52:54:00:77:00:03"),
             "{table}"
         );
         for text in ["SN-42", "10.9.0.77", "restore", "50", "3 s", "no disk fits: [2J two match"] {
