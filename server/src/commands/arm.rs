@@ -117,7 +117,8 @@ impl ArmCommand {
         refuse_never(&scopes, &settings)?;
         check(&wanted, &settings, &library)?;
         std::fs::create_dir_all(library.state_dir())?;
-        if !Armed::path(&library.state_dir()).exists() {
+        // While nothing is armed, no record can be missed: each order has a deployment of its own.
+        if !Armed::load(&library.state_dir()).is_ok_and(|armed| armed.is_anything_armed()) {
             fleet::begin(&library.state_dir())?;
         }
         let armed = Armed::update(&library.state_dir(), |armed| {

@@ -81,7 +81,7 @@ impl Fleet {
             Ok(Some(machines)) => (machines, None),
             Ok(None) => (Vec::new(), Some(format!("{} is gone", path.display()))),
             Err(error) => {
-                let aside = path.with_extension("json.damaged");
+                let aside = path.with_extension(format!("json.damaged-{}", state::unix_now()));
                 if let Err(cause) = std::fs::rename(&path, &aside) {
                     log::warn!("keeping {} aside: {cause}", path.display());
                 }
@@ -388,7 +388,10 @@ mod tests {
         take(&mut fleet, report("restore", "d1"));
         assert!(!fleet.is_done(MAC, "d1"));
         assert!(take(&mut fleet, report("seeding", "d1")), "a new stage");
-        assert!(!take(&mut fleet, report("seeding", "d1")), "the same stage");
+        let before = fleet.important;
+        assert!(take(&mut fleet, report("seeding", "d1")), "it waits until the first one is kept");
+        assert_eq!(fleet.important, before, "and asks for no new write");
+        assert!(take(&mut fleet, report_of(9, "restore", "d1")) && fleet.important > before);
         let history = History::new(dir.path());
         history.save(&Mutex::new(fleet));
         let (fleet, lost) = Fleet::load(dir.path());
@@ -443,7 +446,9 @@ mod tests {
             refusal,
             Err("4096 machines have finished this deployment, and the server remembers no more".into())
         );
-        assert!(!take(&mut fleet, report_of(7, "done", "d1")), "known machines still report");
+        let before = fleet.important;
+        take(&mut fleet, report_of(7, "done", "d1"));
+        assert_eq!(fleet.important, before, "known machines still report, and nothing is written for that");
         // With the next deployment nobody is done, and there are places again.
         fleet.report(report("restore", "d2"), &armed("d2"), &Settings::default()).expect("a place");
     }
@@ -546,6 +551,9 @@ mod tests {
         assert_eq!(Fleet::load(dir.path()).1, None, "an empty one is not lost");
         std::fs::write(dir.path().join("fleet.json"), b"[{").expect("written");
         assert!(Fleet::load(dir.path()).1.expect("lost").contains("is damaged"));
-        assert_eq!(std::fs::read(dir.path().join("fleet.json.damaged")).expect("kept aside"), b"[{");
+        let mut files =
+            std::fs::read_dir(dir.path()).expect("a directory").map(|entry| entry.expect("an entry").path());
+        let aside = files.find(|path| path.to_string_lossy().contains("fleet.json.damaged-")).expect("kept aside");
+        assert_eq!(std::fs::read(aside).expect("read"), b"[{");
     }
 }
