@@ -23,6 +23,7 @@ use netboot::MacAddr;
 use netboot::loaders::BOOT_FILES;
 use netboot::tftp::{Answer, Content, ReadRequest, Refusal, RequestError, Sending, Transfer, refusal};
 use nix::sys::socket::{getsockopt, sockopt};
+use terminal::Throttle;
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
@@ -48,6 +49,8 @@ const REMEMBER: Duration = Duration::from_secs(120);
 const MAX_REMEMBERED: usize = 4096;
 /// Requests without a place are logged this often at most.
 const FULL_EVERY: Duration = Duration::from_secs(60);
+/// What transfers may have us log: a few lines at once, then one a minute.
+static FAILED: Throttle = Throttle::new(20, Duration::from_secs(60));
 /// More than any datagram.
 const DATAGRAM_MAX: usize = 65536;
 
@@ -147,8 +150,10 @@ impl TftpService {
 
 /// One transfer, from its own port, to its end.
 async fn send(request: ReadRequest, source: Source, address: Ipv4Addr, client: SocketAddr, is_heard: Arc<AtomicBool>) {
-    if let Err(error) = exchange(&request, source, address, client, &is_heard).await {
-        log::warn!("sending {} to {client} by TFTP: {error}", request.name);
+    if let Err(error) = exchange(&request, source, address, client, &is_heard).await
+        && let Some(more) = FAILED.pass()
+    {
+        log::warn!("sending {} to {client} by TFTP: {error}{more}", request.name);
     }
 }
 
