@@ -51,8 +51,12 @@ pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(Vec<u8>, String), O
         match transfer(server, &name, MAX_CONF_LEN).await {
             Ok(bytes) => return Ok((bytes, name)),
             Err(TransferError::Server(FetchError::Refused { code, .. })) if NO_SUCH_FILE.contains(&code) => {}
-            // Ours knows this machine and has no order for it: everybody's is not for it either.
-            Err(TransferError::Server(FetchError::Refused { code: NO_SUCH_USER, .. })) => break,
+            // Ours knows this machine and has no order for it: everybody's is not for it either. It says why.
+            Err(TransferError::Server(FetchError::Refused { code: NO_SUCH_USER, text, .. })) => {
+                return Err(Obstacle::Passing(anyhow!(
+                    "{server} has no order for {mac}: {text}; `ezio status` on the server shows what is armed"
+                )));
+            }
             Err(error) => return Err(Obstacle::Passing(anyhow!(error).context("fetching ezio.conf"))),
         }
     }

@@ -142,10 +142,10 @@ mod ffi {
         route.rt_genmask = sockaddr(Ipv4Addr::UNSPECIFIED);
         route.rt_gateway = sockaddr(router);
         route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        let route = std::ptr::from_ref(&route);
         // SAFETY: the descriptor is open for as long as `socket` is borrowed; SIOCADDRT reads one rtentry, which
         // outlives the call.
-        let result =
-            unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as libc::Ioctl, std::ptr::from_ref(&route)) };
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as libc::Ioctl, route) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

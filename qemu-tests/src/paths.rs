@@ -65,11 +65,12 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     places.map(|place| Path::new(place).join(name)).find(|program| program.is_file())
 }
 
-/// Programs and files of the host that a rack needs, with the Debian package each is in.
+/// Programs and files of the host that a rack needs, with the Debian package each is in. One of several places is enough.
 const NEEDED: [(&str, &str); 16] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
-    ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
+    // Debian 12, and 13.
+    ("/usr/lib/ipxe/qemu/pxe-virtio.rom|/usr/share/qemu/pxe-virtio.rom", "ipxe-qemu"),
     ("unshare", "util-linux"),
     ("ip", "iproute2"),
     ("dnsmasq", "dnsmasq-base"),
@@ -91,7 +92,7 @@ const NEEDED: [(&str, &str); 16] = [
 /// If something is.
 pub fn check_host(paths: &Paths) -> Result<()> {
     let is_there = |what: &str| match what.starts_with('/') {
-        true => Path::new(what).exists(),
+        true => what.split('|').any(|place| Path::new(place).exists()),
         false => find_program(what).is_some(),
     };
     let missing: Vec<_> = NEEDED.iter().filter(|(what, _)| !is_there(what)).collect();

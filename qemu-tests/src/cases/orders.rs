@@ -46,7 +46,7 @@ pub fn no_conf(rack: &mut Rack) -> Result<()> {
     let disk = rack.new_disk("target", 128)?;
     let spec = MachineSpec::new("machine", 1).direct(&rack.paths.boot, "").disk(&disk, Bus::Virtio);
     let mut machine = rack.power_on(&spec)?;
-    machine.wait_for_trouble("nothing is armed for this machine")?;
+    machine.wait_for_trouble("nothing is armed for it")?;
     disk.expect_untouched()?;
     server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;
     machine.wait_for("EZIO: done, poweroff")?;

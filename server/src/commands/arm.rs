@@ -126,6 +126,9 @@ impl ArmCommand {
         })?;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
         say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
+        if let Some(why) = armed.suspended() {
+            say!("SUSPENDED, no machine gets an order yet: {why}");
+        }
         let held: Vec<Scope> = armed.held_back().filter(|scope| !is_never(scope, &settings)).cloned().collect();
         if !held.is_empty() {
             say!("still held back: {}; {}", words(&held), resume_hint(&held));
@@ -189,7 +192,15 @@ impl DisarmCommand {
         let settings = self.recipients.settings(library.dir())?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
-        let armed = Armed::update(&library.state_dir(), |armed| scopes.iter().for_each(|scope| armed.disarm(scope)))?;
+        let state_dir = library.state_dir();
+        let armed = match Armed::update(&state_dir, |armed| scopes.iter().for_each(|scope| armed.disarm(scope))) {
+            // To stop everything, nobody has to know what it was.
+            Err(error) if scopes.contains(&Scope::All) => {
+                complain!("ezio: {error:#}; what was armed and held back is deleted unread");
+                Armed::clear(&state_dir)?
+            }
+            armed => armed?,
+        };
         say!("disarmed {}", words(&scopes));
         if !scopes.contains(&Scope::All) {
             say!("held back from later orders for every machine as well; {}", resume_hint(&scopes));

@@ -63,10 +63,15 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     check_images(&settings, &library, config.as_deref())?;
     let bindings = binding::find(&settings)?;
-    let mut armed = Armed::load(&state_dir).unwrap_or_else(|error| {
-        log::error!("{error:#}; nothing is armed");
-        Armed::default()
-    });
+    let mut armed = match Armed::load(&state_dir) {
+        Ok(armed) => armed,
+        Err(error) if error.root_cause().is::<serde_json::Error>() => {
+            log::error!("{error:#}; nothing is armed");
+            Armed::default()
+        }
+        // It may be read again later, and by then nobody would remember that the record of finished machines was lost as well.
+        Err(error) => return Err(error),
+    };
     let (fleet, lost) = Fleet::load(&state_dir);
     if let Some(lost) = lost {
         if armed.is_anything_armed() {

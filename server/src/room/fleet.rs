@@ -255,7 +255,7 @@ impl History {
 
     /// Writes what has changed; when this returns, everything reported before the call is on disk. The machines are
     /// locked only while they are copied: a disk that takes a second to flush must not hold up a room that boots.
-    /// An error is logged, and said to whom waits for this.
+    /// An error is logged once, and given to those who wait for this.
     pub fn save(&self, fleet: &Mutex<Fleet>) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let (change, machines) = {
@@ -272,7 +272,9 @@ impl History {
             }
             Err(error) => {
                 let trouble = format!("what machines report cannot be kept: {error:#}");
-                log::error!("{trouble}");
+                if self.trouble().as_ref() != Some(&trouble) {
+                    log::error!("{trouble}");
+                }
                 Some(trouble)
             }
         };

@@ -123,7 +123,7 @@ impl Armed {
     /// Changes it under a lock, so that two commands at once do not lose each other's work.
     ///
     /// # Errors
-    /// If the library's state directory cannot be written.
+    /// If the library's state directory cannot be written, or what is armed cannot be read because of the disk.
     pub fn update(state_dir: &Path, change: impl FnOnce(&mut Armed)) -> anyhow::Result<Armed> {
         let lock_path = state_dir.join("armed.lock");
         let lock = File::create(&lock_path).with_context(|| format!("opening {}", lock_path.display()))?;
@@ -142,6 +142,15 @@ impl Armed {
         Ok(armed)
     }
 
+    /// Arms nothing and holds nobody back, whatever the file has.
+    ///
+    /// # Errors
+    /// If the library's state directory cannot be written.
+    pub fn clear(state_dir: &Path) -> anyhow::Result<Armed> {
+        state::write(&Armed::path(state_dir), &Armed::default())?;
+        Ok(Armed::default())
+    }
+
     pub fn orders(&self) -> &[Order] {
         &self.orders
     }
@@ -151,6 +160,8 @@ impl Armed {
     pub fn arm(&mut self, order: Order) {
         if order.scope == Scope::All {
             self.orders.retain(|old| old.image.is_none());
+            // Nobody can be done with any order that is left.
+            self.suspended = None;
         }
         self.orders.retain(|old| old.scope != order.scope);
         self.orders.push(order);

@@ -314,7 +314,7 @@ impl Tree {
                     // Not "no such file", or it would go on to ask for what is meant for everybody.
                     match self.room.boot(mac) {
                         Boot::Image(job) => Some(boot_script::conf(&self.room, &job, self.address)),
-                        Boot::Local(why) => return Err((Refusal::NoSuchUser, format!("no order for {mac}: {why}"))),
+                        Boot::Local(why) => return Err((Refusal::NoSuchUser, why.to_owned())),
                     }
                 }
                 Err(_) => None,

@@ -7,7 +7,7 @@ use crate::lan::{Lan, NOT_FOUND, in_namespace};
 use crate::library::{add_image, add_partition_image, damage};
 use crate::process::{Server, boot_dir, eventually, ezio_fails, ezio_ok, file, library};
 
-fn serve_fails(lan: &Lan, arguments: &[&str]) -> String {
+pub fn serve_fails(lan: &Lan, arguments: &[&str]) -> String {
     let boot = boot_dir(lan);
     let mut all = vec!["serve", "--boot-dir", boot.to_str().expect("a plain path")];
     all.extend(arguments);

@@ -4,9 +4,11 @@ use std::fs;
 
 use crate::lan::{Lan, NO_SUCH_USER, Station, in_namespace};
 use crate::library::add_image;
-use crate::process::{Server, eventually, ezio_ok, library};
+use crate::mistakes::serve_fails;
+use crate::process::{Server, eventually, ezio, ezio_fails, ezio_ok, library};
 
 const MAC: &str = "52:54:00:77:00:01";
+const OTHER: &str = "52:54:00:77:00:02";
 const CONF: &str = "ezio.conf/01-52-54-00-77-00-01";
 
 fn script(client: &Station) -> String {
@@ -94,5 +96,46 @@ fn a_report_that_cannot_be_kept_is_not_acknowledged() {
         eventually("kept", || report_done(&lan, &client) == 204);
         assert!(fs::read_to_string(&fleet).expect("kept").contains(MAC));
         eventually("no more trouble", || !ezio_ok(&lan, &["status"]).contains("TROUBLE"));
+    });
+}
+
+#[test]
+fn arming_says_what_is_suspended_and_a_new_order_for_everybody_ends_it() {
+    in_namespace("state::arming_says_what_is_suspended_and_a_new_order_for_everybody_ends_it", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        fs::remove_file(library(&lan).join("state/fleet.json")).expect("removed");
+        let _server = Server::start(&lan, &[]);
+        let said = ezio_ok(&lan, &["arm", "debian", "--mac", OTHER]);
+        assert!(said.contains("SUSPENDED, no machine gets an order yet") && said.contains("ezio resume"), "{said}");
+        assert!(script(&client).contains("has lost its record"));
+        let said = ezio_ok(&lan, &["arm", "debian"]);
+        assert!(!said.contains("SUSPENDED"), "{said}");
+        assert!(script(&client).contains("gets image"), "no machine can be done with an order of this moment");
+    });
+}
+
+#[test]
+fn orders_that_cannot_be_read_are_neither_guessed_at_nor_written_over() {
+    in_namespace("state::orders_that_cannot_be_read_are_neither_guessed_at_nor_written_over", &[], |lan| {
+        add_image(&lan, "debian", 300_000);
+        ezio_ok(&lan, &["arm", "debian"]);
+        // A link to itself fails as a bad sector does: not because of what is in the file.
+        let armed = library(&lan).join("state/armed.json");
+        fs::remove_file(&armed).expect("removed");
+        std::os::unix::fs::symlink(&armed, &armed).expect("linked");
+        let error = serve_fails(&lan, &[]);
+        assert!(error.contains("reading what is armed") && error.contains("armed.json"), "{error}");
+        for arguments in [&["arm", "debian"][..], &["disarm", "--mac", MAC], &["resume"]] {
+            let error = ezio_fails(&lan, arguments);
+            assert!(error.contains("reading what is armed"), "{arguments:?}: {error}");
+            assert!(fs::symlink_metadata(&armed).expect("there").is_symlink(), "{arguments:?}");
+        }
+        let out = ezio(&lan, &["disarm"]);
+        assert!(out.status.success(), "what stops everything needs to read nothing");
+        assert!(String::from_utf8_lossy(&out.stderr).contains("is deleted unread"));
+        let _server = Server::start(&lan, &[]);
+        assert!(ezio_ok(&lan, &["status"]).contains("nothing is armed"));
     });
 }
