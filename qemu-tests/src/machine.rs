@@ -326,6 +326,10 @@ impl MachineSpec {
                 command.args(["-device", &device]);
             }
         }
+        if self.firmware == Firmware::Uefi {
+            // OVMF since 2024 starts no network without a source of randomness. Last, so that no disk changes its place.
+            command.args(["-device", "virtio-rng-pci"]);
+        }
         Ok(())
     }
 }
