@@ -1,5 +1,6 @@
 //! `ezio arm`, `ezio disarm` and `ezio resume`: which machines get which image.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,19 +9,23 @@ use clap::Args;
 use netboot::MacAddr;
 
 use crate::commands::ask::{agent, fetch};
+use crate::commands::lasts::Lasts;
+use crate::commands::preview;
+use crate::room::book::{self, Written};
 use crate::room::config::Settings;
-use crate::room::fleet;
 use crate::room::orders::{Armed, Order, new_deployment};
 use crate::room::running::ServerNote;
 use crate::room::scope::Scope;
 use crate::room::state;
+use crate::room::stops::Stops;
 use library::Library;
 use order::{After, Grow, Overrides, TargetRule};
 
-/// How long the server may take to notice; it looks twice a second.
+/// How long the server may take to notice; it looks five times a second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
-/// Pause before it is asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often the disk is looked at, and after which pause, before the server is asked.
+const LOOKS: u32 = 20;
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 const NEVER_HINT: &str =
     "`never = true` under [machines.\"MAC\"] or [groups.NAME] in the config, and restart `ezio serve`";
@@ -76,6 +81,15 @@ pub struct ArmCommand {
     /// Do not read the content back: faster where the disk is slower than the network, and unproven.
     #[arg(long)]
     no_verify: bool,
+    /// How long the order holds, such as 90m, 12h or 7d; `forever` until `ezio disarm`.
+    #[arg(long = "for", value_name = "TIME", default_value = "7d")]
+    lasts: Lasts,
+    /// Image machines again that have this image already by an order that is in force.
+    #[arg(long)]
+    again: bool,
+    /// Show what would change, and change nothing.
+    #[arg(long)]
+    preview: bool,
 }
 
 /// Ends what holds orders back. With --mac or --group: a machine or group that `ezio disarm` holds back. Without: orders that
@@ -100,34 +114,59 @@ impl ArmCommand {
     /// An unknown image or group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
         let library = self.recipients.library()?;
-        library.image(&self.image).or_else(|error| bail!("nothing was armed: {error:#}"))?;
+        let image = library.image(&self.image).or_else(|error| bail!("nothing was armed: {error:#}"))?;
         let settings = self.recipients.settings(library.dir())?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
+        let state_dir = library.state_dir();
+        let before = book::read(&state_dir)?;
         let (deployment, at) = (new_deployment()?, state::unix_now());
-        let order = |scope: &Scope| Order {
-            scope: scope.clone(),
-            image: Some(self.image.clone()),
-            deployment: deployment.clone(),
-            overrides: self.overrides(),
-            at,
+        let until = self.lasts.0.map(|seconds| at.saturating_add(seconds));
+        let infohash = image.manifest.infohash.clone();
+        let order = |scope: &Scope, armed: &Armed| {
+            let order = Order {
+                image: Some(self.image.clone()),
+                deployment: deployment.clone(),
+                overrides: self.overrides(),
+                at,
+                until,
+                infohash: infohash.clone(),
+                ..Order::hold(scope.clone())
+            };
+            if self.again { order } else { order.continuing(armed) }
+        };
+        let arm = |armed: &mut Armed| {
+            let before = armed.clone();
+            scopes.iter().for_each(|scope| armed.arm(order(scope, &before)));
         };
         let mut wanted = Armed::default();
-        scopes.iter().for_each(|scope| wanted.arm(order(scope)));
+        arm(&mut wanted);
         let settings = settings.unwrap_or_default();
         refuse_never(&scopes, &settings)?;
         check(&wanted, &settings, &library)?;
-        std::fs::create_dir_all(library.state_dir())?;
-        // While nothing is armed, no record can be missed: each order has a deployment of its own.
-        if !Armed::load(&library.state_dir()).is_ok_and(|armed| armed.is_anything_armed()) {
-            fleet::begin(&library.state_dir())?;
+        std::fs::create_dir_all(&state_dir)?;
+        let mut after = before.clone();
+        arm(&mut after);
+        let fleet = preview::known(&state_dir)?;
+        let changes = preview::changes(&before, &after, &fleet, &settings);
+        if self.preview {
+            changes.iter().for_each(|line| say!("{line}"));
+            say!("nothing was changed");
+            return Ok(());
         }
-        let armed = Armed::update(&library.state_dir(), |armed| {
-            scopes.iter().for_each(|scope| armed.arm(order(scope)));
-        })?;
+        let written = book::update(&state_dir, arm)?;
+        let armed = &written.armed;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
-        say!("armed {} for {} (deployment {deployment}){how}", self.image, words(&scopes));
+        let ids: BTreeSet<&str> = armed
+            .orders()
+            .iter()
+            .filter(|order| scopes.contains(&order.scope))
+            .map(|order| order.deployment.as_str())
+            .collect();
+        let ids = ids.into_iter().collect::<Vec<_>>().join(", ");
+        say!("armed {} for {} {} (deployment {ids}){how}", self.image, words(&scopes), self.lasts);
+        changes.iter().for_each(|line| say!("{line}"));
         if let Some(why) = armed.suspended() {
-            say!("SUSPENDED, no machine gets an order yet: {why}");
+            say!("SUSPENDED, no machine gets an order before `ezio resume`: {why}");
         }
         let held: Vec<Scope> = armed.held_back().filter(|scope| !is_never(scope, &settings)).cloned().collect();
         if !held.is_empty() {
@@ -138,7 +177,9 @@ impl ArmCommand {
         if scopes.contains(&Scope::All) && !never.is_empty() {
             say!("left out (`never = true` in the config): {}", words(&never));
         }
-        wait_for_server(library.dir(), &armed);
+        if let Err(error) = wait_for_server(library.dir(), Some(&written)) {
+            say!("{error:#}");
+        }
         Ok(())
     }
 }
@@ -191,22 +232,20 @@ impl DisarmCommand {
         let library = self.recipients.library()?;
         let settings = self.recipients.settings(library.dir())?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
-        std::fs::create_dir_all(library.state_dir())?;
         let state_dir = library.state_dir();
-        let armed = match Armed::update(&state_dir, |armed| scopes.iter().for_each(|scope| armed.disarm(scope))) {
-            // To stop everything, nobody has to know what it was.
-            Err(error) if scopes.contains(&Scope::All) => {
-                complain!("ezio: {error:#}; what was armed and held back is deleted unread");
-                Armed::clear(&state_dir)?
-            }
-            armed => armed?,
-        };
+        if !state_dir.is_dir() {
+            std::fs::create_dir_all(&state_dir)?;
+        }
+        let (written, warning) = book::disarm(&state_dir, &scopes)?;
+        if let Some(warning) = warning {
+            complain!("ezio: {warning}");
+        }
+        wait_for_server(library.dir(), written.as_ref())?;
         say!("disarmed {}", words(&scopes));
         if !scopes.contains(&Scope::All) {
             say!("held back from later orders for every machine as well; {}", resume_hint(&scopes));
             say!("a machine that must never be imaged, whoever names it, has {NEVER_HINT}");
         }
-        wait_for_server(library.dir(), &armed);
         Ok(())
     }
 }
@@ -222,7 +261,7 @@ impl ResumeCommand {
         let scopes = self.recipients.scopes(settings.as_ref())?;
         std::fs::create_dir_all(library.state_dir())?;
         let (mut why, mut released) = (None, Vec::new());
-        let armed = Armed::update(&library.state_dir(), |armed| {
+        let written = book::update(&library.state_dir(), |armed| {
             if scopes.contains(&Scope::All) {
                 why = armed.resume();
             }
@@ -235,9 +274,8 @@ impl ResumeCommand {
             None => say!("no longer held back: {}", words(&released)),
         }
         let settings = settings.unwrap_or_default();
-        armed.lines(&settings).iter().for_each(|line| say!("armed: {line}"));
-        wait_for_server(library.dir(), &armed);
-        Ok(())
+        written.armed.lines(&settings).iter().for_each(|line| say!("armed: {line}"));
+        wait_for_server(library.dir(), Some(&written))
     }
 }
 
@@ -251,30 +289,43 @@ fn check(wanted: &Armed, settings: &Settings, library: &Library) -> anyhow::Resu
     Ok(())
 }
 
-/// Waits until the server does as it was told, so that whoever switches on a machine next can rely on it.
-fn wait_for_server(library: &Path, armed: &Armed) {
+/// Waits until the server obeys what was written last, so that a machine can be switched on next. It says so on disk, and
+/// by HTTP where it cannot write.
+///
+/// # Errors
+/// If it says nothing of it in time.
+fn wait_for_server(library: &Path, written: Option<&Written>) -> anyhow::Result<()> {
     let Ok(server) = ServerNote::find(library) else {
         say!("no `ezio serve` is running on this library yet");
-        return;
+        return Ok(());
     };
+    let state_dir = library.join("state");
+    let stops = Stops::of(&state_dir);
+    let generation = written.map_or(0, |written| written.generation);
+    // Another command may have changed more meanwhile, and what it changed includes this.
+    let is_obeyed = |(obeyed, held): (u64, u64)| obeyed >= generation && held == stops.held().number();
     let agent = agent();
     let deadline = Instant::now() + NOTICED_WITHIN;
     loop {
-        match fetch(&agent, &server.url) {
-            Ok(status) if status.armed == armed.orders() && status.suspended.as_deref() == armed.suspended() => return,
-            Ok(_) if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
-            Ok(status) => {
-                // Two commands at once: the other one's orders came later, and include ours.
-                let is_newer = Armed::load(&library.join("state")).is_ok_and(|now| now.orders() == status.armed);
-                if !is_newer {
-                    say!("the server (process {}) has not taken it over yet: its log says why", server.pid);
-                }
-                return;
+        for _ in 0..LOOKS {
+            if book::obeyed(&state_dir).is_some_and(is_obeyed) {
+                return Ok(());
             }
-            Err(error) => {
-                say!("the server (process {}) does not say whether it has noticed: {error:#}", server.pid);
-                return;
-            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        let said = fetch(&agent, &server.url);
+        if matches!(&said, Ok(status) if is_obeyed(status.obeys)) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let said = said.err().map(|error| format!(" ({error:#})")).unwrap_or_default();
+            bail!(
+                "it is written, and the server (process {pid}) has not confirmed it within {} s{said}: does it hang? Once it \
+                 goes on, it reads what is written before it answers any machine. To be certain now, stop it: \
+                 kill -9 {pid}",
+                NOTICED_WITHIN.as_secs(),
+                pid = server.pid
+            );
         }
     }
 }

@@ -15,9 +15,9 @@ pub fn url_of(server: &str) -> String {
     if server.contains("://") { server.to_owned() } else { format!("http://{server}") }
 }
 
-/// A client that does not wait for ever.
+/// A client that does not wait for ever, and never asks a proxy of the environment: the server is on the LAN.
 pub fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build().into()
+    ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).proxy(None).build().into()
 }
 
 /// What the server at `url` says of the room.

@@ -10,3 +10,5 @@ pub mod serve;
 pub mod status;
 
 mod ask;
+mod lasts;
+mod preview;

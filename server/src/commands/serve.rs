@@ -13,12 +13,11 @@ use tokio::task::JoinSet;
 
 use crate::room::Room;
 use crate::room::config::{DhcpMode, Pinned, Settings};
-use crate::room::fleet::{self, Fleet};
-use crate::room::orders::{Armed, check_target};
+use crate::room::orders::check_target;
 use crate::room::running::{self, ServerNote};
 use crate::services::binding::{self, Binding};
 use crate::services::tracker::TrackerService;
-use crate::services::{dhcp, history, http, seeder, tftp};
+use crate::services::{dhcp, history, http, orders, seeder, tftp};
 use library::Library;
 use netboot::loaders::BOOT_FILES;
 
@@ -63,28 +62,10 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     check_images(&settings, &library, config.as_deref())?;
     let bindings = binding::find(&settings)?;
-    let mut armed = match Armed::load(&state_dir) {
-        Ok(armed) => armed,
-        Err(error) if error.root_cause().is::<serde_json::Error>() => {
-            log::error!("{error:#}; nothing is armed");
-            Armed::default()
-        }
-        // It may be read again later, and by then nobody would remember that the record of finished machines was lost as well.
-        Err(error) => return Err(error),
-    };
-    let (fleet, lost) = Fleet::load(&state_dir);
-    if let Some(lost) = lost {
-        if armed.is_anything_armed() {
-            let why = format!(
-                "the record of finished machines is lost ({lost}), so machines that are done would be imaged again; \
-                 `ezio resume` hands the orders out all the same, `ezio disarm` takes them back"
-            );
-            log::error!("{why}");
-            armed = Armed::update(&state_dir, |armed| armed.suspend(why)).context("suspending what is armed")?;
-        }
-        fleet::begin(&state_dir)?;
+    let room = Arc::new(Room::open(settings, library, bindings)?);
+    if let Some(why) = room.armed().suspended() {
+        log::error!("no machine gets an order: {why}; check what is armed and held back, then run `ezio resume`");
     }
-    let room = Arc::new(Room::new(settings, library, bindings, armed, fleet));
 
     // Everything is opened before anything is answered: half a server is worse than none.
     let mut tftp_services = Vec::new();
@@ -111,6 +92,7 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
         tasks.spawn(http::run(room.clone(), tracker.clone(), listener, watcher.clone()));
     }
     tasks.spawn(seeder::run(room.clone(), tracker.clone(), watcher.clone()));
+    tasks.spawn(orders::run(room.clone(), watcher.clone()));
     tasks.spawn(history::run(room.clone(), watcher));
     let mut tftp_threads = Vec::new();
     for service in tftp_services {
@@ -136,7 +118,7 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
         log::warn!("a service did not stop in time");
     }
-    room.save_fleet();
+    room.save_all();
     ServerNote::take_away(&state_dir);
     Ok(())
 }

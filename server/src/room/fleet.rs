@@ -1,18 +1,20 @@
-//! What each machine reported last, and what it did before. Kept in `LIBRARY/state/fleet.json`, so that a machine that is
-//! done stays done when the server restarts.
+//! What each machine reported last, and what it did before. Kept in the store, so that a machine that is done stays done
+//! when the server restarts.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use netboot::MacAddr;
 use report::{Report, Stage};
 use serde::{Deserialize, Serialize};
+use store::{Change, Store};
 use tokio::sync::{Notify, watch};
 
 use crate::room::config::Settings;
-use crate::room::orders::Armed;
+use crate::room::orders::{Armed, Job, Order};
 use crate::room::state;
 use terminal::Throttle;
 
@@ -30,6 +32,19 @@ const MAX_ERROR: usize = 8000;
 const MAX_TIMES: usize = 32;
 /// Most fields of a newer version in a report; each has [`MAX_TEXT`] bytes at most.
 const MAX_MORE: usize = 4;
+
+/// Kind of the rows with machines.
+const KIND: &str = "machine";
+/// Bytes per second that the history may write on average, and at once after a pause.
+const WRITE_RATE: f64 = 500e3;
+const WRITE_BURST: f64 = 4e6;
+/// What a commit and a row cost on disk besides the row's text, in bytes: pages of the log and of the database.
+const COMMIT_BYTES: usize = 24 << 10;
+const ROW_BYTES: usize = 4 << 10;
+/// Rows of so many bytes are written at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// Pause after a failure.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Lines in the log about machines: a room of two hundred has them all at once, a flood has no more than one a second.
 static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
@@ -63,37 +78,39 @@ impl Machine {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fleet {
     machines: BTreeMap<MacAddr, Machine>,
     /// What they come to, as [`weight`] counts.
     bytes: usize,
-    change: u64,
-    /// The last change that a machine waits to see on disk.
-    important: u64,
+    unsaved: Unsaved,
+}
+
+/// What differs from what is on disk.
+#[derive(Debug, Default)]
+struct Unsaved {
+    /// Machines with a change that is acknowledged once it is kept.
+    urgent: BTreeSet<MacAddr>,
+    /// Machines with other changes, or that are forgotten.
+    lazy: BTreeSet<MacAddr>,
+    /// Those that are being written at this moment.
+    in_flight: BTreeSet<MacAddr>,
 }
 
 impl Fleet {
-    /// What was known before, and why that is not all if the file is gone or damaged. A damaged file is kept aside.
-    pub fn load(state_dir: &Path) -> (Fleet, Option<String>) {
-        let path = path(state_dir);
-        let (machines, lost) = match state::read::<Vec<Machine>>(&path) {
-            Ok(Some(machines)) => (machines, None),
-            Ok(None) => (Vec::new(), Some(format!("{} is gone", path.display()))),
-            Err(error) => {
-                let aside = path.with_extension(format!("json.damaged-{}", state::unix_now()));
-                if let Err(cause) = std::fs::rename(&path, &aside) {
-                    log::warn!("keeping {} aside: {cause}", path.display());
-                }
-                (Vec::new(), Some(format!("{error:#}")))
-            }
-        };
-        (Fleet::of(machines), lost)
+    /// What is known, from the store.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn load(store: &Store) -> anyhow::Result<Fleet> {
+        let machine = |(_, body): (String, String)| serde_json::from_str::<Machine>(&body);
+        let machines = store.rows(KIND)?.into_iter().map(machine).collect::<Result<Vec<_>, _>>();
+        Ok(Fleet::of(machines.context("reading the record of a machine")?))
     }
 
     fn of(machines: Vec<Machine>) -> Fleet {
         let machines: BTreeMap<_, _> = machines.into_iter().map(|machine| (machine.mac, machine)).collect();
-        Fleet { bytes: machines.values().map(weight).sum(), machines, change: 0, important: 0 }
+        Fleet { bytes: machines.values().map(weight).sum(), machines, unsaved: Unsaved::default() }
     }
 
     /// Every machine, by address.
@@ -109,15 +126,15 @@ impl Fleet {
         self.put(machine, armed);
     }
 
-    /// Takes a report. If it is an important one, a change of stage, it should be on disk before it is answered: the
-    /// number of the change then, for [`History::saved`].
+    /// Takes a report. Whether it is an important one, a change of stage: it should be on disk before it is answered, see
+    /// [`History::saved`].
     ///
     /// Anybody can send one. So a machine is done only with what it is armed for: a report that names something else
     /// must not undo that, or the machine would be imaged again.
     ///
     /// # Errors
     /// In words for the machine, if the report cannot be right or there is no place for the machine.
-    pub fn report(&mut self, mut report: Report, armed: &Armed, settings: &Settings) -> Result<Option<u64>, String> {
+    pub fn report(&mut self, mut report: Report, armed: &Armed, settings: &Settings) -> Result<bool, String> {
         let mac: MacAddr = report.mac.parse().map_err(|error| format!("{error}"))?;
         if !mac.is_unicast() {
             return Err(format!("{mac} is no machine's MAC address"));
@@ -145,16 +162,21 @@ impl Fleet {
             return Err(full);
         }
         if is_new_stage {
-            self.important = self.change;
+            self.unsaved.urgent.insert(mac);
         }
-        // Who says again that it is done may not have been told yet that this is kept.
-        let is_done = self.machines.get(&mac).is_some_and(|machine| machine.done.is_some());
-        Ok((is_new_stage || is_done).then_some(self.important))
+        // A machine that says again that it is done may have had no answer yet.
+        Ok(is_new_stage || self.is_unsaved(mac))
     }
 
-    /// Whether the machine has finished this deployment.
-    pub fn is_done(&self, mac: MacAddr, deployment: &str) -> bool {
-        self.machines.get(&mac).is_some_and(|machine| machine.done.as_deref() == Some(deployment))
+    /// Whether a change that is acknowledged once it is kept is not on disk yet.
+    fn is_unsaved(&self, mac: MacAddr) -> bool {
+        self.unsaved.urgent.contains(&mac) || self.unsaved.in_flight.contains(&mac)
+    }
+
+    /// Whether the machine has finished this job.
+    pub fn is_done(&self, mac: MacAddr, job: &Job) -> bool {
+        let done = self.machines.get(&mac).and_then(|machine| machine.done.as_deref());
+        done.is_some_and(|done| job.is_done_by(done))
     }
 
     /// What is known of a machine, taken out to be changed.
@@ -176,21 +198,23 @@ impl Fleet {
             }
         }
         self.bytes += len;
+        self.unsaved.lazy.insert(machine.mac);
         self.machines.insert(machine.mac, machine);
-        self.change += 1;
         true
     }
 
     /// Makes room: the quietest machine goes, one that never reported first. Who is done with what is armed is never
     /// forgotten, only what it said besides. `false` if there is nothing to forget.
-    fn forget(&mut self, armed: &Armed) -> bool {
+    fn forget<'a>(&mut self, armed: &'a Armed) -> bool {
         let orders = armed.orders().iter().filter(|order| order.image.is_some());
-        let deployments: HashSet<&str> = orders.map(|order| order.deployment.as_str()).collect();
+        let ids = |order: &'a Order| order.counts.iter().chain([&order.deployment]).map(String::as_str);
+        let deployments: HashSet<&str> = orders.flat_map(ids).collect();
         let is_done = |machine: &Machine| machine.done.as_deref().is_some_and(|done| deployments.contains(done));
         let key = |machine: &&Machine| (machine.report.is_some(), machine.last_seen);
         let quietest = self.machines.values().filter(|machine| !is_done(machine)).min_by_key(key).map(|m| m.mac);
         if let Some(mac) = quietest {
             self.take(mac);
+            self.unsaved.lazy.insert(mac);
             return true;
         }
         if self.machines.len() >= MAX_MACHINES {
@@ -201,7 +225,43 @@ impl Fleet {
         self.bytes -= weight(quietest);
         quietest.report = None;
         self.bytes += weight(quietest);
+        self.unsaved.lazy.insert(quietest.mac);
         true
+    }
+
+    /// What to write next, as rows; `None` is a machine that is forgotten. What a report waits for comes first, and of the
+    /// rest so much that all of it is no more than `max` bytes.
+    fn next_rows(&mut self, max: usize) -> Vec<(MacAddr, Option<String>)> {
+        let Unsaved { urgent, lazy, in_flight } = &mut self.unsaved;
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        // A machine that is done must not wait for those that change their stage all the time.
+        let is_done = |mac: &MacAddr| self.machines.get(mac).is_some_and(|machine| machine.done.is_some());
+        let (done, other): (Vec<MacAddr>, Vec<MacAddr>) = urgent.iter().partition(|mac| is_done(mac));
+        for mac in done.into_iter().chain(other).chain(lazy.difference(urgent).copied()) {
+            if bytes >= max {
+                break;
+            }
+            let row = self.machines.get(&mac).and_then(|machine| serde_json::to_string(machine).ok());
+            bytes += ROW_BYTES + row.as_ref().map_or(0, String::len);
+            rows.push((mac, row));
+        }
+        for (mac, _) in &rows {
+            lazy.remove(mac);
+            if urgent.remove(mac) {
+                in_flight.insert(*mac);
+            }
+        }
+        rows
+    }
+
+    /// What [`Fleet::next_rows`] gave is on disk, or is not.
+    fn written(&mut self, rows: &[(MacAddr, Option<String>)], is_kept: bool) {
+        for (mac, _) in rows {
+            let was_urgent = self.unsaved.in_flight.remove(mac);
+            if !is_kept {
+                if was_urgent { &mut self.unsaved.urgent } else { &mut self.unsaved.lazy }.insert(*mac);
+            }
+        }
     }
 }
 
@@ -210,42 +270,48 @@ fn weight(machine: &Machine) -> usize {
     serde_json::to_vec(machine).map_or(0, |json| json.len()) + STATUS_BYTES
 }
 
-/// Where the machines' history is kept. One task writes it, and whoever reports waits for that task without a thread:
+/// Where the machines' history is kept. One task writes it, and requests that report wait for that task without a thread:
 /// the threads for what blocks are the seeder's too, and reports must not hold up its reading.
 #[derive(Debug)]
 pub struct History {
-    path: PathBuf,
-    /// The change that is on disk; held while that is being written.
-    written: Mutex<u64>,
-    /// The change up to which writing was tried, and why it is not on disk.
+    /// Held while something is being written.
+    store: Mutex<Store>,
+    /// How often writing was tried, and why what was to be written is not on disk.
     tried: watch::Sender<(u64, Option<String>)>,
     wanted: Notify,
+    allowance: Mutex<Allowance>,
 }
 
 impl History {
-    /// The history in a state directory.
-    pub fn new(state_dir: &Path) -> History {
-        let (written, tried, wanted) = (Mutex::default(), watch::Sender::default(), Notify::new());
-        History { path: path(state_dir), written, tried, wanted }
+    /// The history in a store.
+    pub fn new(store: Store) -> History {
+        let (tried, wanted) = (watch::Sender::default(), Notify::new());
+        History { store: Mutex::new(store), tried, wanted, allowance: Mutex::new(Allowance::full()) }
     }
 
-    /// Waits until somebody waits for [`History::saved`].
+    /// Waits until a report waits for [`History::saved`].
     pub async fn wanted(&self) {
         self.wanted.notified().await;
     }
 
-    /// Waits until a change is on disk.
+    /// Waits until what a machine reported is on disk.
     ///
     /// # Errors
     /// Why it could not be written; it is tried again.
-    pub async fn saved(&self, change: u64) -> Result<(), String> {
+    pub async fn saved(&self, fleet: &Mutex<Fleet>, mac: MacAddr) -> Result<(), String> {
         let mut tried = self.tried.subscribe();
-        if tried.borrow().0 < change {
+        loop {
+            if !fleet.lock().unwrap_or_else(PoisonError::into_inner).is_unsaved(mac) {
+                return Ok(());
+            }
             self.wanted.notify_one();
+            // An error would mean that the sender is gone, and it is ours.
+            let _ = tried.changed().await;
+            let is_unsaved = fleet.lock().unwrap_or_else(PoisonError::into_inner).is_unsaved(mac);
+            if let Some(error) = tried.borrow_and_update().1.clone().filter(|_| is_unsaved) {
+                return Err(error);
+            }
         }
-        // An error would mean that the sender is gone, and it is ours.
-        let tried = tried.wait_for(|(tried, _)| *tried >= change).await;
-        tried.ok().and_then(|tried| tried.1.clone()).map_or(Ok(()), Err)
     }
 
     /// Why what machines report is not kept at the moment.
@@ -253,46 +319,108 @@ impl History {
         self.tried.borrow().1.clone()
     }
 
-    /// Writes what has changed; when this returns, everything reported before the call is on disk. The machines are
-    /// locked only while they are copied: a disk that takes a second to flush must not hold up a room that boots.
-    /// An error is logged once, and given to those who wait for this.
-    pub fn save(&self, fleet: &Mutex<Fleet>) {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let (change, machines) = {
-            let fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-            if fleet.change == *written {
+    /// Writes what reports wait for, and some of what has changed besides; [`History::save_all`] for all of it. The
+    /// machines are locked only while they are copied: a disk that takes a second to flush must not hold up a room that
+    /// boots. An error is logged once, and given to those who wait for this. Gives how long to pause, so that a room with
+    /// much to say writes [`WRITE_RATE`] bytes a second at most.
+    pub fn save(&self, fleet: &Mutex<Fleet>) -> Duration {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = fleet.lock().unwrap_or_else(PoisonError::into_inner).next_rows(BATCH_BYTES);
+        if rows.is_empty() {
+            return Duration::ZERO;
+        }
+        let written: anyhow::Result<()> = store.change(|change| {
+            for (mac, row) in &rows {
+                match row {
+                    Some(row) => change.put(KIND, &mac.to_string(), row)?,
+                    None => change.delete(KIND, &mac.to_string())?,
+                }
+            }
+            Ok(())
+        });
+        let is_in_place = store.is_in_place();
+        let trouble = match written {
+            Ok(()) if !is_in_place => {
+                let path = store.path().display();
+                Some(format!(
+                    "{path} was removed or replaced while the server runs: put it back, or restart `ezio serve`"
+                ))
+            }
+            Ok(()) => None,
+            Err(error) => Some(format!("what machines report cannot be kept: {error:#}")),
+        };
+        if let Some(trouble) = &trouble
+            && self.trouble().as_ref() != Some(trouble)
+        {
+            log::error!("{trouble}");
+        }
+        fleet.lock().unwrap_or_else(PoisonError::into_inner).written(&rows, trouble.is_none());
+        drop(store);
+        let is_kept = trouble.is_none();
+        self.tried.send_modify(|tried| *tried = (tried.0 + 1, trouble));
+        let bytes =
+            COMMIT_BYTES + rows.iter().map(|(_, row)| ROW_BYTES + row.as_ref().map_or(0, String::len)).sum::<usize>();
+        if is_kept { self.allowance.lock().unwrap_or_else(PoisonError::into_inner).take(bytes) } else { TRY_AGAIN }
+    }
+
+    /// Writes all that has changed; when this returns without trouble, everything reported before the call is on disk.
+    pub fn save_all(&self, fleet: &Mutex<Fleet>) {
+        loop {
+            self.save(fleet);
+            let is_all = {
+                let unsaved = &fleet.lock().unwrap_or_else(PoisonError::into_inner).unsaved;
+                unsaved.urgent.is_empty() && unsaved.lazy.is_empty()
+            };
+            if is_all || self.trouble().is_some() {
                 return;
             }
-            (fleet.change, fleet.machines.values().cloned().collect::<Vec<_>>())
-        };
-        let trouble = match state::write(&self.path, &machines) {
-            Ok(()) => {
-                *written = change;
-                None
-            }
-            Err(error) => {
-                let trouble = format!("what machines report cannot be kept: {error:#}");
-                if self.trouble().as_ref() != Some(&trouble) {
-                    log::error!("{trouble}");
-                }
-                Some(trouble)
-            }
-        };
-        self.tried.send_replace((change, trouble));
+        }
     }
 }
 
-fn path(state_dir: &Path) -> PathBuf {
-    state_dir.join("fleet.json")
+/// Bytes that may be written. A room that starts a stage together may write at once what it did not write before.
+#[derive(Debug)]
+struct Allowance {
+    bytes: f64,
+    at: Instant,
 }
 
-/// Writes an empty history if there is none: from then on, a history that is gone has been lost.
+impl Allowance {
+    fn full() -> Allowance {
+        Allowance { bytes: WRITE_BURST, at: Instant::now() }
+    }
+
+    /// Takes bytes, and gives how long to pause until there are some again.
+    fn take(&mut self, bytes: usize) -> Duration {
+        let since = self.at.elapsed().as_secs_f64();
+        self.at = Instant::now();
+        self.bytes = (self.bytes + since * WRITE_RATE).min(WRITE_BURST) - bytes as f64;
+        Duration::from_secs_f64((-self.bytes / WRITE_RATE).max(0.0))
+    }
+}
+
+/// Takes over what older versions kept in `fleet.json`. Gives why that is not all.
 ///
 /// # Errors
-/// If the directory cannot be written.
-pub fn begin(state_dir: &Path) -> anyhow::Result<()> {
-    let path = path(state_dir);
-    if path.exists() { Ok(()) } else { state::write(&path, &Vec::<Machine>::new()) }
+/// If it cannot be read because of the disk, or the store cannot be written.
+pub fn take_over(state_dir: &Path, change: &mut Change<'_>) -> anyhow::Result<Option<String>> {
+    let path = state_dir.join("fleet.json");
+    let lost = |what: &dyn std::fmt::Display| {
+        format!("the record of finished machines is lost ({what}), so machines that are done would be imaged again")
+    };
+    let machines = match state::read::<Vec<Machine>>(&path) {
+        Ok(Some(machines)) => machines,
+        Ok(None) => return Ok(Some(lost(&format_args!("{} is gone", path.display())))),
+        Err(error) if error.root_cause().is::<serde_json::Error>() => {
+            return Ok(Some(lost(&format_args!("{error:#}"))));
+        }
+        Err(error) => return Err(error.context("reading the record of finished machines")),
+    };
+    for machine in machines {
+        let row = serde_json::to_string(&machine).context("writing the record of a machine")?;
+        change.put(KIND, &machine.mac.to_string(), &row)?;
+    }
+    Ok(None)
 }
 
 fn log_stage(mac: MacAddr, report: &Report) {
@@ -367,39 +495,51 @@ mod tests {
         Report { mac, ..report(stage, deployment) }
     }
 
-    /// Everybody is to get this.
+    /// Every machine gets this.
     fn armed(deployment: &str) -> Armed {
-        let (scope, image, deployment) = (Scope::All, Some("debian".into()), deployment.into());
         let mut armed = Armed::default();
-        armed.arm(Order { scope, image, deployment, overrides: order::Overrides::default(), at: 0 });
+        armed.arm(order(deployment));
         armed
     }
 
+    fn order(deployment: &str) -> Order {
+        Order { image: Some("debian".into()), deployment: deployment.into(), ..Order::hold(Scope::All) }
+    }
+
     fn take(fleet: &mut Fleet, report: Report) -> bool {
-        fleet.report(report, &armed("d1"), &Settings::default()).expect("good").is_some()
+        fleet.report(report, &armed("d1"), &Settings::default()).expect("good")
+    }
+
+    fn is_done(fleet: &Fleet, deployment: &str) -> bool {
+        let job = armed(deployment).job_for(MAC, &Settings::default()).expect("armed");
+        fleet.is_done(MAC, &job)
     }
 
     fn empty() -> Fleet {
-        Fleet { machines: BTreeMap::new(), bytes: 0, change: 0, important: 0 }
+        Fleet::default()
+    }
+
+    fn open(dir: &Path) -> Store {
+        Store::open(dir, |_| Ok(())).expect("opens")
     }
 
     #[test]
     fn done_survives_a_restart_and_counts_for_its_deployment_only() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut fleet = Fleet::of(Vec::new());
-        take(&mut fleet, report("restore", "d1"));
-        assert!(!fleet.is_done(MAC, "d1"));
-        assert!(take(&mut fleet, report("seeding", "d1")), "a new stage");
-        let before = fleet.important;
-        assert!(take(&mut fleet, report("seeding", "d1")), "it waits until the first one is kept");
-        assert_eq!(fleet.important, before, "and asks for no new write");
-        assert!(take(&mut fleet, report_of(9, "restore", "d1")) && fleet.important > before);
-        let history = History::new(dir.path());
-        history.save(&Mutex::new(fleet));
-        let (fleet, lost) = Fleet::load(dir.path());
-        assert_eq!(lost, None);
-        assert!(fleet.is_done(MAC, "d1"));
-        assert!(!fleet.is_done(MAC, "d2"));
+        let fleet = Mutex::new(Fleet::default());
+        let history = History::new(open(dir.path()));
+        let take = |report| take(&mut fleet.lock().expect("free"), report);
+        take(report("restore", "d1"));
+        assert!(!is_done(&fleet.lock().expect("free"), "d1"));
+        assert!(take(report("seeding", "d1")), "a new stage");
+        assert!(take(report("seeding", "d1")), "it waits until the first one is kept");
+        history.save(&fleet);
+        assert!(!take(report("seeding", "d1")), "it is kept");
+        assert!(take(report_of(9, "restore", "d1")));
+        history.save_all(&fleet);
+        let fleet = Fleet::load(&open(dir.path())).expect("read");
+        assert_eq!(fleet.machines().count(), 2);
+        assert!(is_done(&fleet, "d1") && !is_done(&fleet, "d2"));
     }
 
     #[test]
@@ -407,7 +547,7 @@ mod tests {
         let mut fleet = empty();
         take(&mut fleet, report("done", "d1"));
         take(&mut fleet, report("failed", "d1"));
-        assert!(fleet.is_done(MAC, "d1"));
+        assert!(is_done(&fleet, "d1"));
     }
 
     #[test]
@@ -415,11 +555,11 @@ mod tests {
         let mut fleet = empty();
         take(&mut fleet, report("done", "d1"));
         take(&mut fleet, report("done", "x"));
-        assert!(fleet.is_done(MAC, "d1") && !fleet.is_done(MAC, "x"));
+        assert!(is_done(&fleet, "d1") && !is_done(&fleet, "x"));
         // Nothing armed, nothing done.
         let mut fleet = empty();
         fleet.report(report("done", "d1"), &Armed::default(), &Settings::default()).expect("good");
-        assert!(!fleet.is_done(MAC, "d1"));
+        assert!(!is_done(&fleet, "d1"));
     }
 
     #[test]
@@ -433,7 +573,7 @@ mod tests {
             fleet.asked(MacAddr([2, 1, 0, 0, (number >> 8) as u8, number as u8]), "boot script", &armed("d1"));
             take(&mut fleet, report_of(number, "restore", "d1"));
         }
-        assert!(fleet.is_done(MAC, "d1"));
+        assert!(is_done(&fleet, "d1"));
         assert_eq!(fleet.machines().count(), MAX_MACHINES);
     }
 
@@ -448,9 +588,11 @@ mod tests {
             refusal,
             Err("4096 machines have finished this deployment, and the server remembers no more".into())
         );
-        let before = fleet.important;
-        take(&mut fleet, report_of(7, "done", "d1"));
-        assert_eq!(fleet.important, before, "known machines still report, and nothing is written for that");
+        fleet.unsaved = Unsaved::default();
+        assert!(
+            !take(&mut fleet, report_of(7, "done", "d1")),
+            "known machines still report, and nothing waits for that"
+        );
         // With the next deployment nobody is done, and there are places again.
         fleet.report(report("restore", "d2"), &armed("d2"), &Settings::default()).expect("a place");
     }
@@ -499,17 +641,13 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
         runtime.expect("a runtime").block_on(async {
             let dir = tempfile::tempdir().expect("a directory");
-            let room = Room::new(
-                Settings::default(),
-                Library::create(dir.path()).expect("made"),
-                vec![],
-                armed("d1"),
-                Fleet::of(Vec::new()),
-            );
+            let library = Library::create(dir.path()).expect("made");
+            crate::room::book::update(&library.state_dir(), |armed| armed.arm(order("d1"))).expect("armed");
+            let room = Room::open(Settings::default(), library, vec![]).expect("read");
             let room = Arc::new(room);
             let (_stop, watcher) = watch::channel(false);
             tokio::spawn(crate::services::history::run(room.clone(), watcher));
-            let slow = room.history().written.lock().expect("nobody else has it");
+            let slow = room.history().store.lock().expect("nobody else has it");
             let mut reports = tokio::task::JoinSet::new();
             for number in 0..100 {
                 let room = room.clone();
@@ -523,7 +661,8 @@ mod tests {
             assert!(tokio::time::timeout(second, reports.join_next()).await.is_err(), "answered before it is on disk");
             drop(slow);
             tokio::time::timeout(10 * second, reports.join_all()).await.expect("answered");
-            assert_eq!(Fleet::load(&room.library.state_dir()).0.machines().count(), 100);
+            let kept = Fleet::load(&open(&room.library.state_dir())).expect("read");
+            assert_eq!(kept.machines().count(), 100);
         });
     }
 
@@ -531,31 +670,49 @@ mod tests {
     fn a_disk_that_cannot_be_written_keeps_nobody_waiting() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         runtime.block_on(async {
-            let history = History::new(Path::new("/nonexistent"));
+            let dir = tempfile::tempdir().expect("a directory");
+            let history = History::new(open(dir.path()));
             let mut fleet = empty();
-            let change = fleet.report(report("done", "d1"), &armed("d1"), &Settings::default()).expect("good");
+            assert!(take(&mut fleet, report("done", "d1")));
             let fleet = Mutex::new(fleet);
+            // Another process holds the store for as long as it likes.
+            let mut other = open(dir.path());
+            let held = other.change(|_| -> anyhow::Result<()> {
+                history.save(&fleet);
+                Ok(())
+            });
+            held.expect("written");
+            let kept = history.saved(&fleet, MAC);
+            let kept = tokio::time::timeout(Duration::from_millis(100), kept).await;
+            assert!(kept.is_err(), "it waits for the next try");
+            assert!(history.trouble().expect("known").contains("cannot be kept"));
             history.save(&fleet);
-            let kept = history.saved(change.expect("important")).await;
-            assert!(kept.expect_err("no directory").contains("cannot be kept"), "and is not acknowledged");
-            assert!(history.trouble().is_some());
-            assert_eq!(*history.written.lock().expect("free"), 0, "it is tried again");
+            history.saved(&fleet, MAC).await.expect("kept now");
+            assert_eq!(history.trouble(), None);
         });
     }
 
     #[test]
-    fn a_history_that_is_gone_or_damaged_is_known_to_be_lost() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (fleet, lost) = Fleet::load(dir.path());
-        assert_eq!(fleet.machines().count(), 0);
-        assert!(lost.expect("lost").contains("is gone"));
-        begin(dir.path()).expect("written");
-        assert_eq!(Fleet::load(dir.path()).1, None, "an empty one is not lost");
-        std::fs::write(dir.path().join("fleet.json"), b"[{").expect("written");
-        assert!(Fleet::load(dir.path()).1.expect("lost").contains("is damaged"));
-        let mut files =
-            std::fs::read_dir(dir.path()).expect("a directory").map(|entry| entry.expect("an entry").path());
-        let aside = files.find(|path| path.to_string_lossy().contains("fleet.json.damaged-")).expect("kept aside");
-        assert_eq!(std::fs::read(aside).expect("read"), b"[{");
+    fn a_busy_room_writes_no_more_than_it_may() {
+        let mut fleet = empty();
+        for number in 0..MAX_MACHINES {
+            take(&mut fleet, report_of(number, "restore", "d1"));
+        }
+        // A machine that is done is written first, whoever else waits.
+        take(&mut fleet, report("done", "d1"));
+        let rows = fleet.next_rows(BATCH_BYTES);
+        assert_eq!(rows[0].0, MAC);
+        let bytes: usize = rows.iter().map(|(_, row)| ROW_BYTES + row.as_ref().map_or(0, String::len)).sum();
+        assert!(bytes < BATCH_BYTES + 2 * ROW_BYTES && rows.len() > 100, "{bytes}");
+        assert!(fleet.is_unsaved(MAC));
+        fleet.written(&rows, false);
+        assert!(fleet.is_unsaved(MAC), "it could not be written");
+        let rows = fleet.next_rows(BATCH_BYTES);
+        fleet.written(&rows, true);
+        assert!(!fleet.is_unsaved(MAC));
+        let mut allowance = Allowance::full();
+        let pause: f64 = (0..100).map(|_| allowance.take(BATCH_BYTES).as_secs_f64()).fold(0.0, f64::max);
+        let expected = (100.0 * BATCH_BYTES as f64 - WRITE_BURST) / WRITE_RATE;
+        assert!((pause - expected).abs() < 5.0, "{pause} s for what takes {expected} s");
     }
 }

@@ -1,5 +1,6 @@
 //! What the server knows: its config, the orders, the machines, and what is shown of them.
 
+pub mod book;
 pub mod config;
 pub mod fleet;
 pub mod needed;
@@ -9,6 +10,7 @@ pub mod scope;
 pub mod seeds;
 pub mod state;
 pub mod status;
+pub mod stops;
 pub mod table;
 
 mod shared;

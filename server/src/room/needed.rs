@@ -2,7 +2,7 @@
 
 use library::Library;
 
-use crate::room::orders::Armed;
+use crate::room::book;
 use crate::room::running::ServerNote;
 
 /// Why machines may be fetching the image of that name: it is armed, or the running server's config gives it to a machine.
@@ -10,7 +10,7 @@ use crate::room::running::ServerNote;
 /// # Errors
 /// If what is armed cannot be read.
 pub fn needed(library: &Library, name: &str) -> anyhow::Result<Option<&'static str>> {
-    let armed = Armed::load(&library.state_dir())?;
+    let armed = book::read(&library.state_dir())?;
     if armed.orders().iter().any(|order| order.image.as_deref() == Some(name)) {
         return Ok(Some("is armed"));
     }
@@ -31,18 +31,12 @@ mod tests {
     fn what_is_armed_is_needed_until_it_is_disarmed() {
         let dir = tempfile::tempdir().expect("a directory");
         let library = Library::create(dir.path()).expect("made");
-        let order = Order {
-            scope: Scope::All,
-            image: Some("debian".into()),
-            deployment: String::new(),
-            overrides: order::Overrides::default(),
-            at: 0,
-        };
+        let order = Order { image: Some("debian".into()), ..Order::hold(Scope::All) };
         assert_eq!(needed(&library, "debian").expect("read"), None);
-        Armed::update(&library.state_dir(), |armed| armed.arm(order)).expect("written");
+        book::update(&library.state_dir(), |armed| armed.arm(order)).expect("written");
         assert_eq!(needed(&library, "debian").expect("read"), Some("is armed"));
         assert_eq!(needed(&library, "other").expect("read"), None);
-        Armed::update(&library.state_dir(), |armed| armed.disarm(&Scope::All)).expect("written");
+        book::update(&library.state_dir(), |armed| armed.disarm(&Scope::All)).expect("written");
         assert_eq!(needed(&library, "debian").expect("read"), None);
     }
 }

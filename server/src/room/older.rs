@@ -7,6 +7,7 @@ use netboot::MacAddr;
 use order::{After, Grow};
 use report::Stage;
 
+use crate::room::book;
 use crate::room::config::Settings;
 use crate::room::fleet::Fleet;
 use crate::room::orders::Armed;
@@ -25,9 +26,15 @@ fn dir() -> PathBuf {
 
 #[test]
 fn orders_config_and_machines_mean_what_they_meant() {
-    let state_dir = dir().join("state");
+    let copy = tempfile::tempdir().expect("a directory");
+    let state_dir = copy.path().to_owned();
+    for entry in std::fs::read_dir(dir().join("state")).expect("samples") {
+        let path = entry.expect("an entry").path();
+        std::fs::copy(&path, state_dir.join(path.file_name().expect("a name"))).expect("copied");
+    }
     let settings = Settings::load(Some(&dir().join("ezio.toml")), Settings::default()).expect("read");
-    let armed = Armed::load(&state_dir).expect("read");
+    let armed = book::read(&state_dir).expect("read");
+    assert_eq!(armed.suspended(), None);
     let job = |mac| armed.job_for(mac, &settings);
 
     let room = job(OTHER).expect("armed");
@@ -47,9 +54,9 @@ fn orders_config_and_machines_mean_what_they_meant() {
         ("console=ttyS0", "bus=nvme,min=1M")
     );
 
-    let (fleet, lost) = Fleet::load(&state_dir);
-    assert_eq!(lost, None);
-    assert!(fleet.is_done(WRITTEN, &own.deployment), "it is not imaged again");
+    assert!(!state_dir.join("armed.json").exists() && state_dir.join("armed.json.taken-over").exists());
+    let fleet = Fleet::load(&book::open(&state_dir).expect("opens")).expect("read");
+    assert!(fleet.is_done(WRITTEN, &own), "it is not imaged again");
     let machine = fleet.machines().next().expect("one");
     let report = machine.report.as_ref().expect("it reported");
     assert_eq!((report.stage, report.times[0].stage), (Stage::Done, Stage::Network));
@@ -67,4 +74,47 @@ fn images_are_read() {
     assert_eq!(image.manifest.infohash, "93c805633d6470f361d23bcd09a888c4f2638b34");
     assert_eq!((image.manifest.partitions.len(), image.layout.extents().len()), (1, 2));
     assert_eq!(image.manifest.account, None, "it had none");
+}
+
+/// A state directory as the older version left it, after `lose`.
+fn taken_over(lose: impl FnOnce(&Path)) -> (tempfile::TempDir, anyhow::Result<Armed>) {
+    let copy = tempfile::tempdir().expect("a directory");
+    for name in ["armed.json", "fleet.json"] {
+        std::fs::copy(dir().join("state").join(name), copy.path().join(name)).expect("copied");
+    }
+    lose(copy.path());
+    let armed = book::read(copy.path());
+    (copy, armed)
+}
+
+#[test]
+fn what_was_lost_before_the_upgrade_is_suspended() {
+    let cut = |name: &'static str| {
+        move |dir: &Path| {
+            let bytes = std::fs::read(dir.join(name)).expect("read");
+            std::fs::write(dir.join(name), &bytes[..bytes.len() / 2]).expect("written");
+        }
+    };
+    let lose: [(&str, Box<dyn FnOnce(&Path)>); 4] = [
+        ("fleet.json is gone", Box::new(|dir| std::fs::remove_file(dir.join("fleet.json")).expect("removed"))),
+        ("fleet.json is damaged", Box::new(cut("fleet.json"))),
+        ("fleet.json is damaged", Box::new(|dir| std::fs::write(dir.join("fleet.json"), "").expect("written"))),
+        ("armed.json is damaged", Box::new(cut("armed.json"))),
+    ];
+    for (words, lose) in lose {
+        let (dir, armed) = taken_over(lose);
+        let armed = armed.expect("taken over");
+        assert!(armed.suspended().is_some_and(|why| why.contains(words)), "{words}: {:?}", armed.suspended());
+        assert_eq!(book::read(dir.path()).expect("read").suspended(), armed.suspended(), "until a person says so");
+    }
+    // A link to itself fails as a bad sector does. Nothing is taken over, and nothing is lost.
+    let (dir, armed) = taken_over(|dir| {
+        std::fs::remove_file(dir.join("fleet.json")).expect("removed");
+        std::os::unix::fs::symlink("fleet.json", dir.join("fleet.json")).expect("linked");
+    });
+    let error = format!("{:#}", armed.expect_err("not to be read"));
+    assert!(error.contains("reading the record of finished machines"), "{error}");
+    std::fs::remove_file(dir.path().join("fleet.json")).expect("removed");
+    std::fs::copy(self::dir().join("state/fleet.json"), dir.path().join("fleet.json")).expect("mended");
+    assert_eq!(book::read(dir.path()).expect("read").suspended(), None);
 }

@@ -1,10 +1,8 @@
-//! What is armed: which machines get which image. Kept in `LIBRARY/state/armed.json`, which `ezio arm` and
-//! `ezio disarm` write and the running server watches.
+//! What is armed: which machines get which image.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use netboot::MacAddr;
@@ -33,6 +31,12 @@ pub struct Order {
     pub overrides: Overrides,
     /// When, in seconds since 1970.
     pub at: u64,
+    /// When it ends, in seconds since 1970; never if it is `None`.
+    pub until: Option<u64>,
+    /// The image's infohash when it was armed, or empty.
+    pub infohash: String,
+    /// Deployments of the same image in whose place this one is: who is done with them is done with this.
+    pub counts: Vec<String>,
 }
 
 /// An order as it is kept and shown; all versions have had this form.
@@ -52,13 +56,19 @@ struct StoredOrder {
     conf: BTreeMap<String, String>,
     #[serde(default)]
     at: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<u64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    infohash: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    counts: Vec<String>,
 }
 
 impl TryFrom<StoredOrder> for Order {
     type Error = String;
 
     fn try_from(stored: StoredOrder) -> Result<Order, String> {
-        let StoredOrder { scope, image, deployment, target, after, linger, conf, at } = stored;
+        let StoredOrder { scope, image, deployment, target, after, linger, conf, at, until, infohash, counts } = stored;
         let mut overrides = Overrides { target, after, linger, ..Overrides::default() };
         for (key, value) in conf {
             match overrides.set(&key, &value) {
@@ -67,16 +77,16 @@ impl TryFrom<StoredOrder> for Order {
                 Err(error) => return Err(error.to_string()),
             }
         }
-        Ok(Order { scope, image, deployment, overrides, at })
+        Ok(Order { scope, image, deployment, overrides, at, until, infohash, counts })
     }
 }
 
 impl From<Order> for StoredOrder {
     fn from(order: Order) -> StoredOrder {
-        let Order { scope, image, deployment, mut overrides, at } = order;
+        let Order { scope, image, deployment, mut overrides, at, until, infohash, counts } = order;
         let (target, after, linger) = (overrides.target.take(), overrides.after.take(), overrides.linger.take());
         let conf = overrides.lines().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        StoredOrder { scope, image, deployment, target, after, linger, conf, at }
+        StoredOrder { scope, image, deployment, target, after, linger, conf, at, until, infohash, counts }
     }
 }
 
@@ -94,6 +104,8 @@ pub struct Armed {
 pub struct Job {
     pub image: String,
     pub deployment: String,
+    /// Deployments that count as this one.
+    pub counts: Vec<String>,
     /// How it is done.
     pub options: Options,
     /// More for the kernel command line.
@@ -101,54 +113,10 @@ pub struct Job {
 }
 
 impl Armed {
-    /// Where it is kept.
-    pub fn path(state_dir: &Path) -> PathBuf {
-        state_dir.join("armed.json")
-    }
-
-    /// Reads it; nothing is armed if there is no file.
-    ///
-    /// # Errors
-    /// If the file is damaged or cannot be read.
-    pub fn load(state_dir: &Path) -> anyhow::Result<Armed> {
-        let path = Armed::path(state_dir);
-        let read: anyhow::Result<Option<Armed>> = state::read(&path);
-        let armed = read.map_err(|error| match error.root_cause().is::<serde_json::Error>() {
-            true => error.context("reading what is armed: run `ezio disarm`, then `ezio arm` again"),
-            false => error.context("reading what is armed"),
-        })?;
-        Ok(armed.unwrap_or_default())
-    }
-
-    /// Changes it under a lock, so that two commands at once do not lose each other's work.
-    ///
-    /// # Errors
-    /// If the library's state directory cannot be written, or what is armed cannot be read because of the disk.
-    pub fn update(state_dir: &Path, change: impl FnOnce(&mut Armed)) -> anyhow::Result<Armed> {
-        let lock_path = state_dir.join("armed.lock");
-        let lock = File::create(&lock_path).with_context(|| format!("opening {}", lock_path.display()))?;
-        lock.lock().with_context(|| format!("locking {}", lock_path.display()))?;
-        let mut armed = match Armed::load(state_dir) {
-            Ok(armed) => armed,
-            // A damaged file is replaced: the person who arms now says what is wanted. One that cannot be read may be sound.
-            Err(error) if error.root_cause().is::<serde_json::Error>() => Armed::default(),
-            Err(error) => return Err(error),
-        };
-        change(&mut armed);
-        if !armed.is_anything_armed() {
-            armed.suspended = None;
-        }
-        state::write(&Armed::path(state_dir), &armed)?;
-        Ok(armed)
-    }
-
-    /// Arms nothing and holds nobody back, whatever the file has.
-    ///
-    /// # Errors
-    /// If the library's state directory cannot be written.
-    pub fn clear(state_dir: &Path) -> anyhow::Result<Armed> {
-        state::write(&Armed::path(state_dir), &Armed::default())?;
-        Ok(Armed::default())
+    /// These orders, the oldest first, and why they are suspended.
+    pub fn of(mut orders: Vec<Order>, suspended: Option<String>) -> Armed {
+        orders.sort_by(|a, b| (a.at, &a.scope).cmp(&(b.at, &b.scope)));
+        Armed { orders, suspended }
     }
 
     pub fn orders(&self) -> &[Order] {
@@ -160,11 +128,25 @@ impl Armed {
     pub fn arm(&mut self, order: Order) {
         if order.scope == Scope::All {
             self.orders.retain(|old| old.image.is_none());
-            // Nobody can be done with any order that is left.
-            self.suspended = None;
         }
+        self.put(order);
+    }
+
+    /// Puts an order in its scope's place.
+    fn put(&mut self, order: Order) {
         self.orders.retain(|old| old.scope != order.scope);
         self.orders.push(order);
+        *self = Armed::of(std::mem::take(&mut self.orders), self.suspended.take());
+    }
+
+    /// Removes the orders that have ended at that time, in seconds since 1970.
+    pub fn end_before(&mut self, now: u64) {
+        self.orders.retain(|order| order.until.is_none_or(|until| until > now));
+    }
+
+    /// When the first order ends, in seconds since 1970.
+    pub fn first_end(&self) -> Option<u64> {
+        self.orders.iter().filter_map(|order| order.until).min()
     }
 
     /// Takes the orders for a scope back. A group or machine is held back from wider orders as well, those of now and all
@@ -174,14 +156,7 @@ impl Armed {
             self.orders.retain(|old| old.image.is_none());
             return;
         }
-        self.orders.retain(|old| old.scope != *scope);
-        self.orders.push(Order {
-            scope: scope.clone(),
-            image: None,
-            deployment: String::new(),
-            overrides: Overrides::default(),
-            at: state::unix_now(),
-        });
+        self.put(Order { at: state::unix_now(), ..Order::hold(scope.clone()) });
     }
 
     /// Holds a group or machine back no longer; false if it was not.
@@ -198,9 +173,7 @@ impl Armed {
 
     /// Hands nothing out until [`Armed::resume`], and why.
     pub fn suspend(&mut self, why: String) {
-        if self.is_anything_armed() {
-            self.suspended = Some(why);
-        }
+        self.suspended = Some(why);
     }
 
     /// Hands out again what is armed; why that had been suspended.
@@ -243,7 +216,8 @@ impl Armed {
         let held = self.held_back().map(|scope| {
             format!("held back, also from later orders, until `ezio resume`: {}", settings.called_scope(scope))
         });
-        let suspended = self.suspended().map(|why| format!("SUSPENDED, no machine gets an order: {why}"));
+        let suspended =
+            self.suspended().map(|why| format!("SUSPENDED, no machine gets an order before `ezio resume`: {why}"));
         let mut lines: Vec<String> = suspended.into_iter().chain(orders).chain(held).collect();
         if let Some(all) = self.orders.iter().find(|order| order.scope == Scope::All) {
             for Pinned { place, image, target, .. } in self.pinned(settings) {
@@ -307,6 +281,35 @@ impl Armed {
 }
 
 impl Order {
+    /// Goes on with the orders in force for the same image, so that machines that are done stay done. Not with a rehearsal,
+    /// and not with another image of the same name.
+    pub fn continuing(self, armed: &Armed) -> Order {
+        let is_rehearsal = |order: &Order| order.overrides.dry_run == Some(true);
+        let is_same = |old: &&Order| {
+            old.image == self.image && old.infohash == self.infohash && !old.infohash.is_empty() && !is_rehearsal(old)
+        };
+        if is_rehearsal(&self) {
+            return self;
+        }
+        let same: Vec<&Order> = armed.orders().iter().filter(is_same).collect();
+        let best = same.iter().find(|old| old.scope == self.scope);
+        let best = best.or_else(|| same.iter().find(|old| old.scope == Scope::All)).or(same.first());
+        let Some(deployment) = best.map(|old| old.deployment.clone()) else { return self };
+        let mut counts: Vec<String> =
+            same.iter().flat_map(|old| [&[old.deployment.clone()], &old.counts[..]].concat()).collect();
+        counts.retain(|other| *other != deployment);
+        counts.sort_unstable();
+        counts.dedup();
+        Order { deployment, counts, ..self }
+    }
+
+    /// Holds a group or machine back.
+    pub fn hold(scope: Scope) -> Order {
+        let (deployment, infohash) = (String::new(), String::new());
+        let (overrides, counts) = (Overrides::default(), Vec::new());
+        Order { scope, image: None, deployment, overrides, at: 0, until: None, infohash, counts }
+    }
+
     /// In words, with what it does to disks; nothing if it only holds back.
     fn line(&self, settings: &Settings) -> Option<String> {
         let image = self.image.as_ref()?;
@@ -318,11 +321,18 @@ impl Order {
         let target = self.overrides.target.clone().or(own).unwrap_or_else(|| settings.target());
         let what = if self.overrides.dry_run == Some(true) { "dry run" } else { "WRITES DISKS" };
         let since = time_text(self.at);
-        Some(format!("{image} for {} since {since}, target {target}, {what}", settings.called_scope(&self.scope)))
+        let until = self.until.map(|until| format!(" until {}", time_text(until))).unwrap_or_default();
+        let whom = settings.called_scope(&self.scope);
+        Some(format!("{image} for {whom} since {since}{until}, each once, target {target}, {what}"))
     }
 }
 
 impl Job {
+    /// Whether a machine that has finished this deployment has what the job would give it.
+    pub fn is_done_by(&self, deployment: &str) -> bool {
+        self.deployment == deployment || self.counts.iter().any(|counts| counts == deployment)
+    }
+
     /// Whether a machine could do it with this image, as far as that can be told before it is on.
     ///
     /// # Errors
@@ -397,6 +407,7 @@ fn job(order: &Order, mac: Option<MacAddr>, settings: &Settings) -> Option<Job> 
     Some(Job {
         image,
         deployment: order.deployment.clone(),
+        counts: order.counts.clone(),
         options,
         kernel_args: own.kernel_args.or(settings.kernel_args.clone()).unwrap_or_default(),
     })
@@ -432,8 +443,7 @@ mod tests {
     }
 
     fn order(scope: Scope, image: &str) -> Order {
-        let overrides = Overrides::default();
-        Order { scope, image: Some(image.into()), deployment: image.into(), overrides, at: 0 }
+        Order { image: Some(image.into()), deployment: image.into(), ..Order::hold(scope) }
     }
 
     #[test]
@@ -521,8 +531,9 @@ mod tests {
         assert_eq!(
             armed.lines(&settings),
             [
-                "room for every machine since 1970-01-01 00:00 UTC, target bus=nvme, WRITES DISKS".to_owned(),
-                format!("room for {A} since 1970-01-01 00:00 UTC, target auto, dry run"),
+                "room for every machine since 1970-01-01 00:00 UTC, each once, target bus=nvme, WRITES DISKS"
+                    .to_owned(),
+                format!("room for {A} since 1970-01-01 00:00 UTC, each once, target auto, dry run"),
                 format!("held back, also from later orders, until `ezio resume`: {other}"),
                 "[groups.lab] in the config gets own instead, target serial=X".to_owned(),
                 "[groups.old] in the config: target bus=ata".to_owned(),
@@ -595,19 +606,5 @@ mod tests {
         let newer = text.replace("KEEP", "KEPT");
         let error = serde_json::from_str::<Armed>(&newer).expect_err("not known").to_string();
         assert!(error.contains("KEPT=no, which this version does not know"), "{error}");
-    }
-
-    #[test]
-    fn it_survives_the_disk() {
-        let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(Armed::load(dir.path()).expect("none"), Armed::default());
-        let armed = Armed::update(dir.path(), |armed| armed.arm(order(Scope::Machine(A), "x"))).expect("written");
-        assert_eq!(Armed::load(dir.path()).expect("read"), armed);
-        std::fs::write(Armed::path(dir.path()), b"{").expect("damaged");
-        assert!(format!("{:#}", Armed::load(dir.path()).expect_err("damaged")).contains("ezio arm"));
-        std::fs::remove_file(Armed::path(dir.path())).expect("removed");
-        std::fs::create_dir(Armed::path(dir.path())).expect("no file");
-        let error = format!("{:#}", Armed::load(dir.path()).expect_err("not to be read"));
-        assert!(error.starts_with("reading what is armed: reading /") && !error.contains("ezio arm"), "{error}");
     }
 }

@@ -6,12 +6,13 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netboot::MacAddr;
 use netboot::pxe::BootServer;
 use report::Report;
 
+use crate::room::book::{self, OrderBook};
 use crate::room::config::Settings;
 use crate::room::fleet::{Fleet, History};
 use crate::room::orders::{Armed, Job};
@@ -53,7 +54,7 @@ pub struct Room {
     pub started: Instant,
     /// What was no use.
     pub counters: Counters,
-    armed: RwLock<Arc<Armed>>,
+    book: OrderBook,
     fleet: Mutex<Fleet>,
     history: History,
     images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
@@ -78,31 +79,36 @@ pub enum ReportError {
 }
 
 impl Room {
-    /// A room with what is armed and what is known of its machines.
-    pub fn new(settings: Settings, library: Library, bindings: Vec<Binding>, armed: Armed, fleet: Fleet) -> Room {
-        Room {
+    /// A room with what its library's store knows.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn open(settings: Settings, library: Library, bindings: Vec<Binding>) -> anyhow::Result<Room> {
+        let state_dir = library.state_dir();
+        let store = book::open_checked(&state_dir)?;
+        Ok(Room {
             boot_dir: settings.boot_dir(),
-            fleet: Mutex::new(fleet),
-            history: History::new(&library.state_dir()),
+            fleet: Mutex::new(Fleet::load(&store)?),
+            history: History::new(book::open(&state_dir)?),
+            book: OrderBook::new(&state_dir, store)?,
             settings,
             library,
             bindings,
             started: Instant::now(),
             counters: Counters::default(),
-            armed: RwLock::new(Arc::new(armed)),
             images: RwLock::default(),
             seeds: RwLock::default(),
-        }
+        })
     }
 
     /// What is armed now.
     pub fn armed(&self) -> Arc<Armed> {
-        self.armed.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.book.armed()
     }
 
-    /// Takes over what `ezio arm` wrote.
-    pub fn set_armed(&self, armed: Armed) {
-        *self.armed.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(armed);
+    /// The orders on disk.
+    pub fn book(&self) -> &OrderBook {
+        &self.book
     }
 
     /// The machines; hold it for a moment only.
@@ -123,11 +129,11 @@ impl Room {
     /// [`ReportError`]; what is acknowledged is kept.
     pub async fn report(&self, report: Report) -> Result<(), ReportError> {
         let armed = self.armed();
-        let change = self.fleet().report(report, &armed, &self.settings).map_err(ReportError::Refused)?;
-        match change {
-            Some(change) => self.history.saved(change).await.map_err(ReportError::NotKept),
-            None => Ok(()),
+        let mac = report.mac.parse::<MacAddr>().map_err(|error| ReportError::Refused(format!("{error}")))?;
+        if self.fleet().report(report, &armed, &self.settings).map_err(ReportError::Refused)? {
+            self.history.saved(&self.fleet, mac).await.map_err(ReportError::NotKept)?;
         }
+        Ok(())
     }
 
     /// The machines' history on disk.
@@ -135,9 +141,14 @@ impl Room {
         &self.history
     }
 
-    /// Writes what the machines have reported; takes as long as the disk takes to flush.
-    pub fn save_fleet(&self) {
-        self.history.save(&self.fleet);
+    /// Writes what the machines have reported; takes as long as the disk takes to flush. Gives how long to pause.
+    pub fn save_fleet(&self) -> Duration {
+        self.history.save(&self.fleet)
+    }
+
+    /// Writes all that the machines have reported.
+    pub fn save_all(&self) {
+        self.history.save_all(&self.fleet);
     }
 
     /// Replaces what is known of the armed and published images.
@@ -177,13 +188,17 @@ impl Room {
     /// What a machine boots. A machine that is done with its deployment boots what it was given, or it would be
     /// imaged again and again.
     pub fn boot(&self, mac: MacAddr) -> Boot {
-        let armed = self.armed();
+        self.boot_of(mac, &self.armed(), &self.fleet())
+    }
+
+    /// The same with what is armed and known at one moment.
+    pub fn boot_of(&self, mac: MacAddr, armed: &Armed, fleet: &Fleet) -> Boot {
         match armed.job_for(mac, &self.settings) {
             None => Boot::Local("nothing is armed for it"),
-            Some(_) if armed.suspended().is_some() => {
-                Boot::Local("the server has lost its record of finished machines; see ezio status on the server")
-            }
-            Some(job) if self.fleet().is_done(mac, &job.deployment) => Boot::Local("it has its image"),
+            Some(_) if armed.suspended().is_some() => Boot::Local(
+                "the server has lost its record of machines, or cannot read it; see ezio status on the server",
+            ),
+            Some(job) if fleet.is_done(mac, &job) => Boot::Local("it has its image"),
             Some(job) => Boot::Image(job),
         }
     }

@@ -30,6 +30,9 @@ pub struct Status {
     /// What the server cannot do at the moment, in words.
     #[serde(default)]
     pub troubles: Vec<String>,
+    /// What is obeyed: the number of the last change of the orders, and of what is stopped beside them.
+    #[serde(default)]
+    pub obeys: (u64, u64),
     /// The armed and published images and our own seeding of them.
     pub images: Vec<SeedStatus>,
     /// Every machine we have heard of, and those of the config that are armed.
@@ -70,15 +73,16 @@ impl Status {
     pub fn of(room: &Room) -> Status {
         let now = state::unix_now();
         let silent_after = room.settings.silent_after();
+        let (armed, obeys) = (room.armed(), room.book().obeys());
         let mut machines: Vec<Machine> = room.fleet().machines().cloned().collect();
         let is_known = |mac: &MacAddr| machines.iter().any(|machine| machine.mac == *mac);
-        let is_armed = |mac: &MacAddr| room.armed().job_for(*mac, &room.settings).is_some();
+        let is_armed = |mac: &MacAddr| armed.job_for(*mac, &room.settings).is_some();
         let awaited = room.settings.machines_named().into_iter().filter(|mac| !is_known(mac) && is_armed(mac));
         let awaited: Vec<Machine> = awaited.map(Machine::awaited).collect();
         machines.extend(awaited);
         machines.sort_by_key(|machine| machine.mac);
         let machines = machines.into_iter().map(|machine| {
-            let boot = room.boot(machine.mac);
+            let boot = room.boot_of(machine.mac, &armed, &room.fleet());
             let age_s = now.saturating_sub(machine.last_seen);
             let is_busy = machine.report.as_ref().is_some_and(|report| !report.stage.is_final());
             let silent = is_busy && machine.asked.is_empty() && age_s > silent_after;
@@ -94,7 +98,7 @@ impl Status {
                 mac: machine.mac,
                 name: room.settings.name_of(machine.mac).to_owned(),
                 boot: if matches!(boot, Boot::Image(_)) { "image".into() } else { "local".into() },
-                image: room.armed().job_for(machine.mac, &room.settings).map(|job| job.image).unwrap_or_default(),
+                image: armed.job_for(machine.mac, &room.settings).map(|job| job.image).unwrap_or_default(),
                 first_seen: machine.first_seen,
                 last_seen: machine.last_seen,
                 age_s,
@@ -111,10 +115,11 @@ impl Status {
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: room.started.elapsed().as_secs(),
-            armed: room.armed().orders().to_vec(),
-            orders: room.armed().lines(&room.settings),
-            suspended: room.armed().suspended().map(str::to_owned),
-            troubles: room.history().trouble().into_iter().collect(),
+            armed: armed.orders().to_vec(),
+            orders: armed.lines(&room.settings),
+            suspended: armed.suspended().map(str::to_owned),
+            troubles: [room.book().trouble(), room.history().trouble()].into_iter().flatten().collect(),
+            obeys,
             images: room.seeds(),
             machines,
             counters: BTreeMap::from([

@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use crate::room::Room;
 use crate::services::stop::stopped;
 
-/// How often the machines' last words are written; and how often at most, while somebody waits for that.
+/// How often the machines' last words are written; and how often at most, while a report waits for that.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-const SAVE_PAUSE: Duration = Duration::from_millis(50);
+const SAVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Writes the machines' history, until told to stop.
 pub async fn run(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
@@ -20,8 +20,11 @@ pub async fn run(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
             () = room.history().wanted() => {}
             () = stopped(&mut stop) => break,
         }
-        let room = room.clone();
-        let _ = tokio::task::spawn_blocking(move || room.save_fleet()).await;
-        tokio::time::sleep(SAVE_PAUSE).await;
+        let saving = room.clone();
+        let pause = tokio::task::spawn_blocking(move || saving.save_fleet()).await.unwrap_or_default();
+        tokio::select! {
+            () = tokio::time::sleep(pause.max(SAVE_PAUSE)) => {}
+            () = stopped(&mut stop) => break,
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod binding;
 pub mod dhcp;
 pub mod history;
 pub mod http;
+pub mod orders;
 pub mod seeder;
 pub mod stop;
 pub mod tftp;

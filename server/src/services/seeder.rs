@@ -14,14 +14,13 @@ use swarm::{Have, Options, Swarm};
 use tokio::sync::watch;
 
 use crate::room::Room;
-use crate::room::orders::Armed;
 use crate::room::seeds::SeedStatus;
 use crate::services::stop::stopped;
 use crate::services::tracker::TrackerService;
 use library::Image;
 use library::content::open_image;
 
-/// How often `armed.json` is looked at. Half of what somebody who has just typed `ezio arm` notices.
+/// How often the orders are looked at. Half of what a person who has just typed `ezio arm` notices.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Peers of one swarm that we keep links to. They feed each other; we start them.
 const MAX_PEERS: usize = 256;
@@ -54,9 +53,7 @@ struct Broken {
 pub async fn run(room: Arc<Room>, tracker: Arc<TrackerService>, mut stop: watch::Receiver<bool>) {
     let mut running: BTreeMap<String, Running> = BTreeMap::new();
     let mut broken: BTreeMap<String, Broken> = BTreeMap::new();
-    let mut stamp = None;
     loop {
-        reload(&room, &mut stamp).await;
         let wanted = wanted(&room).await;
         let gone: Vec<String> = running.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {
@@ -95,27 +92,6 @@ async fn wanted(room: &Arc<Room>) -> Vec<String> {
         Err(error) => log::error!("listing the library failed: {error}"),
     }
     wanted
-}
-
-/// Reads `armed.json` when it has changed. It is replaced, never rewritten, so its inode and time say so.
-async fn reload(room: &Arc<Room>, stamp: &mut Option<(u64, i64, i64)>) {
-    let room = room.clone();
-    let path = Armed::path(&room.library.state_dir());
-    let now = std::fs::metadata(path).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
-    if now == *stamp {
-        return;
-    }
-    *stamp = now;
-    match Armed::load(&room.library.state_dir()) {
-        Ok(armed) => {
-            if armed != *room.armed() {
-                let images = armed.images(&room.settings);
-                log::info!("armed: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") });
-            }
-            room.set_armed(armed);
-        }
-        Err(error) => log::error!("{error:#}; the orders before it stay in force"),
-    }
 }
 
 /// Starts an image that should run and does not, and restarts one that has been replaced.

@@ -107,7 +107,7 @@ fn an_image_of_one_partition_goes_only_where_it_is_told() {
         assert!(error.contains("nothing was armed for 52:54:00:77:00:02"), "{error}");
 
         let named = file(&lan, "named.toml", &format!("{group}target = \"/dev/sda2\"\n"));
-        let _server = Server::start(&lan, &["--config", &named]);
+        let server = Server::start(&lan, &["--config", &named]);
         let client = lan.station(9, true);
         // The running server's config is asked.
         ezio_ok(&lan, &["arm", "disk"]);
@@ -117,9 +117,14 @@ fn an_image_of_one_partition_goes_only_where_it_is_told() {
         ezio_ok(&lan, &["arm", "root", "--target", "serial=X"]);
 
         // As an older ezio left it.
-        let armed = library(&lan).join("state/armed.json");
-        let text = fs::read_to_string(&armed).expect("armed").replace("\"serial=X\"", "\"auto\"");
-        fs::write(&armed, text).expect("written");
+        assert_eq!(server.terminate(), Some(0));
+        let state = library(&lan).join("state");
+        fs::remove_dir_all(&state).expect("removed");
+        fs::create_dir(&state).expect("made");
+        let order = r#"{"orders":[{"scope":"all","image":"root","deployment":"7f","target":"auto","at":5}]}"#;
+        fs::write(state.join("armed.json"), order).expect("written");
+        fs::write(state.join("fleet.json"), "[]").expect("written");
+        let _server = Server::start(&lan, &["--config", &named]);
         let script = || client.get("/boot.ipxe?mac=52:54:00:77:00:01");
         eventually("it is refused", || script().contains("cannot be used") && script().contains("one partition"));
     });

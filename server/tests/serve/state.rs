@@ -1,6 +1,13 @@
-//! What the server remembers is lost, or cannot be written: nothing is imaged again, and nothing is acknowledged that is not kept.
+//! What the server remembers is lost, or cannot be written: nothing is imaged again, nothing is acknowledged that is not
+//! kept, and what must stop stops.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 
 use crate::lan::{Lan, NO_SUCH_USER, Station, in_namespace};
 use crate::library::add_image;
@@ -15,127 +22,243 @@ fn script(client: &Station) -> String {
     client.get(&format!("/boot.ipxe?mac={MAC}"))
 }
 
+fn gets_image(client: &Station) -> bool {
+    script(client).contains("gets image")
+}
+
+fn deployment(lan: &Lan) -> String {
+    let status: serde_json::Value = serde_json::from_str(&ezio_ok(lan, &["status", "--json"])).expect("JSON");
+    status["armed"][0]["deployment"].as_str().expect("an id").to_owned()
+}
+
 /// One machine that is armed and reports that it is done; the status of the answer.
-fn report_done(lan: &Lan, client: &Station) -> u16 {
-    let armed = fs::read_to_string(library(lan).join("state/armed.json")).expect("armed");
-    let armed: serde_json::Value = serde_json::from_str(&armed).expect("JSON");
-    let deployment = armed["orders"][0]["deployment"].as_str().expect("an id");
-    let report = format!(r#"{{"mac":"{MAC}","stage":"done","deployment":"{deployment}","image":"debian"}}"#);
+fn report_done(lan: &Lan, client: &Station, mac: &str) -> u16 {
+    let report = format!(r#"{{"mac":"{mac}","stage":"done","deployment":"{}","image":"debian"}}"#, deployment(lan));
     client.ask("/report", &["-d", &report]).0
 }
 
+fn database(lan: &Lan) -> PathBuf {
+    library(lan).join("state/room.sqlite")
+}
+
+/// Puts everything that was written into the one file, as the last process that closes it does.
+fn only_file(path: &Path) -> Vec<u8> {
+    for suffix in ["-wal", "-shm"] {
+        let beside = PathBuf::from(format!("{}{suffix}", path.display()));
+        assert!(!beside.exists() || fs::metadata(&beside).is_ok_and(|facts| facts.len() == 0), "{beside:?}");
+    }
+    fs::read(path).expect("a database")
+}
+
 #[test]
-fn a_lost_history_images_nobody_again_before_a_person_says_so() {
-    in_namespace("state::a_lost_history_images_nobody_again_before_a_person_says_so", &["curl"], |lan| {
+fn a_lost_store_images_no_machine_again_before_a_person_says_so() {
+    in_namespace("state::a_lost_store_images_no_machine_again_before_a_person_says_so", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
         let client = lan.station(9, true);
-        let fleet = library(&lan).join("state/fleet.json");
-        let lose: [(&str, &dyn Fn()); 4] = [
-            ("gone", &|| fs::remove_file(&fleet).expect("removed")),
+        let path = database(&lan);
+        let flip = |needle: &[u8]| {
+            let bytes = only_file(&path);
+            let found = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
+            let found: Vec<usize> = found.map(|(at, _)| at).collect();
+            assert!(!found.is_empty(), "{}", String::from_utf8_lossy(needle));
+            let file = OpenOptions::new().write(true).open(&path).expect("opens");
+            // Pages that are free have old copies.
+            found.iter().for_each(|at| file.write_all_at(&[bytes[*at] ^ 4], *at as u64).expect("written"));
+        };
+        let yesterday = lan.dir.path().join("yesterday");
+        let lose: [(&str, &dyn Fn()); 8] = [
+            ("gone", &|| fs::remove_file(&path).expect("removed")),
             ("cut", &|| {
-                let bytes = fs::read(&fleet).expect("read");
-                fs::write(&fleet, &bytes[..bytes.len() / 2]).expect("written");
+                let bytes = only_file(&path);
+                fs::write(&path, &bytes[..bytes.len() / 2]).expect("written");
             }),
-            ("empty", &|| fs::write(&fleet, "").expect("written")),
-            ("not to be read", &|| {
-                fs::remove_file(&fleet).expect("removed");
-                fs::create_dir(&fleet).expect("made");
+            ("empty", &|| fs::write(&path, "").expect("written")),
+            ("garbage", &|| fs::write(&path, [0x5a; 40_000]).expect("written")),
+            ("a flipped bit in the record of a machine", &|| flip(b"\"stage\":\"done\"")),
+            ("a flipped bit in an order", &|| flip(b"debian\",\"deployment")),
+            ("of before it was done", &|| {
+                fs::copy(&yesterday, &path).expect("copied");
+            }),
+            ("without its witness", &|| {
+                fs::write(library(&lan).join("state/room.witness"), "x").expect("written");
             }),
         ];
         for (name, lose) in lose {
             ezio_ok(&lan, &["arm", "debian"]);
+            fs::copy(&path, &yesterday).expect("copied");
             let server = Server::start(&lan, &[]);
-            eventually("armed", || script(&client).contains("gets image"));
-            assert_eq!(report_done(&lan, &client), 204, "{name}");
+            eventually("armed", || gets_image(&client));
+            assert_eq!(report_done(&lan, &client, MAC), 204, "{name}");
             assert!(script(&client).contains("it has its image"), "{name}");
             assert_eq!(client.tftp(CONF), Err(NO_SUCH_USER), "{name}: it is done, whichever way it asks");
             assert_eq!(server.terminate(), Some(0));
             lose();
             let server = Server::start(&lan, &[]);
-            let said = script(&client);
-            assert!(said.contains("has lost its record") && !said.contains("gets image"), "{name}: {said}");
-            assert_eq!(client.tftp(CONF), Err(NO_SUCH_USER), "{name}");
+            assert!(!gets_image(&client), "{name}: {}", script(&client));
+            assert!(client.tftp(CONF).is_err(), "{name}");
             let status = ezio_ok(&lan, &["status"]);
             assert!(status.contains("SUSPENDED") && status.contains("ezio resume"), "{name}: {status}");
-            assert!(server.log().contains("the record of finished machines is lost"), "{name}");
-            // It stays so, also when the server starts again with the record that it has begun since.
+            assert!(server.log().contains("ezio resume"), "{name}: {}", server.log());
+            // It stays so, also when the server starts again with the store that it has begun since, and with new orders:
+            // machines that were held back are not any more.
             assert_eq!(server.terminate(), Some(0));
             let server = Server::start(&lan, &[]);
-            assert!(script(&client).contains("has lost its record"), "{name}");
+            let said = ezio_ok(&lan, &["arm", "debian"]);
+            assert!(said.contains("SUSPENDED, no machine gets an order"), "{name}: {said}");
+            assert!(script(&client).contains("has lost its record"), "{name}: {}", script(&client));
+            assert_eq!(client.tftp(CONF), Err(NO_SUCH_USER), "{name}");
             let said = ezio_ok(&lan, &["resume"]);
             assert!(said.contains("resumed, although") && said.contains("debian"), "{name}: {said}");
-            assert!(script(&client).contains("gets image"), "{name}: a person said so");
+            ezio_ok(&lan, &["arm", "debian", "--again"]);
+            assert!(gets_image(&client), "{name}: a person said so");
             ezio_ok(&lan, &["disarm"]);
             assert_eq!(server.terminate(), Some(0));
         }
-        // Nothing armed, nothing to suspend.
-        fs::remove_file(&fleet).expect("removed");
-        let _server = Server::start(&lan, &[]);
-        assert!(!ezio_ok(&lan, &["status"]).contains("SUSPENDED"));
-        ezio_ok(&lan, &["arm", "debian"]);
-        eventually("armed", || script(&client).contains("gets image"));
     });
 }
 
 #[test]
-fn a_report_that_cannot_be_kept_is_not_acknowledged() {
-    in_namespace("state::a_report_that_cannot_be_kept_is_not_acknowledged", &["curl"], |lan| {
+fn a_store_that_cannot_be_read_is_neither_guessed_at_nor_written_over() {
+    in_namespace("state::a_store_that_cannot_be_read_is_neither_guessed_at_nor_written_over", &[], |lan| {
+        add_image(&lan, "debian", 300_000);
+        ezio_ok(&lan, &["arm", "debian"]);
+        // A link to itself fails as a bad sector does: not because of what is in the file.
+        let path = database(&lan);
+        fs::remove_file(&path).expect("removed");
+        symlink(&path, &path).expect("linked");
+        let error = serve_fails(&lan, &[]);
+        assert!(error.contains("reading what the server remembers") && error.contains("room.sqlite"), "{error}");
+        for arguments in [&["arm", "debian"][..], &["resume"]] {
+            let error = ezio_fails(&lan, arguments);
+            assert!(error.contains("room.sqlite"), "{arguments:?}: {error}");
+            assert!(fs::symlink_metadata(&path).expect("there").is_symlink(), "{arguments:?}");
+        }
+        let out = ezio(&lan, &["disarm"]);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "what stops everything needs to read nothing: {said}");
+        assert!(said.contains("is stopped beside them"), "{said}");
+    });
+}
+
+#[test]
+fn the_database_under_a_running_server_is_watched() {
+    in_namespace("state::the_database_under_a_running_server_is_watched", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
         let client = lan.station(9, true);
         ezio_ok(&lan, &["arm", "debian"]);
         let _server = Server::start(&lan, &[]);
-        eventually("armed", || script(&client).contains("gets image"));
-        // A directory in the file's place: nothing can be renamed over it.
-        let fleet = library(&lan).join("state/fleet.json");
-        fs::remove_file(&fleet).expect("removed");
-        fs::create_dir(&fleet).expect("made");
-        assert_eq!(report_done(&lan, &client), 503);
-        let status = ezio_ok(&lan, &["status"]);
-        assert!(status.contains("TROUBLE: what machines report cannot be kept"), "{status}");
-        fs::remove_dir(&fleet).expect("removed");
-        eventually("kept", || report_done(&lan, &client) == 204);
-        assert!(fs::read_to_string(&fleet).expect("kept").contains(MAC));
+        eventually("armed", || gets_image(&client));
+        let path = database(&lan);
+        let aside = lan.dir.path().join("aside");
+        fs::rename(&path, &aside).expect("renamed");
+        assert!(!gets_image(&client), "it would not see a `disarm` any more");
+        assert!(ezio_ok(&lan, &["status"]).contains("was removed or replaced while the server runs"));
+        assert_eq!(report_done(&lan, &client, MAC), 503, "it would be lost");
+        fs::rename(&aside, &path).expect("renamed");
+        let other = format!("/boot.ipxe?mac={OTHER}");
+        eventually("armed again", || client.get(&other).contains("gets image"));
+        eventually("kept", || report_done(&lan, &client, MAC) == 204);
         eventually("no more trouble", || !ezio_ok(&lan, &["status"]).contains("TROUBLE"));
     });
 }
 
+/// Mounts a small file system over a directory of this test, with what is in it.
+fn mount_small(dir: &Path, options: &str) {
+    let before = tempfile::tempdir().expect("a directory");
+    let copy = |from: &Path, to: &Path| {
+        let out = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).output().expect("cp");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    copy(dir, before.path());
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options)).expect("mounted");
+    copy(before.path(), dir);
+}
+
 #[test]
-fn arming_says_what_is_suspended_and_a_new_order_for_everybody_ends_it() {
-    in_namespace("state::arming_says_what_is_suspended_and_a_new_order_for_everybody_ends_it", &["curl"], |lan| {
+fn on_a_full_or_read_only_disk_nothing_is_acknowledged_and_everything_can_be_stopped() {
+    let name = "state::on_a_full_or_read_only_disk_nothing_is_acknowledged_and_everything_can_be_stopped";
+    in_namespace(name, &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
         let client = lan.station(9, true);
+        let library = library(&lan);
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
+        mount_small(&library, "size=4m");
         ezio_ok(&lan, &["arm", "debian"]);
-        fs::remove_file(library(&lan).join("state/fleet.json")).expect("removed");
-        let _server = Server::start(&lan, &[]);
-        let said = ezio_ok(&lan, &["arm", "debian", "--mac", OTHER]);
-        assert!(said.contains("SUSPENDED, no machine gets an order yet") && said.contains("ezio resume"), "{said}");
-        assert!(script(&client).contains("has lost its record"));
-        let said = ezio_ok(&lan, &["arm", "debian"]);
-        assert!(!said.contains("SUSPENDED"), "{said}");
-        assert!(script(&client).contains("gets image"), "no machine can be done with an order of this moment");
+        let server = Server::start(&lan, &[]);
+        eventually("armed", || gets_image(&client));
+        let id = deployment(&lan);
+
+        // Full: writes past what is there fail.
+        let fill = library.join("fill");
+        let zeros =
+            std::process::Command::new("sh").arg("-c").arg(format!("cat /dev/zero >{}", fill.display())).output();
+        assert!(!zeros.expect("sh").status.success(), "the disk is full");
+        let mut answers = Vec::new();
+        for last in 1..=200u8 {
+            let report = format!(
+                r#"{{"mac":"52:54:00:77:01:{last:02x}","stage":"done","deployment":"{id}","note":"{}"}}"#,
+                "x".repeat(1500)
+            );
+            answers.push((last, client.ask("/report", &["-d", &report]).0));
+        }
+        assert!(answers.iter().any(|(_, status)| *status == 503), "{answers:?}");
+        assert!(ezio_ok(&lan, &["status"]).contains("TROUBLE: what machines report cannot be kept"));
+        let said = ezio_ok(&lan, &["disarm", "--mac", MAC]);
+        assert!(said.contains("disarmed"), "{said}");
+        assert!(!gets_image(&client), "the server has obeyed");
+        assert!(client.get(&format!("/boot.ipxe?mac={OTHER}")).contains("gets image"), "only that machine");
+
+        // As after a power cut, with the disk still full: whatever the server does, it images no machine that must not be.
+        server.kill();
+        fs::remove_file(&fill).expect("removed");
+        let server = Server::start(&lan, &[]);
+        assert!(!gets_image(&client), "held back: {}", script(&client));
+        let lost: Vec<u8> = answers
+            .iter()
+            .filter(|(last, status)| {
+                *status == 204
+                    && client.get(&format!("/boot.ipxe?mac=52:54:00:77:01:{last:02x}")).contains("gets image")
+            })
+            .map(|(last, _)| *last)
+            .collect();
+        assert!(lost.is_empty(), "acknowledged and not kept: {lost:?}");
+
+        // Read-only.
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        ezio_ok(&lan, &["resume", "--mac", MAC]);
+        eventually("armed", || gets_image(&client));
+        // What is open for writing keeps a file system writable; bound over itself, it is read-only for all who open anew.
+        mount(Some(&library), &library, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("bound");
+        mount(None::<&str>, &library, None::<&str>, flags | MsFlags::MS_BIND, None::<&str>).expect("read-only");
+        let out = ezio(&lan, &["disarm"]);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        assert!(said.contains("holds until this host restarts"), "{said}");
+        assert!(!gets_image(&client));
+        assert!(client.get(&format!("/boot.ipxe?mac={OTHER}")).contains("boots from its own disk"));
+        assert_eq!(server.terminate(), Some(0));
     });
 }
 
 #[test]
-fn orders_that_cannot_be_read_are_neither_guessed_at_nor_written_over() {
-    in_namespace("state::orders_that_cannot_be_read_are_neither_guessed_at_nor_written_over", &[], |lan| {
+fn disarm_succeeds_only_once_the_server_has_obeyed() {
+    in_namespace("state::disarm_succeeds_only_once_the_server_has_obeyed", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
+        let client = lan.station(9, true);
         ezio_ok(&lan, &["arm", "debian"]);
-        // A link to itself fails as a bad sector does: not because of what is in the file.
-        let armed = library(&lan).join("state/armed.json");
-        fs::remove_file(&armed).expect("removed");
-        std::os::unix::fs::symlink(&armed, &armed).expect("linked");
-        let error = serve_fails(&lan, &[]);
-        assert!(error.contains("reading what is armed") && error.contains("armed.json"), "{error}");
-        for arguments in [&["arm", "debian"][..], &["disarm", "--mac", MAC], &["resume"]] {
-            let error = ezio_fails(&lan, arguments);
-            assert!(error.contains("reading what is armed"), "{arguments:?}: {error}");
-            assert!(fs::symlink_metadata(&armed).expect("there").is_symlink(), "{arguments:?}");
-        }
-        let out = ezio(&lan, &["disarm"]);
-        assert!(out.status.success(), "what stops everything needs to read nothing");
-        assert!(String::from_utf8_lossy(&out.stderr).contains("is deleted unread"));
-        let _server = Server::start(&lan, &[]);
-        assert!(ezio_ok(&lan, &["status"]).contains("nothing is armed"));
+        // Without HTTP it says on disk what it obeys.
+        let server = Server::start(&lan, &["--http", "false"]);
+        assert!(client.tftp(CONF).is_ok());
+        ezio_ok(&lan, &["disarm"]);
+        assert!(client.tftp(CONF).is_err());
+        ezio_ok(&lan, &["arm", "debian"]);
+        assert!(client.tftp(CONF).is_ok());
+        server.signal(Signal::SIGSTOP);
+        let error = ezio_fails(&lan, &["disarm"]);
+        assert!(error.contains("has not confirmed it") && error.contains("kill -9"), "{error}");
+        server.signal(Signal::SIGCONT);
+        assert!(client.tftp(CONF).is_err(), "it reads what is written before it answers");
+        assert_eq!(server.terminate(), Some(0));
     });
 }

@@ -1,0 +1,34 @@
+//! Says what is obeyed, for the commands that wait for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::room::Room;
+use crate::services::stop::stopped;
+
+/// How often the orders are looked at, also while no machine asks.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Looks at the orders, until told to stop.
+pub async fn run(room: Arc<Room>, mut stop: watch::Receiver<bool>) {
+    let mut before = None;
+    loop {
+        let looking = room.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            looking.book().acknowledge();
+            looking.armed().images(&looking.settings)
+        });
+        if let Ok(images) = look.await {
+            if before.as_ref().is_some_and(|before| *before != images) {
+                log::info!("armed: {}", if images.is_empty() { "nothing".into() } else { images.join(", ") });
+            }
+            before = Some(images);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stopped(&mut stop) => break,
+        }
+    }
+}
