@@ -1,4 +1,4 @@
-//! How fast a disk becomes an image, beside partclone's BT files and beside what disk and cores can do at best.
+//! Measures how fast a disk becomes an image, compared with partclone's BT files and with the limits of disk and cores.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -18,9 +18,9 @@ use rand::{RngCore, SeedableRng};
 
 use crate::summary::Figure;
 
-/// Files that hold nearly everything.
+/// Number of files that hold nearly all of the data.
 const LARGE_FILES: u64 = 8;
-/// And many small ones, of as many bytes each.
+/// Number of small files, of `SMALL_LEN` bytes each.
 const SMALL_FILES: u64 = 4_000;
 const SMALL_LEN: u64 = 9_000;
 const BLOCK: usize = 1 << 20;
@@ -46,7 +46,7 @@ pub struct CaptureOptions {
     out: PathBuf,
 }
 
-/// What is timed; in the order of a turn.
+/// The programs that are timed, in the order of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     Read,
@@ -55,7 +55,7 @@ enum Subject {
     Live,
     Ours,
     Partclone,
-    /// [`Subject::Partclone`] until everything is on the disk, as ours is when it ends.
+    /// [`Subject::Partclone`], timed until everything is on the disk, as with ours.
     PartcloneFlushed,
     OursInMemory,
     PartcloneInMemory,
@@ -75,10 +75,10 @@ impl Subject {
     ];
 }
 
-/// Measures, and writes the table to `capture.md`.
+/// Measures everything, and writes the table to `capture.md`.
 ///
 /// # Errors
-/// If a tool is missing or fails, or there is no room.
+/// If a tool is missing or fails, or there is no space.
 pub fn run(options: &CaptureOptions) -> Result<ExitCode> {
     fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
     let bench = Bench {
@@ -120,7 +120,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Seconds that it takes; what it writes is deleted before the clock of the next one starts.
+    /// Seconds that the subject takes; its output is deleted before the next measurement starts.
     fn time(&self, subject: Subject, used: u64) -> Result<f64> {
         let disk = self.disk.0.as_path();
         let seconds = match subject {
@@ -147,15 +147,15 @@ impl Bench {
             Subject::Partclone => timed(&mut self.partclone(disk)?)?,
             Subject::PartcloneFlushed => bail!("it is timed together with another"),
         };
-        // Partclone's files stay until they are flushed, which is timed as well.
+        // Partclone's files stay until they are flushed, because that is timed as well.
         if subject != Subject::Partclone {
             self.clear()?;
         }
         Ok(seconds)
     }
 
-    /// Takes as many bytes of memory as will be needed and gives them back: a virtual machine may have to get them from its
-    /// host, which is slow and depends on what ran before.
+    /// Takes as many bytes of memory as will be needed and returns them: a virtual machine may have to get them from
+    /// its host, which is slow and depends on what ran before.
     fn touch_memory(&self, len: u64) -> Result<()> {
         let mut dd = Command::new("dd");
         dd.arg("if=/dev/zero").arg(format!("of={}", self.memory.0.join("dd").display()));
@@ -175,7 +175,7 @@ impl Bench {
         fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
         let mut partclone = Command::new("partclone.ext4");
         partclone.args(["-c", "-T", "-B", "-q", "-L"]).arg(dir.join("log")).arg("-s").arg(disk_image(&self.disk.0));
-        // It puts the names of the files right behind this.
+        // Partclone appends the file names directly to this.
         partclone.arg("-O").arg(format!("{}/", files.display()));
         Ok(partclone)
     }
@@ -193,7 +193,7 @@ impl Bench {
     }
 }
 
-/// A directory that is gone with this.
+/// A directory that is deleted when this is dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -224,8 +224,8 @@ fn disk_image(dir: &Path) -> PathBuf {
     dir.join("disk.img")
 }
 
-/// Makes an ext4 with about `used` bytes of files on a disk image of twice the size; returns how many bytes are not
-/// holes in it.
+/// Makes an ext4 with about `used` bytes of files on a disk image of twice the size; returns how many of its bytes are
+/// not holes.
 fn make_disk(dir: &Path, used: u64) -> Result<u64> {
     let tree = dir.join("tree");
     let small = tree.join("small");
@@ -261,7 +261,7 @@ fn fill(path: &Path, len: u64, random: &mut SmallRng) -> Result<()> {
     Ok(())
 }
 
-/// Reads everything that is no hole, and says how much that is.
+/// Reads everything that is not a hole, and returns how many bytes that was.
 fn read_all(path: &Path) -> Result<u64> {
     let reading = || format!("reading {}", path.display());
     let file = File::open(path).with_context(reading)?;
@@ -296,7 +296,7 @@ fn openssl_rate() -> Result<f64> {
     Ok(1000.0 * figure.with_context(|| format!("openssl speed said nothing of use: {text}"))?)
 }
 
-/// Runs it, and says how many seconds it took.
+/// Runs the command, and returns how many seconds it took.
 fn timed(command: &mut Command) -> Result<f64> {
     let name = command.get_program().to_string_lossy().into_owned();
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! What a shaped link really carries: one TCP connection of plain copying, which no tool can beat.
+//! Measures what a shaped link really carries, with one TCP connection of plain copying, which no tool can beat.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -8,18 +8,18 @@ use anyhow::{Context, Result, ensure};
 
 use crate::rack::{Node, Rack};
 
-/// How long a copy is to take.
+/// Planned duration of a copy, in seconds.
 const COPY_S: f64 = 2.5;
-/// Other work on the machine can only make a copy slower, so the best of several counts.
+/// Number of copies: other work on the machine can only make a copy slower, so the fastest counts.
 const COPIES: u64 = 6;
-/// The share of the nominal rate at which there is nothing left to wait for: headers take the rest.
+/// The share of the nominal rate that ends the copies early: headers take the rest.
 const AS_GOOD_AS_IT_GETS: f64 = 0.955;
 const PORT: u16 = 7;
 
 /// Bytes per second from one machine to another, through ports of `mbit` Mbit/s.
 ///
 /// # Errors
-/// If less than nine tenths of the nominal rate arrive: then the shaping does not work here.
+/// If less than nine tenths of the nominal rate arrive, because then the shaping does not work on this machine.
 pub fn measure(mbit: f64, seed: u64) -> Result<f64> {
     let mut best: f64 = 0.0;
     let nominal = mbit * 1e6 / 8.0;

@@ -1,4 +1,4 @@
-//! The image that is distributed, and the comparison of what arrived with it.
+//! The image that is distributed, and its comparison with the received data.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,13 +13,13 @@ use sha1::{Digest, Sha1};
 
 /// `info.name`, and so the directory that stock clients write to.
 pub const NAME: &str = "sda1";
-/// Extents, as a used file system has them: more than the 300 that the other figures were taken with.
+/// Number of extents, as in a used file system: more than the 300 with which the other figures were measured.
 const EXTENTS: usize = 320;
-/// Alignment of extents in bytes, as of file systems' blocks.
+/// Alignment of extents in bytes, like that of file system blocks.
 const ALIGN: u64 = 4096;
 /// Largest gap between extents, in units of [`ALIGN`].
 const GAP_MAX: u64 = 64;
-/// Read and compared at a time, in bytes. Small, since a child's peak memory starts at its parent's.
+/// Bytes that are read and compared at a time. It is small, because a child's peak memory starts at its parent's.
 const CHUNK: usize = 1 << 20;
 
 /// Incompressible content in extents, as one flat file and as files named by their offsets.
@@ -44,7 +44,7 @@ struct Extent {
 pub enum Shape {
     /// A sparse file, every byte at its offset on the disk.
     Disk,
-    /// A directory with one file an extent, named by its offset.
+    /// A directory with one file per extent, named by its offset.
     Files,
     /// The content in one file.
     Flat,
@@ -116,7 +116,7 @@ impl Image {
             files: self.extents.iter().map(|e| FileEntry { length: e.len, path: vec![name_of(e)] }).collect(),
             hashes: self.hashes.clone(),
             facts: None,
-            // Lets stock clients tell each other of peers: their best case.
+            // This lets stock clients exchange peers, which is their best case.
             private: false,
         }
         .to_bytes()
@@ -125,7 +125,7 @@ impl Image {
         Ok(Metainfo::parse(&bytes).context("reading the torrent")?.infohash)
     }
 
-    /// Compares every byte of what a receiver wrote to `path` with the content.
+    /// Compares every byte that a receiver wrote to `path` with the content.
     ///
     /// # Errors
     /// The first place that differs.
@@ -166,7 +166,7 @@ impl Image {
         Ok(())
     }
 
-    /// Flips one bit of a copy, anywhere, and makes sure that [`Image::compare`] sees it.
+    /// Flips one bit of a copy at a random place, and makes sure that [`Image::compare`] notices.
     ///
     /// # Errors
     /// If it does not.
@@ -184,7 +184,7 @@ impl Image {
     }
 }
 
-/// What a receiver wrote, with the file in use kept open.
+/// A receiver's copy; the file in use is kept open.
 struct Copy<'a> {
     shape: Shape,
     path: &'a Path,
@@ -196,7 +196,7 @@ impl Copy<'_> {
         Copy { shape, path, open: None }
     }
 
-    /// The file that holds an extent, and where in it the extent starts.
+    /// The file that holds an extent, and the extent's offset in it.
     fn place(&mut self, extent: &Extent) -> Result<(&File, u64)> {
         let (path, start) = match self.shape {
             Shape::Disk => (self.path.to_owned(), extent.disk),
@@ -242,7 +242,7 @@ fn cut(len: u64, rng: &mut StdRng) -> Result<Vec<Extent>> {
     Ok(extents)
 }
 
-/// As partclone names its files.
+/// The name that partclone gives the file.
 fn name_of(extent: &Extent) -> String {
     format!("{:032x}", extent.disk)
 }

@@ -1,14 +1,14 @@
-//! How busy the whole machine is: a run that fills the processors measures them, not the network.
+//! Measures how busy the whole machine is: a run that fills the processors measures them, not the network.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// Share of all processors' time from which a run counts as bound by them.
+/// Share of all processors' time from which on a run counts as CPU-bound.
 const BOUND: f64 = 0.9;
 
-/// A reading of the kernel's clocks.
+/// A reading of the kernel's CPU times.
 pub struct Busy {
     at: Instant,
     total: f64,
@@ -19,32 +19,32 @@ pub struct Busy {
 /// Use of all processors over a run, as shares of their time.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Use {
-    /// Everything that was not idle, other people's work included.
+    /// Everything except idle time, including work of other programs.
     pub busy: f64,
-    /// What the host of a virtual machine kept for itself.
+    /// Time that the host of a virtual machine took for itself.
     pub steal: f64,
-    /// Seconds of all processors together.
+    /// Seconds of all processors in total.
     pub capacity_s: f64,
 }
 
 impl Busy {
-    /// Reads the clocks.
+    /// Reads the CPU times.
     ///
     /// # Errors
-    /// If `/proc/stat` is not as Linux writes it.
+    /// If `/proc/stat` is not in Linux's format.
     pub fn now() -> Result<Busy> {
         let stat = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
         let line = stat.lines().next().context("/proc/stat is empty")?;
-        // user nice system idle iowait irq softirq steal; what follows is counted in user already.
+        // user nice system idle iowait irq softirq steal; the fields after these are already part of user.
         let ticks: Vec<f64> = line.split_whitespace().skip(1).take(8).flat_map(str::parse).collect();
         let [_, _, _, idle, iowait, _, _, steal] = ticks[..] else { anyhow::bail!("/proc/stat: too few columns") };
         Ok(Busy { at: Instant::now(), total: ticks.iter().sum(), idle: idle + iowait, steal })
     }
 
-    /// What happened since.
+    /// The use since this reading.
     ///
     /// # Errors
-    /// As [`Busy::now`].
+    /// As for [`Busy::now`].
     pub fn until_now(&self) -> Result<Use> {
         let now = Busy::now()?;
         let total = (now.total - self.total).max(1.0);
@@ -58,7 +58,7 @@ impl Busy {
 }
 
 impl Use {
-    /// Whether the run measured the processors.
+    /// Whether the run was limited by the processors.
     pub fn is_cpu_bound(self) -> bool {
         self.busy > BOUND
     }

@@ -1,4 +1,4 @@
-//! `bench`: one seeder and many receivers on shaped links, our swarm beside the tools that others use; and capture.
+//! `bench`: one seeder and many receivers on shaped links, with our swarm and the tools that others use; and captures.
 
 mod capture;
 mod goodput;

@@ -1,4 +1,4 @@
-//! What a run gave, and the figures made of it.
+//! The result of a run, and the figures computed from it.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,37 +10,37 @@ const GIB: f64 = (1u64 << 30) as f64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
-    /// Every receiver on a shaped port of its own, all started together.
+    /// Every receiver has its own shaped port, and all start together.
     Shaped,
-    /// Eight, of which one joins at half time, one has a tenth of the speed, and one loses its cable and dies at half
+    /// Eight receivers: one joins at half time, one has a tenth of the speed, and one loses its cable and dies at half
     /// time.
     Faults,
-    /// Eight, and beside them one peer for each [`Misdeed`].
+    /// Eight receivers, and one peer for each [`Misdeed`].
     Hostile,
-    /// Unshaped: what the processors can do.
+    /// Unshaped: the limit is the processors.
     Raw,
 }
 
-/// What a hostile peer does; `hostile.py` tells more.
+/// The action of a hostile peer; `hostile.py` has the details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Misdeed {
     /// Answers with wrong bytes.
     Lies,
-    /// Takes requests and answers none.
+    /// Accepts requests but answers none.
     Stalls,
-    /// Asks for everything again and again and reads nothing.
+    /// Requests everything again and again, and reads nothing.
     Floods,
     /// Sends noise.
     Garbage,
-    /// Says it has everything, and hangs up when it is asked.
+    /// Claims to have everything, and hangs up at the first request.
     Claims,
 }
 
 impl Misdeed {
     pub const ALL: [Misdeed; 5] = [Misdeed::Lies, Misdeed::Stalls, Misdeed::Floods, Misdeed::Garbage, Misdeed::Claims];
 
-    /// As `hostile.py` calls it.
+    /// Its name in `hostile.py`.
     pub fn name(self) -> &'static str {
         match self {
             Misdeed::Lies => "lies",
@@ -63,11 +63,11 @@ pub enum Fate {
     Slow,
     /// Loses its cable and dies at half time.
     Killed,
-    /// It is no receiver, but somebody who disturbs the others.
+    /// It is not a receiver but a peer that disturbs the others.
     Hostile(Misdeed),
 }
 
-/// What is to be run.
+/// One run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Race {
     pub case: Case,
@@ -75,7 +75,7 @@ pub struct Race {
     pub receivers: usize,
     /// Speed of every port in Mbit/s; `None` is unshaped.
     pub mbit: Option<f64>,
-    /// What a plain copy gets out of such a port, in bytes per second.
+    /// The rate of a plain copy through such a port, in bytes per second.
     pub goodput: Option<f64>,
     /// Number of the run, from 1.
     pub run: u32,
@@ -87,18 +87,18 @@ pub struct Outcome {
     pub race: Race,
     /// Length of the image in bytes.
     pub image_len: u64,
-    /// The tracker's address; the machines' have the same first two bytes.
+    /// The tracker's address; the machines' addresses have the same first two bytes.
     pub network: String,
-    /// Image over goodput, in seconds.
+    /// Length of the image divided by goodput, in seconds.
     pub bound_s: Option<f64>,
     pub peers: Vec<Peer>,
     /// Bytes on the seeder's cable, from the start to the last receiver's end.
     pub seeder_sent: u64,
-    /// The seeder's processor time over the same.
+    /// The seeder's processor time in the same period.
     pub seeder_cpu_s: f64,
-    /// Most memory a seeder's process held, in bytes.
+    /// Peak memory of a seeder process, in bytes.
     pub seeder_rss: u64,
-    /// The machine's processors over the same.
+    /// The use of the machine's processors in the same period.
     pub busy: Use,
     /// Why the run does not count.
     pub error: Option<String>,
@@ -108,24 +108,24 @@ pub struct Outcome {
 pub struct Peer {
     /// What happened to it.
     pub fate: Fate,
-    /// When it was started; all times are seconds after the start of the run.
+    /// When it was started; all times are in seconds since the start of the run.
     pub started_s: Option<f64>,
     /// When it had everything, checked and written.
     pub completed_s: Option<f64>,
-    /// When it had read everything back as well; only ours do.
+    /// When it had also read everything back; only ours does that.
     pub proved_s: Option<f64>,
     /// Bytes to it on its cable.
     pub received: u64,
-    /// Bytes from it.
+    /// Bytes from it on its cable.
     pub sent: u64,
     /// Processor time up to the last receiver's end.
     pub cpu_s: f64,
-    /// Most memory it held, in bytes.
+    /// Its peak memory, in bytes.
     pub peak_rss: u64,
 }
 
 impl Case {
-    /// As on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Case::Shaped => "shaped",
@@ -135,7 +135,7 @@ impl Case {
         }
     }
 
-    /// What is to happen to each receiver.
+    /// The fate of each receiver.
     pub fn fates(self, receivers: usize) -> Vec<Fate> {
         let mut fates = vec![Fate::Healthy; receivers];
         if self == Case::Faults {
@@ -157,7 +157,7 @@ impl Outcome {
         self.healthy().last().copied()
     }
 
-    /// Ends of the healthy receivers, ascending.
+    /// Times of the healthy receivers, ascending.
     fn healthy(&self) -> Vec<f64> {
         let healthy = self.peers.iter().filter(|peer| peer.fate == Fate::Healthy);
         let mut ends: Vec<f64> = healthy.filter_map(|peer| peer.completed_s).collect();
@@ -170,14 +170,14 @@ impl Outcome {
         Some(self.last_s()? / self.bound_s?)
     }
 
-    /// The same up to the end of reading back.
+    /// The same, up to the end of reading back.
     pub fn proved_ratio(&self) -> Option<f64> {
         let healthy = self.peers.iter().filter(|peer| peer.fate == Fate::Healthy);
         let last = healthy.filter_map(|peer| peer.proved_s).max_by(f64::total_cmp)?;
         Some(last / self.bound_s?)
     }
 
-    /// The late receiver's own time over the bound.
+    /// The late receiver's time since its start over the bound.
     pub fn late_ratio(&self) -> Option<f64> {
         let late = self.peers.iter().find(|peer| peer.fate == Fate::Late)?;
         Some((late.completed_s? - late.started_s?) / self.bound_s?)
@@ -194,38 +194,38 @@ impl Outcome {
         self.seeder_sent as f64 / self.image_len as f64
     }
 
-    /// What finished receivers got beyond the image, as a share of it, all headers, acknowledgements and protocol
-    /// messages included; the mean.
+    /// Bytes that finished receivers got in excess of the image, as a share of it. This includes all headers,
+    /// acknowledgements and protocol messages. The value is the mean.
     pub fn waste(&self) -> Option<f64> {
         let received: Vec<f64> = self.finished().map(|peer| peer.received as f64).collect();
         let mean = received.iter().sum::<f64>() / received.len() as f64;
         (!received.is_empty()).then(|| mean / self.image_len as f64 - 1.0)
     }
 
-    /// Bytes per second of content to a receiver, the last one's end counting.
+    /// Content per receiver in bytes per second, until the last one has finished.
     pub fn rate(&self) -> Option<f64> {
         Some(self.image_len as f64 / self.last_s()?)
     }
 
-    /// Processor seconds of the seeder for each GiB it sent.
+    /// Processor seconds of the seeder per GiB sent.
     pub fn seeder_cpu_per_gib(&self) -> f64 {
         self.seeder_cpu_s / (self.seeder_sent as f64 / GIB)
     }
 
-    /// Processor seconds of a finished receiver for each GiB of the image; the mean.
+    /// Mean processor seconds of a finished receiver per GiB of the image.
     pub fn receiver_cpu_per_gib(&self) -> Option<f64> {
         let cpu: Vec<f64> = self.finished().map(|peer| peer.cpu_s).collect();
         let mean = cpu.iter().sum::<f64>() / cpu.len() as f64;
         (!cpu.is_empty()).then(|| mean / (self.image_len as f64 / GIB))
     }
 
-    /// The tool's own part of all processors' time; the kernel's work for the network is only in part anybody's.
+    /// The tool's share of all processors' time; the kernel counts only a part of its network work for a process.
     pub fn own_share(&self) -> f64 {
         let receivers: f64 = self.peers.iter().map(|peer| peer.cpu_s).sum();
         (receivers + self.seeder_cpu_s) / self.busy.capacity_s
     }
 
-    /// Most memory a receiver held, in bytes.
+    /// Peak memory of a receiver, in bytes.
     pub fn peak_rss(&self) -> u64 {
         let receivers = self.peers.iter().filter(|peer| !matches!(peer.fate, Fate::Hostile(_)));
         receivers.map(|peer| peer.peak_rss).max().unwrap_or(0)

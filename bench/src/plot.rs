@@ -1,4 +1,4 @@
-//! The plot: ratio by number of receivers, a line for each tool, as SVG.
+//! The plot: ratio by number of receivers, one line per tool, as SVG.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,15 +13,15 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 150.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
-/// Lowest and least highest value of the axis.
+/// Lowest value of the axis, and the minimum for its highest value.
 const Y_MIN: f64 = 0.95;
 const Y_MAX: f64 = 1.6;
-/// What is to be reached.
+/// The goal for the ratio.
 const GOAL: f64 = 1.05;
-/// Labels at the right end of lines keep this distance.
+/// Labels at the right end of lines are at least this far apart.
 const LABEL_DISTANCE: f64 = 15.0;
 
-/// The SVG, or nothing if there is nothing to show.
+/// The SVG, or nothing if there are no data.
 pub fn svg(outcomes: &[Outcome]) -> Option<String> {
     let mut lines: BTreeMap<Tool, Vec<(usize, Figure)>> = BTreeMap::new();
     for ((case, n, tool), runs) in group(outcomes) {

@@ -1,4 +1,4 @@
-//! Child processes whose lines are stamped with their time, and what they cost.
+//! Child processes: their output lines with times, and their resource use.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-/// How often a condition is looked at again; also how exactly the end of a process is known.
+/// How often a condition is checked; also the precision of the time at which a process ended.
 pub const POLL: Duration = Duration::from_millis(10);
 
 type Lines = Arc<Mutex<Vec<(Instant, String)>>>;
@@ -28,7 +28,7 @@ pub struct Process {
     ended: Option<Ended>,
 }
 
-/// How and at what cost a process ended.
+/// How a process ended, and its resource use.
 #[derive(Clone, Copy, Debug)]
 struct Ended {
     at: Instant,
@@ -36,22 +36,22 @@ struct Ended {
     cost: Cost,
 }
 
-/// What a process has used.
+/// The resources that a process has used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
     /// User and system time of the process and its ended children, in seconds.
     pub cpu_s: f64,
-    /// Most memory it ever held, in bytes; pages of mapped files count.
+    /// Peak memory, in bytes; pages of mapped files count.
     pub peak_rss: u64,
 }
 
 impl Process {
-    /// Starts `command`; what it prints goes to `log` too.
+    /// Starts `command`; its output is also written to `log`.
     ///
-    /// The kernel kills it when the thread that called this ends, so call it from the main thread only.
+    /// The kernel kills it when the calling thread ends, so call it only from the main thread.
     ///
     /// # Errors
-    /// If the log cannot be made or the program is not there.
+    /// If the log cannot be made or the program is missing.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
         let mut log_file = File::create(log).with_context(|| format!("creating the log {}", log.display()))?;
         writeln!(log_file, "$ {}", line_of(&command)).context("writing a log")?;
@@ -63,7 +63,7 @@ impl Process {
             command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
         }
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
-        // Else our end of the pipe would keep the reader waiting for ever.
+        // Otherwise our end of the pipe would keep the reader waiting for ever.
         drop(command);
         let lines = Lines::default();
         let shared = Arc::clone(&lines);
@@ -72,22 +72,22 @@ impl Process {
         Ok(Process { name: name.into(), pid, stdin: child.stdin.take(), log: log.into(), lines, ended: None })
     }
 
-    /// Gives it a line to read.
+    /// Writes a line to its standard input.
     ///
     /// # Errors
-    /// If it does not take it.
+    /// If it does not accept the line.
     pub fn say(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("no standard input")?;
         writeln!(stdin, "{line}").with_context(|| format!("telling {} to go", self.name))
     }
 
-    /// When it first printed a line that `wanted` takes.
+    /// When it first printed a line that `wanted` accepts.
     pub fn printed(&self, wanted: impl Fn(&str) -> bool) -> Option<Instant> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().find(|(_, line)| wanted(line)).map(|&(at, _)| at)
     }
 
-    /// When it ended, and whether well, if it has.
+    /// When it ended, and whether successfully, if it has ended.
     pub fn exited(&mut self) -> Option<(Instant, bool)> {
         if self.ended.is_none() {
             self.ended = reap(self.pid);
@@ -95,12 +95,12 @@ impl Process {
         self.ended.map(|ended| (ended.at, libc::WIFEXITED(ended.status) && libc::WEXITSTATUS(ended.status) == 0))
     }
 
-    /// Where to read what it printed.
+    /// The log with its output.
     pub fn log(&self) -> std::path::Display<'_> {
         self.log.display()
     }
 
-    /// What it has used so far.
+    /// The resources it has used so far.
     pub fn cost(&mut self) -> Cost {
         if self.exited().is_none()
             && let Some(cost) = cost_so_far(self.pid)
@@ -111,18 +111,18 @@ impl Process {
         self.ended.map(|ended| ended.cost).unwrap_or_default()
     }
 
-    /// Asks it to end.
+    /// Asks it to end with SIGTERM.
     pub fn terminate(&mut self) {
         if self.exited().is_none() {
-            // Fails only if it has ended since, which is what is wanted.
+            // This fails only if it has ended meanwhile, which is fine.
             let _ = kill(self.pid, Signal::SIGTERM);
         }
     }
 
-    /// SIGKILL, and waits for it to be gone.
+    /// Sends SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         while self.exited().is_none() {
-            // Not reaped yet, so the number is still its own.
+            // The process is not reaped yet, so the id still belongs to it.
             let _ = kill(self.pid, Signal::SIGKILL);
             std::thread::sleep(POLL);
         }
@@ -139,7 +139,7 @@ fn read_lines(mut from: impl BufRead, to: &Lines, log: &mut File) {
     let mut line = Vec::new();
     while from.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
         let now = Instant::now();
-        // A log that cannot be written is a pity, not an end.
+        // A log that cannot be written is no reason to stop.
         let _ = log.write_all(&line);
         let text = String::from_utf8_lossy(&line).trim().to_owned();
         to.lock().unwrap_or_else(PoisonError::into_inner).push((now, text));
@@ -151,7 +151,7 @@ fn reap(pid: Pid) -> Option<Ended> {
     let mut status = 0;
     // SAFETY: rusage is plain numbers, for which zeroes are valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to live locals of the right types; the child is ours, and reaped only once since the
+    // SAFETY: both pointers point to live locals of the right types; the child is ours, and reaped only once since the
     // caller keeps what this returns.
     let reaped = unsafe { libc::wait4(pid.as_raw(), &raw mut status, libc::WNOHANG, &raw mut usage) };
     if reaped != pid.as_raw() {
@@ -167,7 +167,8 @@ fn cost_so_far(pid: Pid) -> Option<Cost> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let ticks_a_second = sysconf(SysconfVar::CLK_TCK).ok()?? as f64;
-    // After the name, which may hold anything: state is field 3; utime, stime, cutime and cstime are 14 to 17.
+    // These fields follow the name, which may contain anything: state is field 3; utime, stime, cutime and cstime are
+    // 14 to 17.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: f64 = fields.get(11..15)?.iter().filter_map(|field| field.parse::<f64>().ok()).sum();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -175,10 +176,10 @@ fn cost_so_far(pid: Pid) -> Option<Cost> {
     Some(Cost { cpu_s: ticks / ticks_a_second, peak_rss: peak_kib * 1024 })
 }
 
-/// Waits until `what` has come true.
+/// Waits until `is_so` returns true; `what` describes that in errors.
 ///
 /// # Errors
-/// If `is_so` fails, or says no until `deadline` has passed.
+/// If `is_so` fails, or still returns false after `deadline`.
 pub fn wait_until(what: &str, deadline: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + deadline;
     while !is_so()? {
@@ -190,10 +191,10 @@ pub fn wait_until(what: &str, deadline: Duration, mut is_so: impl FnMut() -> Res
     Ok(())
 }
 
-/// Runs a short command line, words separated by blanks, and gives its standard output.
+/// Runs a short command line, with words separated by blanks, and returns its standard output.
 ///
 /// # Errors
-/// If it is missing or fails; the message carries what it printed.
+/// If it is missing or fails; the message contains its output.
 pub fn sh(line: &str) -> Result<String> {
     let mut words = line.split_whitespace();
     let name = words.next().context("an empty command line")?;
@@ -206,7 +207,7 @@ pub fn sh(line: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Where a program is, also where an ordinary user's PATH does not look.
+/// The path of a program; also searches places that are not in an ordinary user's PATH.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));

@@ -15,16 +15,16 @@ use crate::sandbox::{SCRATCH, fresh_dir};
 use crate::tool::Setting;
 use crate::tracker::{self, Server};
 
-/// Something that takes a second may take this long on a busy machine.
+/// A task of about a second may take this long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After this many times the bound, and [`PATIENCE`], a run counts as never finished.
+/// A run that takes more than this many times the bound, plus [`PATIENCE`], counts as never finished.
 const HOPELESS: f64 = 10.0;
-/// Stands for the bound of an unshaped run there, in seconds.
+/// Replaces the bound in that limit for an unshaped run, in seconds.
 const UNSHAPED_S: f64 = 30.0;
-/// How long processes get to end by themselves.
+/// How long processes may take to end by themselves.
 const GOODBYE: Duration = Duration::from_secs(8);
 
-/// A run that is on. Processes go before the rack that they run in.
+/// A run in progress. Its processes end before the rack that they run in.
 struct Running<'a> {
     race: &'a Race,
     setting: Setting<'a>,
@@ -35,15 +35,15 @@ struct Running<'a> {
 }
 
 impl Race {
-    /// Lowest time in seconds in which any tool can fill a receiver.
+    /// The minimum time in seconds in which any tool can supply a receiver.
     fn bound_s(&self, image: &Image) -> Option<f64> {
         Some(image.len as f64 / self.goodput?)
     }
 
-    /// Runs it.
+    /// Runs the race.
     ///
     /// # Errors
-    /// If a receiver fails, has wrong bytes, or is not done in time.
+    /// If a receiver fails, has wrong bytes, or does not finish in time.
     pub fn run(&self, image: &Image, ezio: &Path, logs: &Path) -> Result<Outcome> {
         let rack = self.build_rack()?;
         let work = Path::new(SCRATCH).join("work");
@@ -57,7 +57,7 @@ impl Race {
             tracker: &url,
             ezio,
             receivers: self.receivers,
-            // Others do not, and unshaped it would be a good part of the work.
+            // Other tools do not read back, and without shaping it would be a good part of the work.
             proves: self.case != Case::Raw,
         };
         let fates = self.case.fates(self.receivers).into_iter().enumerate();
@@ -69,7 +69,7 @@ impl Race {
         running.end();
         running.compare()?;
         drop(running);
-        // Makes room for the next run.
+        // This makes room for the next run.
         fresh_dir(&work)?;
         Ok(outcome)
     }
@@ -87,7 +87,7 @@ impl Race {
 }
 
 impl Running<'_> {
-    /// Brings up what takes its time and is not to be measured.
+    /// Starts everything that takes time and is not measured.
     fn get_ready(&mut self, tracker: &Server) -> Result<()> {
         let tool = self.race.tool;
         if tool.has_tracker() {
@@ -118,7 +118,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// From the start until the last receiver that is waited for has finished, and has been read back.
+    /// Measures from the start until the last receiver that counts has finished and read everything back.
     fn measure(&mut self) -> Result<Outcome> {
         let bound_s = self.race.bound_s(self.setting.image);
         let cpu_before = self.seeders_cpu_s();
@@ -127,7 +127,7 @@ impl Running<'_> {
         let start = Instant::now();
         self.go(|fate| fate != Fate::Late)?;
         if !self.race.tool.has_tracker() {
-            // Such tools have nothing to prepare: everybody starts together.
+            // Such tools have nothing to prepare, so all programs start together.
             self.start_seeders()?;
         }
         self.wait_for_the_last(start, bound_s)?;
@@ -210,7 +210,7 @@ impl Running<'_> {
         }
     }
 
-    /// Compares what every finished receiver has, and the comparison with itself.
+    /// Compares the data of every finished receiver, and tests the comparison itself.
     fn compare(&self) -> Result<()> {
         let (image, shape) = (self.setting.image, self.race.tool.shape());
         let complete = || self.receivers.iter().enumerate().filter(|(_, receiver)| receiver.is_complete());

@@ -13,34 +13,34 @@ use rand::{Rng, SeedableRng};
 
 use crate::process::{find_program, sh};
 
-/// Bytes that may leave at once. With half of it goodput is 5 % low.
+/// Bytes that may be sent at once. With half of this, goodput is 5 % lower.
 const BURST: &str = "64kb";
-/// A port's queue in bytes, about what a switch has.
+/// A port's queue in bytes, about that of a switch.
 const QUEUE: &str = "1mb";
-/// Largest packet handed to a shaped link: larger ones are lumps next to [`BURST`].
+/// Largest packet passed to a shaped link: larger ones would be bursts compared to [`BURST`].
 const GSO_MAX: u32 = 16384;
 
-/// One bridge and its machines. Taken apart when dropped.
+/// One bridge and its machines. It is dismantled when dropped.
 pub struct Rack {
     name: String,
     /// The machines; the seeder is the first.
     pub nodes: Vec<Node>,
-    /// The bridge's own address, on an unshaped port: the tracker is there.
+    /// The bridge's address, on an unshaped port: the tracker is there.
     pub hub: Ipv4Addr,
 }
 
 pub struct Node {
     netns: String,
     handle: File,
-    /// The end of its cable that is in the bridge.
+    /// The bridge's end of its cable.
     port: String,
     pub ip: Ipv4Addr,
     mbit: Option<f64>,
 }
 
 impl Rack {
-    /// Builds `count` machines with ports of `mbit` Mbit/s, or unshaped ones. `seed` decides about the addresses: BEP 40
-    /// ranks peers by them, so no two runs should have the same.
+    /// Builds `count` machines with ports of `mbit` Mbit/s, or unshaped ones. `seed` determines the addresses: BEP 40
+    /// ranks peers by them, so each run should have different ones.
     ///
     /// # Errors
     /// If the kernel refuses any of it.
@@ -66,7 +66,7 @@ impl Rack {
 
 impl Drop for Rack {
     fn drop(&mut self) {
-        // What cannot be removed goes with the session's namespace.
+        // Anything that cannot be removed disappears with the session's namespace.
         for node in &self.nodes {
             let _ = sh(&format!("ip link del {}", node.port));
             let _ = sh(&format!("ip netns del {}", node.netns));
@@ -88,14 +88,14 @@ impl Node {
         }
         sh(&format!("ip link set {port} master {bridge} up"))?;
         sh(&format!("ip -n {netns} link set lo up"))?;
-        // udpcast wants to know a broadcast address.
+        // udpcast needs a broadcast address.
         sh(&format!("ip -n {netns} addr add {ip}/16 brd + dev eth0"))?;
         sh(&format!("ip -n {netns} link set eth0 up"))?;
-        // Whatever the kernel prefers; the same for everybody, and common.
+        // Set the congestion control whatever the kernel prefers: a common one, and the same for every machine.
         let octets = ip.octets();
         let net = format!("{}.{}.0.0/16", octets[0], octets[1]);
         sh(&format!("ip -n {netns} route replace {net} dev eth0 src {ip} congctl cubic"))?;
-        // Multicast and the broadcast address without a route would be unreachable.
+        // Without a route, multicast and the broadcast address would be unreachable.
         sh(&format!("ip -n {netns} route add 224.0.0.0/4 dev eth0 src {ip}"))?;
         let mut node = Node { netns, handle, port, ip, mbit: None };
         if let Some(mbit) = mbit {
@@ -116,7 +116,7 @@ impl Node {
         Ok(())
     }
 
-    /// Pulls the plug: the others hear nothing more, not even a goodbye.
+    /// Pulls the plug: the other machines get nothing more, not even a closing message.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -133,7 +133,7 @@ impl Node {
         let mut command = Command::new(path);
         let fd = self.handle.as_raw_fd();
         // SAFETY: the closure runs between fork and exec and makes one system call. The descriptor is `self.handle`'s;
-        // the caller starts the command while the rack stands.
+        // the caller starts the command while the rack exists.
         unsafe {
             command.pre_exec(move || Ok(setns(BorrowedFd::borrow_raw(fd), CloneFlags::CLONE_NEWNET)?));
         }
@@ -158,7 +158,8 @@ impl Node {
         let line = table.lines().find_map(|line| line.trim_start().strip_prefix(&wanted));
         let fields: Vec<u64> =
             line.with_context(|| format!("no port {}", self.port))?.split_whitespace().flat_map(str::parse).collect();
-        // What the bridge's end received is what the machine sent; field 0 is received bytes, field 8 sent bytes.
+        // The bytes that the bridge's end received are those that the machine sent; field 0 is received bytes, field 8
+        // sent bytes.
         let field = |index: usize| fields.get(index).copied().context("a short line of counters");
         Ok(Traffic { sent: field(0)?, received: field(8)? })
     }

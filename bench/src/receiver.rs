@@ -11,10 +11,10 @@ use crate::rack::{Node, Rack, Traffic};
 use crate::sandbox::fresh_dir;
 use crate::tool::{self, Setting, Tool};
 
-/// A machine's program, and when it did what.
+/// A machine's program, and the times of its progress.
 pub struct Receiver {
     tool: Tool,
-    /// Counted from 0; its machine is the rack's next one, after the seeder's.
+    /// Counted from 0; its machine is number `index + 1` of the rack, after the seeder's.
     index: usize,
     /// What happens to it.
     pub fate: Fate,
@@ -29,7 +29,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// A receiver that has an empty directory below `work` and runs nothing yet.
+    /// A receiver with an empty directory below `work`, without a running program.
     ///
     /// # Errors
     /// If the directory cannot be made.
@@ -51,7 +51,7 @@ impl Receiver {
         })
     }
 
-    /// Starts its program; one that waits for go gets ready.
+    /// Starts its program; a program that waits for a start line gets ready.
     ///
     /// # Errors
     /// If it does not start.
@@ -65,12 +65,12 @@ impl Receiver {
         Ok(())
     }
 
-    /// Whether it has said so, if it has to.
+    /// Whether it has reported that it is ready, if it has to.
     pub fn is_ready(&self) -> bool {
         self.process.as_ref().is_none_or(|process| process.printed(|line| line == "ready").is_some())
     }
 
-    /// Its time begins; what getting ready cost does not count.
+    /// Starts its clock; the cost of getting ready does not count.
     ///
     /// # Errors
     /// If it does not start.
@@ -88,14 +88,14 @@ impl Receiver {
     /// Its machine loses its cable and its power.
     ///
     /// # Errors
-    /// If the cable holds.
+    /// If the cable cannot be removed.
     pub fn die(&mut self, rack: &Rack) -> Result<()> {
         self.node(rack).unplug()?;
         self.process.iter_mut().for_each(Process::kill);
         Ok(())
     }
 
-    /// Takes note if it has finished.
+    /// Records the time if it has finished.
     ///
     /// # Errors
     /// If it has failed.
@@ -125,7 +125,7 @@ impl Receiver {
         self.completed.is_some()
     }
 
-    /// Whether reading back, if it does that, is over too.
+    /// Whether it has also finished reading back, if it does that.
     pub fn is_proved(&self) -> bool {
         !self.is_complete() || self.tool != Tool::Ezio || self.proved.is_some()
     }
@@ -140,7 +140,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Reads the meter of memory once more: it may still have risen.
+    /// Reads peak memory once more, because it may have risen since.
     pub fn read_peak_rss(&mut self) {
         let peak_rss = self.process.as_mut().map_or(0, |process| process.cost().peak_rss);
         self.cost.peak_rss = self.cost.peak_rss.max(peak_rss);
@@ -154,7 +154,7 @@ impl Receiver {
         self.tool.target(&self.dir)
     }
 
-    /// What there is to tell about it, with times since `start`.
+    /// Its data for the outcome, with times since `start`.
     pub fn account(&self, start: Instant) -> Peer {
         let since = |at: Instant| at.duration_since(start).as_secs_f64();
         Peer {

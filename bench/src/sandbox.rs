@@ -12,7 +12,7 @@ use crate::process::{find_program, sh};
 
 /// Set in the environment of the process that runs inside; its value is the parent's process id.
 const INSIDE: &str = "EZIO_BENCH_PARENT";
-/// A tmpfs of the session's own: images, what the receivers write, and the names of the network namespaces.
+/// The session's own tmpfs, for images, the receivers' files, and the names of the network namespaces.
 pub const SCRATCH: &str = "/run";
 
 /// Whether this process is the one inside.
@@ -20,7 +20,7 @@ pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Runs this program again with the same arguments in new namespaces, and gives its exit code.
+/// Runs this program again with the same arguments in new namespaces, and returns its exit code.
 ///
 /// # Errors
 /// If the namespaces cannot be made.
@@ -45,7 +45,7 @@ pub fn run_inside() -> Result<ExitCode> {
 /// If the parent has ended already or the mount fails.
 pub fn enter() -> Result<()> {
     let parent = std::env::var(INSIDE).context("not in a sandbox")?;
-    // `unshare` changed credentials, which made the kernel forget the wish expressed before.
+    // `unshare` changed credentials, which made the kernel forget the earlier request.
     set_pdeathsig(Signal::SIGKILL).context("asking to be killed with the parent")?;
     if parent != parent_id().to_string() {
         bail!("the process that started this one has ended");
@@ -55,10 +55,10 @@ pub fn enter() -> Result<()> {
     Ok(())
 }
 
-/// Makes an empty directory in [`SCRATCH`], in place of what was there.
+/// Makes an empty directory in [`SCRATCH`]; earlier contents are deleted.
 ///
 /// # Errors
-/// If the tmpfs does not let it.
+/// If the tmpfs does not allow it.
 pub fn fresh_dir(path: &Path) -> Result<()> {
     let making = || format!("making {}", path.display());
     if path.exists() {

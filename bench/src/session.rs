@@ -1,4 +1,4 @@
-//! A session: every case, tool and number of receivers, as often as wanted, in turns.
+//! A session: every case, tool and number of receivers, as often as requested, in turns.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,26 +16,26 @@ use crate::sandbox::SCRATCH;
 use crate::tool::{self, Tool};
 use crate::{Options, goodput, plot, summary};
 
-/// Receivers of the shaped case.
+/// Numbers of receivers in the shaped case.
 const SHAPED: [usize; 4] = [1, 2, 8, 16];
-/// Up to this many ports have [`FAST`], more have [`SLOW`]: two cores have to carry them all.
+/// Up to this many ports have speed [`FAST`], more have [`SLOW`]: two cores have to handle them all.
 const FEW: usize = 8;
 const FAST: f64 = 100.0;
 const SLOW: f64 = 50.0;
-/// Receivers of the unshaped case.
+/// Numbers of receivers in the unshaped case.
 const RAW: [usize; 2] = [1, 3];
-/// Receivers of the case with faults.
+/// Receivers in the case with faults.
 const FAULTY: usize = 8;
-/// Machines of the case with hostile peers: eight receivers, and those.
+/// Machines in the case with hostile peers: eight receivers, and the hostile peers.
 const HOSTILE: usize = 8 + Misdeed::ALL.len();
 const RESULTS: &str = "results.json";
 
 /// Runs these cases.
 ///
 /// # Errors
-/// If nothing can be measured here. A run that fails is an outcome, shown and remembered in the exit code.
+/// If nothing can be measured on this machine. A failed run is an outcome; it is shown, and the exit code reports it.
 pub fn run(cases: &[Case], options: &Options) -> Result<ExitCode> {
-    // A copy, so that a build meanwhile changes nothing.
+    // Use a copy, so that a build in the meantime changes nothing.
     let ezio = Path::new(SCRATCH).join("ezio");
     if options.ezio.is_file() {
         std::fs::copy(&options.ezio, &ezio).with_context(|| format!("copying {}", options.ezio.display()))?;
@@ -62,7 +62,7 @@ pub fn run(cases: &[Case], options: &Options) -> Result<ExitCode> {
     for race in &races {
         let mib = if race.case == Case::Raw { options.raw_mib } else { options.mib };
         if image.as_ref().is_none_or(|(made, _)| *made != mib) {
-            // The old one goes first: both may not fit.
+            // Drop the old image first: there may not be room for both.
             drop(image.take());
             let dir = Path::new(SCRATCH).join("image");
             crate::sandbox::fresh_dir(&dir)?;
@@ -83,7 +83,7 @@ pub fn run(cases: &[Case], options: &Options) -> Result<ExitCode> {
     Ok(if is_all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Shows results of before.
+/// Shows earlier results.
 ///
 /// # Errors
 /// If there are none.
@@ -113,13 +113,14 @@ fn save(out: &Path, outcomes: &[Outcome]) -> Result<()> {
     std::fs::write(out.join(RESULTS), text).context("writing the results")
 }
 
-/// Case by case so that an image is made once each; within it run by run, so that no tool has all the quiet minutes.
+/// Orders runs by case, so that each image is made once, and within a case by run number, so that no tool gets all the
+/// quiet minutes.
 fn plan(cases: &[Case], options: &Options, seed: u64) -> Vec<Race> {
     let mut races = Vec::new();
     for &case in cases {
         let (tools, counts): (&[Tool], &[usize]) = match case {
             Case::Shaped => (&[Tool::Ezio, Tool::Aria2, Tool::Libtorrent, Tool::Udpcast], &SHAPED),
-            // udpcast's receivers have to be there at the start, all of them.
+            // All of udpcast's receivers have to be there at the start.
             Case::Faults => (&[Tool::Ezio, Tool::Aria2, Tool::Libtorrent], &[FAULTY]),
             Case::Hostile => (&[Tool::Ezio], &[HOSTILE]),
             Case::Raw => (&[Tool::Ezio, Tool::Libtorrent, Tool::Socat], &RAW),

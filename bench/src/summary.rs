@@ -25,7 +25,7 @@ impl Figure {
 
 type Groups<'a> = BTreeMap<(Case, usize, Tool), Vec<&'a Outcome>>;
 
-/// Runs of the same kind together.
+/// Groups runs of the same kind.
 pub fn group(outcomes: &[Outcome]) -> Groups<'_> {
     let mut groups = Groups::new();
     for outcome in outcomes {
@@ -135,7 +135,7 @@ fn plain(figure: Option<Figure>, digits: usize) -> String {
     figure.map_or("–".into(), |figure| format!("{:.digits$}", figure.median))
 }
 
-/// The median, and from where to where if there are several.
+/// The median, and the range if there are several values.
 fn range(figure: Option<Figure>, digits: usize) -> String {
     match figure {
         None => "–".into(),

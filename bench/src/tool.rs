@@ -1,4 +1,4 @@
-//! The tools that race, each as it does best on a LAN.
+//! The tools that race, each with its best settings for a LAN.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ use crate::process::{Process, find_program};
 use crate::rack::Node;
 
 const LT_PEER: &str = include_str!("../lt_peer.py");
-/// What [`LT_PEER`] is called where it is run.
+/// The path of [`LT_PEER`] where it is run.
 const LT_PEER_NAME: &str = "/run/lt_peer.py";
 const HOSTILE: &str = include_str!("../hostile.py");
 const HOSTILE_NAME: &str = "/run/hostile.py";
@@ -41,7 +41,7 @@ pub enum Tool {
     Socat,
 }
 
-/// What a tool needs to know of a run.
+/// The parameters of a run that a tool needs.
 pub struct Setting<'a> {
     pub image: &'a Image,
     pub torrent: &'a Path,
@@ -54,7 +54,7 @@ pub struct Setting<'a> {
 }
 
 impl Tool {
-    /// As on the command line and in tables.
+    /// The name on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
             Tool::Ezio => "ezio",
@@ -66,7 +66,7 @@ impl Tool {
         }
     }
 
-    /// What has to be installed for it and is not.
+    /// A requirement of the tool that is not installed.
     pub fn missing(self, ezio: &Path) -> Option<String> {
         let lacks = |program: &str| find_program(program).is_none();
         match self {
@@ -88,12 +88,12 @@ impl Tool {
         !matches!(self, Tool::Udpcast | Tool::Socat)
     }
 
-    /// Whether it is an interpreter that gets ready before the clock starts, and then waits for a line.
+    /// Whether it is an interpreter that gets ready before the clock starts and then waits for a line.
     pub fn waits_for_go(self) -> bool {
         matches!(self, Tool::Libtorrent | Tool::LibtorrentSuper)
     }
 
-    /// Whether it ends when it has everything, instead of going on to serve.
+    /// Whether it ends when it has everything, instead of continuing to serve.
     pub fn ends(self) -> bool {
         !self.has_tracker()
     }
@@ -106,7 +106,7 @@ impl Tool {
         }
     }
 
-    /// Where below its directory a receiver writes.
+    /// The path below its directory to which a receiver writes.
     pub fn target(self, dir: &Path) -> PathBuf {
         if self.shape() == Shape::Files { dir.into() } else { dir.join("target") }
     }
@@ -190,7 +190,7 @@ impl Tool {
         })
     }
 
-    /// When a receiver had every piece, hash-checked as far as the tool does that, and written.
+    /// When a receiver had every piece, written, and hash-checked as far as the tool does that.
     pub fn completed(self, process: &mut Process) -> Option<Instant> {
         match self {
             Tool::Ezio => process.printed(is_all_restored),
@@ -200,16 +200,16 @@ impl Tool {
         }
     }
 
-    /// When ours had also read everything back, which the others do not do.
+    /// When ours had also read everything back, which other tools do not do.
     pub fn proved(self, process: &Process) -> Option<Instant> {
         (self == Tool::Ezio).then(|| process.printed(is_verified))?
     }
 }
 
-/// Writes what tools need besides themselves.
+/// Writes the additional files that tools need.
 ///
 /// # Errors
-/// If it cannot be written.
+/// If they cannot be written.
 pub fn prepare() -> Result<()> {
     for (name, text) in [(LT_PEER_NAME, LT_PEER), (HOSTILE_NAME, HOSTILE)] {
         std::fs::write(name, text).with_context(|| format!("writing {name}"))?;
@@ -217,7 +217,7 @@ pub fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// The program of a peer that means no good.
+/// The program of a hostile peer.
 ///
 /// # Errors
 /// If there is no Python.
@@ -227,7 +227,7 @@ pub fn hostile(node: &Node, misdeed: Misdeed, setting: &Setting) -> Result<Comma
     Ok(command)
 }
 
-/// A progress line of `ezio restore --json` that says that every piece was checked and written.
+/// Whether a progress line of `ezio restore --json` says that every piece was checked and written.
 fn is_all_restored(line: &str) -> bool {
     let Ok(progress) = serde_json::from_str::<serde_json::Value>(line) else { return false };
     let number = |key: &str| progress.get(key).and_then(serde_json::Value::as_u64);
@@ -235,7 +235,7 @@ fn is_all_restored(line: &str) -> bool {
         || number("bytes_done").is_some() && number("bytes_done") == number("bytes_total")
 }
 
-/// The line of `ezio restore --json` that says that everything was read back.
+/// Whether a line of `ezio restore --json` says that everything was read back.
 fn is_verified(line: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(line).is_ok_and(|last| last.get("verified").is_some())
 }
@@ -258,7 +258,7 @@ fn lt_peer(node: &Node, role: &str, setting: &Setting, dir: &Path) -> Result<Com
     Ok(command)
 }
 
-/// A Python that knows libtorrent: Debian's, even if the path has another first.
+/// A Python with libtorrent: Debian's, even if another one comes first in the PATH.
 fn python() -> Option<&'static str> {
     static FOUND: OnceLock<Option<&str>> = OnceLock::new();
     *FOUND.get_or_init(|| {

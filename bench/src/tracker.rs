@@ -1,4 +1,4 @@
-//! The tracker of `ezio serve` behind a few lines of HTTP, open before any client asks.
+//! The tracker of `ezio serve` behind a few lines of HTTP, open before any client announces.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use nix::sys::socket::{Shutdown, shutdown};
 use swarm::tracker::{AnnounceQuery, Tracker, failure};
 
 const PORT: u16 = 6969;
-/// Longest request read, in bytes.
+/// Longest request that is read, in bytes.
 const MAX_REQUEST: usize = 16 << 10;
 
-/// Where to announce to a tracker at `ip`.
+/// The announce URL of a tracker at `ip`.
 pub fn url(ip: Ipv4Addr) -> String {
     format!("http://{ip}:{PORT}/announce")
 }
@@ -31,7 +31,7 @@ impl Server {
     /// Opens the port at `ip` for one swarm.
     ///
     /// # Errors
-    /// If the port cannot be had.
+    /// If the port cannot be opened.
     pub fn open(ip: Ipv4Addr, infohash: Infohash) -> Result<Server> {
         let addr = SocketAddr::from((ip, PORT));
         let listener = TcpListener::bind(addr).with_context(|| format!("opening the tracker at {addr}"))?;
@@ -42,14 +42,14 @@ impl Server {
         std::thread::spawn(move || {
             while let Ok((stream, _)) = accepting.accept() {
                 let state = Arc::clone(&shared);
-                // A client that does not get its answer shows in the measurement.
+                // A client that gets no answer shows in the measurement.
                 std::thread::spawn(move || answer(stream, &state));
             }
         });
         Ok(Server { listener, infohash, state })
     }
 
-    /// How many peers have announced themselves.
+    /// How many peers have announced.
     pub fn peers(&self) -> usize {
         let (fetching, having) = self.state.lock().unwrap_or_else(PoisonError::into_inner).counts(&self.infohash);
         fetching + having
@@ -58,8 +58,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Wakes the thread that accepts. Its address may be gone with the rack, so nobody could connect any more; and left
-        // open, the port would be taken when another rack gets the same address.
+        // Wake the thread that accepts. Its address may be gone with the rack, so a connection to it may be impossible.
+        // If it stayed open, the port would be taken when another rack gets the same address.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }

@@ -1,8 +1,8 @@
 //! Debian's packages, fetched and unpacked without touching the machine's own package state.
 //!
 //! apt runs on a private configuration in the cache directory: it works without root, and sees the component
-//! `non-free-firmware` even where the machine's own sources leave it out. apt checks signatures as usual.
-//! What was fetched once is used again until a refresh is asked for, so that building is quick and works offline.
+//! `non-free-firmware` even if the machine's own sources leave it out. apt checks signatures as usual. Fetched packages
+//! are used again until a refresh is requested, so that building is quick and works offline.
 
 use std::cell::Cell;
 use std::fs;
@@ -13,17 +13,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The Debian release whose kernel and firmware are used, whatever release the building machine runs.
 const SUITE: &str = "bookworm";
-/// Where packages come from unless the machine's own sources name another mirror of the suite.
+/// The source of packages, unless the machine's own sources name another mirror of the suite.
 const MIRROR: &str = "http://deb.debian.org/debian";
 /// The same for security updates.
 const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 /// Debian's archive keys, from the package `debian-archive-keyring`.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A cache of packages and the private apt that fills it.
+/// A cache of packages, and the private apt that fills it.
 pub struct Apt {
     dir: PathBuf,
-    /// Whether what is cached may be used although there may be something newer.
+    /// Whether cached packages may be used although there may be newer ones.
     reuse: bool,
     /// Whether the package lists were fetched in this run.
     updated: Cell<bool>,
@@ -39,7 +39,7 @@ pub struct Unpacked {
 }
 
 impl Apt {
-    /// Opens the cache in `dir`, which is made if it does not exist.
+    /// Opens the cache in `dir`, and creates it if necessary.
     pub fn open(dir: &Path, refresh: bool) -> Result<Self> {
         let make = |dir: PathBuf| fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()));
         for sub in ["debs", "unpacked", "resolved", "apt/lists/partial", "apt/archives/partial"] {
@@ -64,7 +64,7 @@ impl Apt {
         self.cached_or(package, || self.download(package))
     }
 
-    /// What `name` resolved to earlier, if that may be used; else what `fetch` gets, which is remembered.
+    /// The earlier result for `name`, if it may be used; otherwise the result of `fetch`, which is stored.
     fn cached_or(&self, name: &str, fetch: impl Fn() -> Result<String>) -> Result<Unpacked> {
         let note = self.dir.join("resolved").join(name);
         if self.reuse
@@ -113,7 +113,7 @@ impl Apt {
         Ok(Unpacked { file: file.to_owned(), root })
     }
 
-    /// Fetches the package lists, at most once a run.
+    /// Fetches the package lists, at most once per run.
     fn update(&self) -> Result<()> {
         if self.updated.get() {
             return Ok(());
@@ -135,7 +135,7 @@ impl Apt {
         let dir = self.dir.join("apt");
         let dir = dir.to_str().with_context(|| format!("the path {} is not text", dir.display()))?;
         ensure!(!dir.contains(['"', '\n']), "the path {dir} has a quote in it, which apt cannot take");
-        // Hooks of the machine (indexes for software centres and the like) have no business in a private cache.
+        // Hooks of the machine (indexes for software centres and the like) must not run for a private cache.
         Ok(format!(
             "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n\
              Dir::Etc::SourceList \"{dir}/sources.list\";\nDir::Etc::SourceParts \"/dev/null\";\n\
@@ -163,7 +163,7 @@ impl Apt {
     }
 }
 
-/// Runs a command; what it says of an error becomes the error's text.
+/// Runs a command; the text of an error contains its error output.
 pub fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("running {program} (is it installed?)"))?;
@@ -172,7 +172,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file so that it is there as a whole or not at all.
+/// Writes a file completely or not at all.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
@@ -181,14 +181,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::rename(&new, path).with_context(|| format!("moving {} to its place", path.display()))
 }
 
-/// The first package in the `Depends:` of `apt-cache show`'s text whose name starts with `prefix`.
+/// The first package in the `Depends:` of the text of `apt-cache show` whose name starts with `prefix`.
 fn first_dependency<'a>(shown: &'a str, prefix: &str) -> Option<&'a str> {
     let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "))?;
     let packages = depends.split([',', '|']).filter_map(|alternative| alternative.split_whitespace().next());
     packages.into_iter().find(|package| package.starts_with(prefix))
 }
 
-/// The private sources, on the machine's own mirrors where `index_targets` (mirror and release a line) names them.
+/// The private sources, on the machine's own mirrors if `index_targets` (one mirror and release per line) names them.
 fn sources_list(index_targets: &str, keyring: bool) -> String {
     let signed_by = if keyring { format!(" signed-by={KEYRING}") } else { String::new() };
     let line = |release: &str, default: &str| {

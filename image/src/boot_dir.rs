@@ -1,4 +1,4 @@
-//! Building a boot directory: as a whole or not at all, and not again while nothing has changed.
+//! Builds a boot directory: completely or not at all, and only if something has changed.
 
 use netboot::loaders::LOADERS;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::flavour::Flavour;
 use crate::initramfs::{self, Initramfs};
 use crate::kernel::Kernel;
 
-/// What to build, from what, and where.
+/// What to build, from which inputs, and where.
 pub struct Request {
     pub flavour: Flavour,
     pub init: PathBuf,
@@ -30,10 +30,10 @@ pub struct Request {
 }
 
 const MANIFEST: &str = "manifest.json";
-/// Raised when a field changes its meaning.
+/// Increased when a field changes its meaning.
 const SCHEMA: u32 = 1;
 
-/// What a boot directory says of itself.
+/// The description that a boot directory contains.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     schema: u32,
@@ -41,7 +41,7 @@ struct Manifest {
     kernel: String,
     packages: Vec<String>,
     compression_level: i32,
-    /// SHA-256 of everything the directory was made from.
+    /// SHA-256 of everything that the directory was made from.
     inputs: String,
     files: BTreeMap<String, FileFacts>,
     initramfs_unpacked_bytes: u64,
@@ -58,7 +58,7 @@ struct FileFacts {
     sha256: String,
 }
 
-/// How a build ended, in words.
+/// The result of a build, as text.
 pub struct Done {
     manifest: Manifest,
     fresh: bool,
@@ -76,7 +76,7 @@ impl fmt::Display for Done {
     }
 }
 
-/// Builds the boot directory, unless it is there already and made from the same inputs.
+/// Builds the boot directory, unless it already exists and was made from the same inputs.
 pub fn build(request: &Request) -> Result<Done> {
     let init = initramfs::read_init(&request.init)?;
     let loaders = LOADERS.map(|name| request.ipxe.join(name));
@@ -129,8 +129,8 @@ pub fn build(request: &Request) -> Result<Done> {
     Ok(Done { manifest, fresh: true })
 }
 
-/// The firmware packages that can be had, and the names of those that cannot: that is said, but stops nothing,
-/// because most drivers work without.
+/// The available firmware packages, and the names of those that are not available. Missing ones are reported but stop
+/// nothing, because most drivers work without firmware.
 fn firmware_packages(apt: &Apt, flavour: Flavour) -> (Vec<Unpacked>, Vec<String>) {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in flavour.firmware_packages() {
@@ -158,7 +158,7 @@ fn report_missing(content: &Initramfs) {
     );
 }
 
-/// One hash over all that decides what the directory holds, this program included.
+/// One hash over everything that determines the directory's contents, including this program.
 fn inputs(request: &Request, init: &[u8], packages: &[String], loaders: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
@@ -178,7 +178,7 @@ fn inputs(request: &Request, init: &[u8], packages: &[String], loaders: &[PathBu
     Ok(hex(&hash.finalize()))
 }
 
-/// The manifest of `out`, if it was made from `inputs` and its files are as long as they were.
+/// The manifest of `out`, if it was made from `inputs` and its files still have the same lengths.
 fn up_to_date(out: &Path, inputs: &str) -> Option<Manifest> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(out.join(MANIFEST)).ok()?).ok()?;
     let whole = |(name, facts): (&String, &FileFacts)| {
@@ -187,7 +187,7 @@ fn up_to_date(out: &Path, inputs: &str) -> Option<Manifest> {
     (manifest.schema == SCHEMA && manifest.inputs == inputs && manifest.files.iter().all(whole)).then_some(manifest)
 }
 
-/// Writes the initramfs and returns how many bytes it has when unpacked.
+/// Writes the initramfs and returns its unpacked size, in bytes.
 fn compress(content: &Initramfs, level: i32, to: &Path) -> Result<u64> {
     let writing = || format!("writing {}", to.display());
     let mut archive = Vec::new();
@@ -214,12 +214,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Puts the new directory in the place of the old one in one step: a server that reads it sees one or the other.
+/// Replaces the old directory by the new one in one step: a server that reads it sees one or the other.
 fn swap_in(new: tempfile::TempDir, out: &Path) -> Result<()> {
     let moving = || format!("moving the new boot directory to {}", out.display());
     fs::set_permissions(new.path(), Permissions::from_mode(0o755)).with_context(moving)?;
     if out.exists() {
-        // What was old is now the temporary directory, and goes away with it.
+        // The old directory is now the temporary one, and is deleted with it.
         renameat2(AT_FDCWD, new.path(), AT_FDCWD, out, RenameFlags::RENAME_EXCHANGE).with_context(moving)?;
         new.close().context("removing the old boot directory")
     } else {
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::elf::fixture;
 
-    /// A kernel package with two modules, as if it had been unpacked and indexed.
+    /// A kernel package with two modules, in its state after unpacking and indexing.
     fn kernel(root: &Path) -> Unpacked {
         let modules = root.join("lib/modules/6.1.0-test");
         let net = modules.join("kernel/drivers/net");

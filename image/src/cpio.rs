@@ -1,14 +1,14 @@
-//! A reproducible writer of the cpio format the kernel unpacks (newc): the same members give the same bytes.
+//! A reproducible writer of the cpio format that the kernel unpacks (newc): the same members give the same bytes.
 //!
-//! Members are sorted by name, inode numbers follow that order, and times and owners are zero.
-//! Format: Linux, `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! Members are sorted by name, inode numbers follow that order, and times and owners are zero. Format: Linux,
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use anyhow::{Result, bail, ensure};
 
-/// What is at one path of the archive.
+/// The object at one path of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Member {
     Directory,
@@ -31,7 +31,7 @@ const MODE_EXECUTABLE: u32 = 0o100_755;
 const TRAILER: &str = "TRAILER!!!";
 
 impl Archive {
-    /// Adds a directory and the directories above it; fine if it is there already.
+    /// Adds a directory and the directories above it; it may already exist.
     pub fn directory(&mut self, path: &str) -> Result<()> {
         check_path(path)?;
         self.parents(path)?;
@@ -44,7 +44,7 @@ impl Archive {
     /// Adds a file and the directories above it.
     pub fn file(&mut self, path: &str, executable: bool, data: Vec<u8>) -> Result<()> {
         check_path(path)?;
-        // Sizes are 32 bit in this format.
+        // Sizes have 32 bits in this format.
         ensure!(u32::try_from(data.len()).is_ok(), "adding {path} to the initramfs: it is larger than 4 GiB");
         self.parents(path)?;
         let old = self.members.insert(path.to_owned(), Member::File { executable, data });
@@ -59,12 +59,12 @@ impl Archive {
         }
     }
 
-    /// How many members there are, directories included.
+    /// Number of members, including directories.
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Writes the archive, padded to a multiple of four bytes so that another may be appended.
+    /// Writes the archive, padded to a multiple of four bytes so that another archive may be appended.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         for (inode, (path, member)) in (1_u32..).zip(&self.members) {
             let (mode, links, data): (_, _, &[u8]) = match member {

@@ -1,4 +1,5 @@
-//! As much of ELF as building an initramfs needs: is a program static, and what does a kernel module say of itself.
+//! The parts of ELF that building an initramfs needs: whether a program is static, and the information in a kernel
+//! module.
 //!
 //! Only 64-bit little-endian x86 files are read. Layout: System V ABI, "Object Files", chapters 4 and 5.
 

@@ -1,4 +1,4 @@
-//! The firmware that a selection of modules may ask for.
+//! Finds the firmware that a selection of modules may request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,9 +15,9 @@ const DIRS: [&str; 2] = ["lib/firmware", "usr/lib/firmware"];
 /// Firmware found and firmware that no package had.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Name, as drivers ask for it, and file.
+    /// Firmware name, as drivers request it, and its file.
     pub files: BTreeMap<String, PathBuf>,
-    /// Name and the modules that may ask for it.
+    /// Firmware name, and the modules that may request it.
     pub missing: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -27,14 +27,14 @@ pub fn names(module: &[u8]) -> Result<Vec<String>> {
     Ok(pairs.into_iter().filter(|(key, _)| key == "firmware").map(|(_, name)| name).collect())
 }
 
-/// Looks in `packages` for every file in `wanted`, which maps firmware to the modules that list it.
+/// Searches `packages` for every file in `wanted`, which maps firmware to the modules that list it.
 pub fn find(wanted: BTreeMap<String, BTreeSet<String>>, packages: &[Unpacked]) -> Result<Found> {
     let mut found = Found::default();
     for (name, modules) in wanted {
         let places = packages.iter().flat_map(|package| DIRS.map(|dir| package.root.join(dir).join(&name)));
         let escapes = name.split('/').any(|part| part == "..");
         match places.into_iter().find(|place| place.is_file()) {
-            // A link is followed: the same blob may be there under several names. Absolute links would leave the package.
+            // Links are followed, because the same blob may have several names. Absolute links would leave the package.
             Some(place) if !escapes => {
                 let file = fs::canonicalize(&place).with_context(|| format!("finding {}", place.display()))?;
                 let inside = packages.iter().any(|package| file.starts_with(&package.root));

@@ -1,8 +1,8 @@
-//! Which kernel, which modules and whose firmware go into a boot directory.
+//! Decides which kernel, modules and firmware go into a boot directory.
 
 use clap::ValueEnum;
 
-/// What kind of machines a boot directory is for.
+/// The kind of machines that a boot directory is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Flavour {
     /// Debian's cloud kernel: virtual machines.
@@ -11,9 +11,11 @@ pub enum Flavour {
     Generic,
 }
 
-/// Where the drivers of wired NICs and of disks are, with the buses they hang on. A `/` at the end takes a whole directory.
+/// Places of the drivers of wired NICs and of disks, and of the buses they use. A `/` at the end selects a whole
+/// directory.
 ///
-/// Modules which these need come along by themselves. Of the file systems only ext4 is here, which the kernel grows by itself.
+/// Modules that these depend on are added automatically. Of the file systems, only ext4 is included; the kernel grows
+/// it.
 const WANTED: &[&str] = &[
     // Network. Wireless, tunnels and software devices are left out.
     "kernel/drivers/net/ethernet/",
@@ -50,7 +52,7 @@ const WANTED: &[&str] = &[
     "kernel/drivers/virtio/",
 ];
 
-/// What [`WANTED`] would take that no machine needs to be imaged: test devices, tape, disks over the network.
+/// Modules that match [`WANTED`] but that no machine needs for imaging: test devices, tape, disks over the network.
 const UNWANTED: &[&str] = &[
     "kernel/drivers/ata/pata_legacy.ko",
     "kernel/drivers/ata/pata_pcmcia.ko",
@@ -79,7 +81,7 @@ const FIRMWARE_PACKAGES: &[&str] = &[
 ];
 
 impl Flavour {
-    /// As on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cloud => "cloud",
@@ -95,7 +97,7 @@ impl Flavour {
         }
     }
 
-    /// Whether a module, given as in `modules.dep`, is wanted for its own sake.
+    /// Whether a module, given as in `modules.dep`, is wanted itself, not only as a dependency.
     pub fn wants(self, module: &str) -> bool {
         let listed = |list: &[&str]| {
             list.iter().any(|entry| if entry.ends_with('/') { module.starts_with(entry) } else { module == *entry })
@@ -103,7 +105,7 @@ impl Flavour {
         listed(WANTED) && !listed(UNWANTED)
     }
 
-    /// The packages to look for firmware in. Virtual machines need none.
+    /// The packages that are searched for firmware. Virtual machines need none.
     pub fn firmware_packages(self) -> &'static [&'static str] {
         match self {
             Self::Cloud => &[],

@@ -1,4 +1,4 @@
-//! What is in the initramfs: `/init`, modules, their indexes and firmware, and the directories to mount on.
+//! The contents of the initramfs: `/init`, modules, their indexes and firmware, and the directories to mount on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,21 +13,21 @@ use crate::kernel::Kernel;
 use crate::modules::{Index, module_name};
 use crate::{elf, firmware};
 
-/// The largest `/init`, in bytes. It is unpacked into RAM on every machine, and a larger one has a dependency too many.
+/// The largest `/init`, in bytes. It is unpacked into RAM on every machine; a larger one has one dependency too many.
 const INIT_MAX: usize = 6_000_000;
-/// The last member: without it `/init` knows that there was not enough memory to unpack the others.
+/// The last member: if it is missing, `/init` knows that memory was too small to unpack the others.
 const LAST: &str = "unpacked";
-/// Directories `/init` mounts or writes on.
+/// Directories that `/init` mounts on or writes to.
 const DIRECTORIES: [&str; 6] = ["dev", "etc", "proc", "run", "sys", "tmp"];
 
-/// An initramfs and what went into it.
+/// An initramfs and a list of its contents.
 pub struct Initramfs {
     pub archive: Archive,
     /// Paths as in `modules.dep`.
     pub modules: BTreeSet<String>,
-    /// Names as drivers ask for them.
+    /// Firmware names as drivers request them.
     pub firmware: BTreeSet<String>,
-    /// The same, with the modules that list them.
+    /// Names of missing firmware, with the modules that list them.
     pub firmware_missing: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -44,7 +44,7 @@ pub fn read_init(path: &Path) -> Result<Vec<u8>> {
     Ok(init)
 }
 
-/// Puts the initramfs of a flavour together.
+/// Assembles the initramfs of a flavour.
 pub fn collect(flavour: Flavour, init: Vec<u8>, kernel: &Kernel, packages: &[Unpacked]) -> Result<Initramfs> {
     let mut archive = Archive::default();
     for directory in DIRECTORIES {
@@ -70,7 +70,7 @@ pub fn collect(flavour: Flavour, init: Vec<u8>, kernel: &Kernel, packages: &[Unp
     archive.file(&format!("{dir}/modules.dep"), false, cut.dep.into_bytes())?;
     archive.file(&format!("{dir}/modules.alias"), false, cut.alias.into_bytes())?;
     archive.file(&format!("{dir}/modules.softdep"), false, cut.softdep.into_bytes())?;
-    // Whole: a module that is built in counts as loaded, and the list is short.
+    // The list is included completely: a built-in module counts as loaded, and the list is short.
     let builtin = kernel.modules.join("modules.builtin");
     let builtin = fs::read(&builtin).with_context(|| format!("reading {}", builtin.display()))?;
     archive.file(&format!("{dir}/modules.builtin"), false, builtin)?;

@@ -1,4 +1,4 @@
-//! Debian's signed kernel, unchanged, as its package holds it.
+//! Debian's signed kernel, unchanged from its package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,18 @@ use crate::apt::{self, Unpacked};
 /// An unpacked kernel package, with module indexes.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What `uname -r` says when it runs.
+    /// Its release, as shown by `uname -r`.
     pub release: String,
     pub vmlinuz: PathBuf,
     /// `/lib/modules/<release>` of the package.
     pub modules: PathBuf,
 }
 
-/// The last file depmod writes: if it is there, all of them are.
+/// The last file that depmod writes: if it exists, all of them do.
 const LAST_INDEX: &str = "modules.devname";
 
 impl Kernel {
-    /// Looks into an unpacked kernel package, and has depmod write the module indexes if they are not there yet.
+    /// Opens an unpacked kernel package, and lets depmod write the module indexes if they do not exist yet.
     pub fn open(package: &Unpacked) -> Result<Self> {
         let kernel = Self::find(&package.root).with_context(|| format!("looking into the package {}", package.file))?;
         if !kernel.modules.join(LAST_INDEX).exists() {
@@ -48,7 +48,7 @@ impl Kernel {
     }
 }
 
-/// depmod, which is not on the path of ordinary users.
+/// The path of depmod, which is not in the PATH of ordinary users.
 fn depmod() -> &'static str {
     ["/usr/sbin/depmod", "/sbin/depmod"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("depmod")
 }

@@ -1,4 +1,4 @@
-//! `ezio-image`: builds one boot directory, kernel and initramfs and boot loaders, for the server to hand out.
+//! `ezio-image`: builds one boot directory (kernel, initramfs and boot loaders) that the server hands out.
 
 mod apt;
 mod boot_dir;

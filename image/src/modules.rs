@@ -1,4 +1,4 @@
-//! The kernel's modules: which need which, and the index files cut down to a selection.
+//! The kernel's modules: their dependencies, and the index files reduced to a selection.
 //!
 //! Index files are the text that depmod writes: `modules.dep`, `modules.alias`, `modules.softdep`.
 
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What depmod knows of one kernel's modules.
+/// The data of depmod about one kernel's modules.
 #[derive(Debug, Default)]
 pub struct Index {
     /// Path and the paths it needs, in the file's order.
@@ -17,20 +17,20 @@ pub struct Index {
     aliases: Vec<(String, String)>,
     /// Module name and the rest of the line, in the file's order.
     softdeps: Vec<(String, String)>,
-    /// Where each module is, by its name.
+    /// Index of each module in `deps`, by name.
     by_name: HashMap<String, usize>,
-    /// Where each module is, by its path.
+    /// Index of each module in `deps`, by path.
     by_path: HashMap<String, usize>,
 }
 
-/// The cut index files, ready to be written.
+/// The reduced index files, ready to be written.
 pub struct Cut {
     pub dep: String,
     pub alias: String,
     pub softdep: String,
 }
 
-/// The name the kernel uses for the module in a file: no directory, no suffix, `_` for `-`.
+/// The kernel's name for the module in a file: without directory and suffix, and with `_` for `-`.
 pub fn module_name(path: &str) -> String {
     let file = path.rsplit_once('/').map_or(path, |(_, file)| file);
     file.split_once(".ko").map_or(file, |(name, _)| name).replace('-', "_")
@@ -73,7 +73,7 @@ impl Index {
         Ok(index)
     }
 
-    /// The paths of the modules that `wants` accepts and of all that they need, softly or not.
+    /// The paths of the modules that `wants` accepts, and of all their dependencies, including soft ones.
     pub fn select(&self, wants: impl Fn(&str) -> bool) -> Result<BTreeSet<String>> {
         let mut selected = BTreeSet::new();
         let mut todo: Vec<usize> = (0..self.deps.len()).filter(|at| wants(&self.deps[*at].0)).collect();
@@ -91,7 +91,7 @@ impl Index {
         Ok(selected)
     }
 
-    /// The modules that `module` asks for without depending on them; those built into the kernel are not among them.
+    /// The modules that `module` requests without depending on them, except those built into the kernel.
     fn soft_needs(&self, module: &str) -> impl Iterator<Item = usize> {
         let lines = self.softdeps.iter().filter(move |(name, _)| name == module);
         let names = lines.flat_map(|(_, rest)| rest.split_whitespace()).filter(|word| !word.ends_with(':'));
@@ -102,7 +102,7 @@ impl Index {
         })
     }
 
-    /// The index files with only what concerns the modules in `selected`.
+    /// The index files, reduced to the lines about the modules in `selected`.
     pub fn cut(&self, selected: &BTreeSet<String>) -> Cut {
         let names: HashSet<String> = selected.iter().map(|path| module_name(path)).collect();
         let mut cut = Cut { dep: String::new(), alias: String::new(), softdep: String::new() };

@@ -1,4 +1,4 @@
-//! Whether a disk became the image: every extent byte for byte, and nothing else changed.
+//! Checks whether a disk became the image: every extent byte for byte, and nothing else changed.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -12,15 +12,15 @@ use metainfo::Metainfo;
 
 use crate::disk::Disk;
 
-/// Where the partition table ends, and what boots from it.
+/// Length of the part with the partition table and the boot code.
 const HEAD: usize = 1 << 20;
-/// Bytes compared at once.
+/// Bytes compared at a time.
 const STEP: usize = 1 << 20;
 
-/// What the library knows about an image.
+/// The library's data about an image.
 pub struct Image {
     pub meta: Metainfo,
-    /// Where its content lives.
+    /// Where its content lies on the disk.
     pub layout: Layout,
 }
 
@@ -28,7 +28,7 @@ impl Image {
     /// Reads an image's torrent from a library.
     ///
     /// # Errors
-    /// If there is no such image, or it is not one.
+    /// If there is no such image, or its torrent is not that of an image.
     pub fn open(library: &Path, name: &str) -> Result<Image> {
         let path = library.join("images").join(name).join("image.torrent");
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -42,17 +42,18 @@ impl Image {
         self.layout.extents().len()
     }
 
-    /// Compares `target` with the disk the image was captured from, and what is between extents with nothing.
+    /// Compares `target` with the disk that the image was captured from, and checks that nothing was written between
+    /// the extents.
     ///
     /// # Errors
-    /// The first byte that is not what it should be.
+    /// The first wrong byte.
     pub fn compare(&self, golden: &Disk, target: &Disk) -> Result<()> {
         let all = self.layout.extents();
         let (golden_len, target_len) = (golden.len()?, target.len()?);
         if golden_len == target_len || self.layout.table() != TableKind::Gpt {
             return compare_extents(all, golden, target);
         }
-        // On a larger disk the table is another, and the backup at the image's end is not there.
+        // On a larger disk, the table differs, and there is no backup at the image's end.
         let mut head = vec![0; HEAD];
         golden.file()?.read_exact_at(&mut head, 0).context("reading the golden disk")?;
         let sector_size = self.layout.sector_size().context("a GPT counts in sectors")?;
@@ -68,7 +69,7 @@ impl Image {
         let kept =
             |extent: &&Extent| extent.disk.0 >= HEAD as u64 && !stale.is_some_and(|stale| stale.contains(extent.disk));
         let mut extents: Vec<Extent> = all.iter().filter(kept).copied().collect();
-        // What the table's own extents cover has been compared.
+        // The parts in the table's own extents have already been compared.
         let in_head = all.iter().filter(|extent| extent.disk.0 < HEAD as u64);
         extents.extend(in_head.filter_map(|extent| {
             let len = extent.end().0.checked_sub(HEAD as u64).filter(|&len| len > 0)?;

@@ -1,4 +1,4 @@
-//! The demo: a rack powers on and becomes the image.
+//! The demo: the machines of a rack power on and become the image.
 
 use std::time::{Duration, Instant};
 
@@ -17,42 +17,43 @@ use crate::runner::{fresh_folder, only_run, remove_disks};
 use crate::sandbox;
 use crate::server::{Dhcp, Server, ServerConfig};
 
-/// The room: name, firmware, bus, and how many MiB its disk is larger than the source.
+/// The room: name, firmware, bus, and how many MiB the disk is larger than the source.
 const ROOM: [(&str, Firmware, Bus, u64); 3] = [
     ("bios-virtio", Firmware::Bios, Bus::Virtio, 0),
     ("bios-nvme", Firmware::Bios, Bus::Nvme, 46),
     ("uefi-scsi", Firmware::Uefi, Bus::Scsi, 234),
 ];
 
-/// The server may give an image away so many times for a room of any size: the machines are to feed each other.
+/// Most copies of the image that the server may send to a room of any size: the machines have to supply each other.
 const MAX_COPIES: f64 = 2.0;
 
-/// The server's port: about what one emulated machine can take in, as in a room where every port is alike.
+/// The speed of the server's port: about as much as one emulated machine can receive, as in a room where all ports are
+/// equal.
 const SERVER_MEGABITS: u32 = 100;
 
-/// One machine of the room and what became of it.
+/// One machine of the room, and its result.
 pub struct Member {
-    /// As it was ordered.
+    /// Its specification.
     pub spec: MachineSpec,
     pub firmware: Firmware,
     /// How the disk is attached.
     pub bus: Bus,
     pub target: Disk,
-    /// Seconds from power-on until `/init` spoke.
+    /// Seconds from power-on until the first line of `/init`.
     pub boot_seconds: Option<f64>,
     /// Seconds from power-on until the disk was proven.
     pub total_seconds: Option<f64>,
     pub report: Option<Report>,
-    /// Whether the disk is the golden disk's, byte for byte, and nothing else of it was written.
+    /// Whether the disk equals the golden disk, byte for byte, and nothing else on it was written.
     pub verified: Result<()>,
-    /// Whether the clone started from its own disk and found its files unharmed.
+    /// Whether the clone started from its own disk and found its files intact.
     pub booted: Result<()>,
 }
 
-/// Runs the demo in a sandbox and shows what it prints.
+/// Runs the demo in a sandbox and shows its output.
 ///
 /// # Errors
-/// If anything did not hold.
+/// If any check failed.
 pub fn outside() -> Result<()> {
     let paths = Paths::new();
     check_host(&paths)?;
@@ -67,7 +68,7 @@ pub fn outside() -> Result<()> {
 /// The demo itself, inside the sandbox.
 ///
 /// # Errors
-/// If anything did not hold.
+/// If any check failed.
 pub fn inside() -> Result<()> {
     let mut rack = Rack::new()?;
     play(&mut rack).inspect_err(|_| println!("\n{}", Rack::tails(40)))
@@ -128,14 +129,14 @@ fn play(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// Shows how far every machine is until all are off.
+/// Shows the progress of every machine until all are off.
 fn watch(server: &Server, room: &mut [Member], machines: &mut [Machine]) -> Result<()> {
     let mut screen = Screen::new();
     let start = Instant::now();
     loop {
         let mut off = 0;
         for (member, machine) in room.iter_mut().zip(machines.iter_mut()) {
-            // Asked before looking, so that the last words are read before the silence is believed.
+            // Ask before reading the log, so that the last lines are read before the machine counts as silent.
             let is_off = machine.is_off()?;
             let said = machine.log().text();
             let seconds = machine.age().as_secs_f64();
@@ -163,7 +164,7 @@ fn watch(server: &Server, room: &mut [Member], machines: &mut [Machine]) -> Resu
     }
 }
 
-/// Compares the disks, and starts every clone at the same time.
+/// Compares the disks, and starts all clones at the same time.
 fn prove(rack: &mut Rack, golden: &Disk, image: &Image, room: &mut [Member]) {
     let mut clones = Vec::new();
     for member in room.iter() {

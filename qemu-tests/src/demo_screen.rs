@@ -1,4 +1,4 @@
-//! What the demo shows: one line a machine while it runs, and the table at the end.
+//! The output of the demo: one line per machine while it runs, and the table at the end.
 
 use std::io::{IsTerminal, Write, stdout};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use report::Stage;
 
 use crate::demo::Member;
 
-/// Without a terminal a line is said once and stays, so there are fewer.
+/// Interval of lines without a terminal: they are not overwritten there, so there are fewer of them.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Screen {
@@ -17,12 +17,12 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Looks at what standard output is.
+    /// Checks whether standard output is a terminal.
     pub fn new() -> Screen {
         Screen { is_terminal: stdout().is_terminal(), lines_shown: 0, last_plain: None }
     }
 
-    /// Shows the room as it is now; on a terminal over what was shown before.
+    /// Shows the current state of the room; on a terminal, it overwrites the previous one.
     pub fn show(&mut self, room: &[Member], elapsed: Duration, is_last: bool) {
         let mut text = String::new();
         if self.is_terminal {
@@ -38,7 +38,7 @@ impl Screen {
             self.last_plain = Some(Instant::now());
             room.iter().for_each(|member| text += &format!("{:>4} s  {}\n", elapsed.as_secs(), line(member)));
         }
-        // Nobody reads any more; the exit code still says how it went.
+        // The output has no reader any more; the exit code still shows the result.
         let _ = stdout().write_all(text.as_bytes());
     }
 }
@@ -70,7 +70,7 @@ fn line(member: &Member) -> String {
     }
 }
 
-/// The result, one row a machine.
+/// The result, one row per machine.
 pub fn table(room: &[Member], content_len: u64) -> String {
     const STAGES: [Stage; 6] =
         [Stage::Network, Stage::Fetch, Stage::Disk, Stage::Restore, Stage::Verify, Stage::Finish];

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Whence;
 
-/// What an untouched disk is full of: sixteen bytes, so that every sector holds it from its start.
+/// The contents of an untouched disk: sixteen bytes, so that every sector starts with them.
 const PATTERN: &[u8; 16] = b"EZIO-NOT-WRITTEN";
-/// Bytes read or written at once.
+/// Bytes read or written at a time.
 const STEP: usize = 1 << 20;
 
 /// How a disk is attached.
@@ -20,11 +20,11 @@ pub enum Bus {
     Virtio,
     /// `/dev/nvme0n1`.
     Nvme,
-    /// `/dev/sda` behind virtio-scsi.
+    /// `/dev/sda` on virtio-scsi.
     Scsi,
-    /// `/dev/sda` behind AHCI, which the cloud kernel does not know.
+    /// `/dev/sda` on AHCI, which the cloud kernel does not support.
     Ahci,
-    /// `/dev/sda` on a USB port, which the cloud kernel does not know either.
+    /// `/dev/sda` on a USB port, which the cloud kernel does not support either.
     Usb,
 }
 
@@ -52,7 +52,7 @@ impl Disk {
         Disk { path: path.into() }
     }
 
-    /// A disk of zeros that takes no room.
+    /// A disk of zeros that takes no space.
     ///
     /// # Errors
     /// If the file cannot be made.
@@ -62,7 +62,7 @@ impl Disk {
         Ok(Disk { path: path.into() })
     }
 
-    /// A disk full of a pattern, so that every byte that was written shows.
+    /// A disk full of a pattern, so that every written byte shows.
     ///
     /// # Errors
     /// If the file cannot be made, or `len` is not a multiple of one MiB.
@@ -123,7 +123,7 @@ impl Disk {
         self.first_written_in(0..self.len()?)
     }
 
-    /// As [`Disk::first_written`], within a half-open range of it.
+    /// Like [`Disk::first_written`], within a half-open range of it.
     ///
     /// # Errors
     /// If the disk cannot be read.
@@ -164,10 +164,10 @@ impl Disk {
         Ok((range.start..).zip(&bytes).find(|&(_, &byte)| byte != 0).map(|(at, _)| at))
     }
 
-    /// Fails unless nothing was ever written to it.
+    /// Fails unless nothing was ever written to the disk.
     ///
     /// # Errors
-    /// If something was; says where.
+    /// If something was written; the error says where.
     pub fn expect_untouched(&self) -> Result<()> {
         let written = self.first_written()?;
         ensure!(written.is_none(), "{} was written to at byte {}", self.path.display(), written.unwrap_or(0));
@@ -175,9 +175,9 @@ impl Disk {
     }
 }
 
-/// `len` bytes that no compression shortens, from a generator with this seed: fast, and the same every time.
+/// `len` incompressible bytes from a fast generator; the same seed gives the same bytes.
 pub fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
-    // xorshift64*, good enough to be different everywhere.
+    // The generator is xorshift64*, good enough to be different everywhere.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -190,7 +190,7 @@ pub fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Copies a file into a disk at `offset`, leaving out what is zero, as the disk is already.
+/// Copies a file into a disk at `offset`, leaving out zeros, because the disk is zero already.
 ///
 /// # Errors
 /// If either cannot be read or written.

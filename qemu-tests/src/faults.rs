@@ -1,5 +1,5 @@
-//! The table of faults tried: every case notes its own, and a run after which every case has passed compares all of them
-//! with `docs/faults.md`.
+//! The table of tried faults: every case notes its own. After a run in which every case has passed, all notes are
+//! compared with `docs/faults.md`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,13 +7,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-/// Where a case keeps its notes, in its folder.
+/// The file for notes in a case's folder.
 const NOTES: &str = "faults.tsv";
 const HEAD: &str = "# Faults tried\n\nWhat happened in the virtual racks of `make test`, which compares it with this page; \
                     `make docs` writes it. A machine's own words are in quotes; their numbers differ from run to run (…).\n\n\
                     | fault | where | what happened |\n|---|---|---|\n";
 
-/// Keeps a note in a case's folder.
+/// Writes a note into a case's folder.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -25,16 +25,16 @@ pub fn note(folder: &Path, fault: &str, place: &str, happened: &str) -> Result<(
     writeln!(file, "{}", cells.join("\t")).with_context(|| format!("writing {}", path.display()))
 }
 
-/// What a machine said, for a note: in quotes, without the numbers that differ from run to run.
+/// A machine's message, for a note: in quotes, without the numbers that differ from run to run.
 pub fn quoted(words: &str) -> String {
     format!("“{}”", without_numbers(words))
 }
 
-/// Writes the table of what these cases noted, in their order, and compares it with the page that people read. What
-/// machines said may differ: a failing disk may be noticed by a write or by the next flush.
+/// Writes the table of the notes of these cases, in their order, and compares it with the page in the docs. The
+/// machines' messages may differ: a failing disk may be noticed by a write or by the next flush.
 ///
 /// # Errors
-/// If a note cannot be read or the table not be written, or the page says something else.
+/// If a note cannot be read, the table cannot be written, or the page differs.
 pub fn check_table(folders: impl Iterator<Item = std::path::PathBuf>, table: &Path, page: &Path) -> Result<()> {
     let mut text = HEAD.to_owned();
     for folder in folders {
@@ -73,7 +73,7 @@ fn without_quotes(text: &str) -> String {
     out
 }
 
-/// Numbers of more than three digits, and pieces' numbers, are another in every run.
+/// Removes numbers of more than three digits, and piece numbers, because they differ in every run.
 fn without_numbers(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;

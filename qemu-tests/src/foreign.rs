@@ -1,4 +1,5 @@
-//! Foreign servers: dnsmasq as a site's DHCP, or as all that `/init` needs when our server is not the subject.
+//! Servers of a site: dnsmasq as its DHCP server, or as everything that `/init` needs if our server is not being
+//! tested.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ pub struct Dnsmasq {
 }
 
 impl Dnsmasq {
-    /// A site's DHCP server on a host of its own: leases and nothing else, as an appliance gives them.
+    /// A site's DHCP server on a separate host: leases only, as an appliance gives them.
     ///
     /// # Errors
     /// If it does not start.
@@ -26,7 +27,7 @@ impl Dnsmasq {
         start(command, "site-dhcp")
     }
 
-    /// The same, but it still names the boot file of a server that was there before and is gone.
+    /// The same, but it still names the boot file of an earlier server that is gone.
     ///
     /// # Errors
     /// If it does not start.
@@ -57,7 +58,7 @@ impl Dnsmasq {
 }
 
 fn start(mut command: Command, name: &str) -> Result<Dnsmasq> {
-    // In a user namespace there is nobody to become, and no groups to give up.
+    // In a user namespace there is no other user to change to, and there are no groups to drop.
     command.args(["-C", "/dev/null", "--no-daemon", "--user=", "--group=", "--port=0", "--bind-interfaces"]);
     command.args(["--no-ping", "--log-dhcp", "--no-hosts", "--no-resolv", "--pid-file="]);
     command.arg(format!("--dhcp-leasefile={name}.leases"));

@@ -1,8 +1,7 @@
-//! The golden disk: a small system on a GPT disk that starts in BIOS and UEFI (or an MBR disk), checks its own files, and
-//! says so.
+//! The golden disk: a small system on a GPT disk that starts in BIOS and UEFI (or on an MBR disk), checks its own
+//! files, and reports the result.
 //!
-//! Made without root, mounts or loop devices, and kept under `build/golden` for as long as what it is made of stays
-//! the same.
+//! It is made without root, mounts or loop devices, and kept under `build/golden` as long as its inputs stay the same.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,10 +16,10 @@ use crate::machine::KERNEL_ARGS;
 use crate::paths::{Paths, find_program};
 use crate::process::run;
 
-/// What a clone prints when it has started, mounted its root and found its files unharmed.
+/// Printed by a clone that has started, mounted its root and found its files intact.
 pub const MARKER: &str = "EZIO-CLONE-READY golden";
 
-/// Raised when this file makes another disk out of the same inputs.
+/// Increased when this file makes another disk from the same inputs.
 const VERSION: u32 = 6;
 const ROOT_UUID: &str = "e210c10e-0000-4000-8000-00000000601d";
 const SWAP_UUID: &str = "e210c10e-0000-4000-8000-00000000005a";
@@ -28,17 +27,17 @@ const MIB: u64 = 1 << 20;
 /// A FAT32 file system needs 65,525 clusters, 33 MiB; the kernel and its initramfs take 18 more.
 const ESP_MIB: u64 = 64;
 const SWAP_MIB: u64 = 16;
-/// Bytes of files that the clone hashes itself: half a second in software emulation.
+/// Bytes of files that the clone hashes itself: this takes half a second in software emulation.
 const SAMPLE_BYTES: u64 = 24 * MIB;
 
-/// How much there is on it.
+/// How much data is on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Size {
-    /// Some 30 MB in use: for cases that are about something else.
+    /// About 30 MB in use, for cases that test something else.
     Small,
-    /// Some 250 MB in use, of which more than 200 are files of every size.
+    /// About 250 MB in use, of which more than 200 are files of every size.
     Large,
-    /// As small, with an MBR, root and swap in logical partitions, for BIOS alone.
+    /// The same amount as small, with an MBR and with root and swap in logical partitions, for BIOS only.
     Mbr,
 }
 
@@ -66,14 +65,14 @@ impl Size {
     }
 }
 
-/// The disk, from the store if it is there, else newly made.
+/// The disk, from the store if it is there, otherwise newly made.
 ///
 /// # Errors
 /// If a program fails, or the boot directory holds no kernel.
 pub fn disk(paths: &Paths, size: Size) -> Result<Disk> {
     fs::create_dir_all(&paths.golden).with_context(|| format!("creating {}", paths.golden.display()))?;
     let lock = fs::File::create(paths.golden.join("lock")).context("creating the store's lock")?;
-    // Cases run beside each other; held until this function ends.
+    // Cases run in parallel; the lock is held until this function ends.
     lock.lock().context("waiting for another process that makes a golden disk")?;
     let work = paths.golden.join("tmp");
     if work.exists() {
@@ -98,7 +97,8 @@ pub fn disk(paths: &Paths, size: Size) -> Result<Disk> {
     Ok(Disk::open(&path))
 }
 
-/// A GPT disk with one partition of random bytes, which no file system's tool knows: captured whole, started never.
+/// A GPT disk with one partition of random bytes, which no file system tool recognises: it is captured whole and never
+/// started.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -127,7 +127,7 @@ pub fn random_bytes_disk(path: &Path, mib: u64) -> Result<Disk> {
     Ok(disk)
 }
 
-/// The same for a disk with 4096-byte sectors, which sgdisk does not know in a file.
+/// The same for a disk with 4096-byte sectors, which sgdisk does not support in a file.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -191,7 +191,7 @@ fn make(paths: &Paths, size: Size, files: &[HostFile], modules: &[PathBuf], work
     Ok(path)
 }
 
-/// Syslinux's boot code alone: the rest of the first sector is the partition table.
+/// Writes only the boot code of Syslinux: the rest of the first sector is the partition table.
 ///
 /// # Errors
 /// If syslinux is not installed.
@@ -202,7 +202,7 @@ pub fn write_boot_code(disk: &Disk, name: &str) -> Result<()> {
     std::os::unix::fs::FileExt::write_all_at(&disk.file()?, &boot_code, 0).context("writing the boot code")
 }
 
-/// An MBR with a primary FAT, and root and swap as logical partitions, numbered 5 and 6.
+/// Writes an MBR with a primary FAT, and with root and swap as logical partitions 5 and 6.
 fn partition_mbr(disk: &Disk, size: Size, work: &Path) -> Result<()> {
     let sectors = |mib: u64| mib * MIB / 512;
     let (extended, root) = (sectors(1 + ESP_MIB), sectors(2 + ESP_MIB));
@@ -222,7 +222,8 @@ fn partition_mbr(disk: &Disk, size: Size, work: &Path) -> Result<()> {
     run(Command::new("sh").arg("-c").arg("sfdisk -q \"$1\" <\"$0\"").arg(&script).arg(disk.path())).map(drop)
 }
 
-/// Writes a GPT with these partitions: start and length in bytes, type as sgdisk knows it; the first is started by BIOS.
+/// Writes a GPT with these partitions: start and length in bytes, and sgdisk's code for the type. BIOS starts the first
+/// of them.
 ///
 /// # Errors
 /// If sgdisk fails.
@@ -239,7 +240,7 @@ pub fn partition(disk: &Disk, partitions: &[(u64, u64, &str)]) -> Result<()> {
     run(sgdisk.args(["-A", "1:set:2"]).arg(disk.path())).map(drop)
 }
 
-/// Makes a FAT32 in this file that starts a kernel by BIOS and UEFI.
+/// Makes a FAT32 in this file that starts a kernel in BIOS and UEFI.
 ///
 /// # Errors
 /// If a program fails.
@@ -261,14 +262,14 @@ pub fn make_bootable_esp(image: &Path, kernel: &Path, initrd: &Path, append: &st
     run(Command::new("syslinux").arg("--install").arg(image)).map(drop)
 }
 
-/// A file of this host that becomes one of the golden disk's.
+/// A file of this host that is copied to the golden disk.
 #[derive(Debug, Hash)]
 struct HostFile {
     path: PathBuf,
     len: u64,
 }
 
-/// Real files of every size, up to `bytes` in all, in the order of their names.
+/// Real files of every size, up to `bytes` in total, ordered by name.
 fn files_of_this_host(bytes: u64) -> Result<Vec<HostFile>> {
     let mut files = Vec::new();
     let mut left = bytes;
@@ -284,12 +285,12 @@ fn collect(dir: &Path, left: &mut u64, files: &mut Vec<HostFile>) -> Result<()> 
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     paths.sort();
     for path in paths {
-        // A package may come or go meanwhile, and some files are root's alone.
+        // A package may be installed or removed meanwhile, and only root can read some files.
         let Ok(meta) = path.symlink_metadata() else { continue };
         if meta.is_dir() {
             let _ = collect(&path, left, files);
         } else if meta.is_file() && meta.len() <= *left && fs::File::open(&path).is_ok() {
-            // A block is 4096 bytes, however small the file.
+            // A file takes whole blocks of 4096 bytes, however small it is.
             *left -= meta.len().next_multiple_of(4096).min(*left);
             files.push(HostFile { path, len: meta.len() });
         }
@@ -324,7 +325,7 @@ fn fill_root(root: &Path, files: &[HostFile]) -> Result<()> {
     fs::write(root.join("etc/sample.sha256"), sums).context("writing the sample's hashes")
 }
 
-/// The clone's init: everything it says after this it has checked.
+/// The clone's init. It prints only what it has checked.
 const ROOT_INIT: &str = r#"#!/bin/busybox sh
 B=/bin/busybox
 $B mount -t proc proc /proc

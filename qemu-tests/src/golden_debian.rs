@@ -1,7 +1,7 @@
 //! A real Debian: installed by mmdebstrap on a GPT disk with ESP, ext4, swap and btrfs, started by its own systemd.
 //!
-//! Packages come over the network and into a chroot, so it is made as root, outside of the racks' sandboxes, once for as
-//! long as this file stays the same.
+//! Packages come over the network and into a chroot, so root makes it outside the racks' sandboxes. It is made again
+//! only when this file changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use crate::machine::KERNEL_ARGS;
 use crate::paths::Paths;
 use crate::process::run;
 
-/// What the clone says when its systemd has started everything, and it has found its swap and its data unharmed.
+/// Printed by the clone when its systemd has started everything, and its swap and its data are intact.
 pub const MARKER: &str = "EZIO-CLONE-READY debian";
-/// The prompt after it.
+/// The login prompt that follows.
 pub const LOGIN: &str = "golden-debian login:";
 
-/// Raised when this file makes another disk.
+/// Increased when this file makes another disk.
 const VERSION: u32 = 2;
 const ROOT_UUID: &str = "e210c10e-0000-4000-8000-0000000deb12";
 const SWAP_UUID: &str = "e210c10e-0000-4000-8000-0000000005a9";
@@ -37,17 +37,17 @@ fn path(paths: &Paths) -> PathBuf {
     paths.golden.join(format!("debian-{VERSION}.img"))
 }
 
-/// The disk, if [`make`] has made it.
+/// The disk that [`make`] has made.
 ///
 /// # Errors
-/// If it is not there.
+/// If it does not exist.
 pub fn disk(paths: &Paths) -> Result<Disk> {
     let path = path(paths);
     ensure!(path.exists(), "{} is missing: `rack test` makes it, as root", path.display());
     Ok(Disk::open(&path))
 }
 
-/// Installs it, unless it is there.
+/// Installs it, unless it exists.
 ///
 /// # Errors
 /// If this is not root, or a program fails.
@@ -114,7 +114,7 @@ pub fn make(paths: &Paths) -> Result<()> {
     fs::rename(&image, &path).context("keeping the golden disk")
 }
 
-/// A minimal Debian 12 with systemd, a kernel, and a service that checks everything and says so.
+/// A minimal Debian 12 with systemd, a kernel, and a service that checks everything and reports the result.
 fn install(root: &Path) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--mode=root", "--variant=minbase", "--format=directory", "--quiet"]);
@@ -141,7 +141,8 @@ fn install(root: &Path) -> Result<()> {
         .context("enabling the service")
 }
 
-/// Over before the login prompt comes: agetty hangs the line up first, and whoever has it open then can write no more.
+/// The service ends before the login prompt appears: agetty hangs the line up first, and a process that has it open
+/// then can write no more.
 const SERVICE: &str = "[Unit]\nAfter=local-fs.target swap.target\nBefore=serial-getty@ttyS0.service\n\
                        RequiresMountsFor=/srv\n[Service]\nType=oneshot\n\
                        ExecStart=/usr/local/sbin/say-ready\nStandardOutput=file:/dev/ttyS0\n\

@@ -1,4 +1,4 @@
-//! The golden disk's own initramfs: busybox, and the modules without which it would not see its disk.
+//! The golden disk's own initramfs: busybox, and the modules it needs to see its disk.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use crate::paths::find_program;
 use crate::process::run;
 
-/// Drivers of every disk that a virtual rack may have, as far as the kernel has them as modules.
+/// Drivers of every disk that a virtual rack may have, if the kernel has them as modules.
 const WANTED: [&str; 9] =
     ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci", "crc32c_generic", "ext4", "vfat"];
 
-/// Unpacks the modules it needs from the RAM system's initramfs, in the order in which they have to be loaded.
+/// Unpacks the modules it needs from the RAM system's initramfs, in load order.
 ///
 /// # Errors
 /// If the initramfs cannot be unpacked or has no modules.
@@ -58,19 +58,19 @@ pub fn write(modules: &[PathBuf], root_uuid: &str, work: &Path) -> Result<PathBu
     Ok(path)
 }
 
-/// Mode 755.
+/// Sets mode 755.
 ///
 /// # Errors
-/// If the file is not ours.
+/// If the file belongs to another user.
 pub fn make_executable(path: &Path) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| format!("marking {}", path.display()))
 }
 
-/// Modules and what they depend on, each after its own dependencies; one that is not there is built in.
+/// Modules and their dependencies, each after its own dependencies; a module that is not listed is built in.
 fn load_order(modules_dep: &str, wanted: &[&str]) -> Vec<String> {
     let parse = |line: &str| -> Option<(String, Vec<String>)> {
         let (module, needs) = line.split_once(':')?;
-        // depmod lists the one to be loaded first last.
+        // depmod lists the module that is loaded first at the end.
         Some((module.to_string(), needs.split_whitespace().rev().map(String::from).collect()))
     };
     let needs: HashMap<String, Vec<String>> = modules_dep.lines().filter_map(parse).collect();

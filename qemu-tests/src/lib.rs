@@ -1,8 +1,8 @@
-//! Virtual racks: real firmware, real networks, real disks, in QEMU, with nothing on the host touched.
+//! Virtual racks: real firmware, real networks, real disks, in QEMU, without changing anything on the host.
 //!
-//! A case is a separate process in separate namespaces ([`sandbox`]). It makes a [`Network`], starts [`Machine`]s
-//! and perhaps a [`Server`] on it, waits for words on their consoles, and compares [`Disk`]s. However it ends,
-//! its machines, taps and namespaces end with it.
+//! A case is a separate process in separate namespaces ([`sandbox`]). It makes a [`Network`], starts [`Machine`]s and
+//! perhaps a [`Server`] on it, waits for words on their consoles, and compares [`Disk`]s. However the case ends, its
+//! machines, taps and namespaces end with it.
 
 pub mod cases;
 pub mod compare;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::process::POLL;
 
-/// A file that something else writes.
+/// A file that another process writes.
 #[derive(Clone, Debug)]
 pub struct Log {
     path: PathBuf,
@@ -23,13 +23,13 @@ impl Log {
         &self.path
     }
 
-    /// What it holds now, without the control sequences with which firmware paints its screen.
+    /// Its current text, without the control sequences that firmware uses to draw its screen.
     pub fn text(&self) -> String {
         let bytes = std::fs::read(&self.path).unwrap_or_default();
         plain(&String::from_utf8_lossy(&bytes))
     }
 
-    /// How often `needle` stands in it.
+    /// How often `needle` occurs in it.
     pub fn count(&self, needle: &str) -> usize {
         self.text().matches(needle).count()
     }
@@ -42,14 +42,13 @@ impl Log {
         format!("--- {} ---\n{}\n", self.path.display(), last.join("\n"))
     }
 
-    /// Waits until a line is as wished, and gives it.
+    /// Waits for a line that `is_it` accepts, and returns it.
     ///
-    /// `is_it` is given lines with their `\n`: the last one may lack it, and be half of what it is going to be.
-    /// `what` names the wish in errors. `ended` says that nothing more will be written: then what is not there will not
-    /// come.
+    /// `is_it` gets lines with their `\n`. The last line may lack it and be incomplete. `what` describes the line in
+    /// errors. `ended` says that nothing more will be written, so that a missing line will not come.
     ///
     /// # Errors
-    /// If none came within `deadline` or before the end.
+    /// If no such line came within `deadline` or before the end.
     pub fn wait_for(
         &self,
         what: &str,
@@ -59,7 +58,7 @@ impl Log {
     ) -> Result<String> {
         let start = Instant::now();
         loop {
-            // Asked before looking, so that the last words are read before the silence is believed.
+            // Ask before reading the log, so that the last lines are read before it counts as complete.
             let end = ended()?;
             if let Some(line) = self.text().split_inclusive('\n').find(|line| is_it(line)) {
                 return Ok(line.trim().to_string());

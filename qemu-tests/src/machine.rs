@@ -1,4 +1,4 @@
-//! One virtual machine: what it is made of, and what it says on its serial line.
+//! One virtual machine: its parts, and its output on the serial line.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,18 +13,18 @@ use crate::nbd::NbdDisk;
 use crate::network::Network;
 use crate::process::{Process, ending};
 
-/// How long a machine may take for one thing it was asked to do. Firmware, kernel and network run in software
-/// emulation on a machine that is busy with others; a wait that fails has failed for another reason.
+/// How long a machine may take for one task. Firmware, kernel and network run in software emulation on a machine that
+/// is busy with others, so a wait that fails has another reason than slowness.
 pub const DEADLINE: Duration = Duration::from_secs(1800);
 
-/// For every kernel in a rack. Without `no_timer_check` a kernel panics whose first timer tick comes late, because the
-/// host had other things to do.
+/// Arguments for every kernel in a rack. Without `no_timer_check`, a kernel panics if its first timer tick comes late
+/// because the host was busy.
 pub const KERNEL_ARGS: &str = "console=ttyS0 quiet no_timer_check";
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
-/// What starts first in the machine.
+/// The firmware that starts the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firmware {
     /// SeaBIOS, with iPXE in the network card's ROM.
@@ -42,29 +42,29 @@ impl std::fmt::Display for Firmware {
     }
 }
 
-/// What is wrong with a disk.
+/// The fault of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Writes that touch the sector at this byte fail with EIO.
     Write(u64),
     /// Reads that touch the sector at this byte fail with EIO.
     Read(u64),
-    /// From the third on, flushes fail with EIO.
+    /// Flushes fail with EIO from the third on.
     Flush,
-    /// It has less room than it says: writes that touch the sector at this byte fail with ENOSPC.
+    /// It has less space than it claims: writes that touch the sector at this byte fail with ENOSPC.
     Full(u64),
-    /// It takes every write and keeps none; it reads as zeros.
+    /// It accepts every write and stores none; it reads as zeros.
     Hole,
 }
 
-/// How QEMU gets at the bytes of a disk.
+/// How QEMU accesses the bytes of a disk.
 #[derive(Clone)]
 enum Access {
-    /// The file itself, and no flushes: the host's page cache outlives the machine, also one that is killed.
+    /// Directly in the file and without flushes: the host's page cache survives the machine, even a killed one.
     File,
-    /// The same with flushes and a fault.
+    /// The same, with flushes and a fault.
     Faulty(Fault),
-    /// By NBD from this socket.
+    /// Over NBD from this socket.
     Nbd(PathBuf),
 }
 
@@ -101,7 +101,7 @@ pub struct MachineSpec {
 }
 
 impl MachineSpec {
-    /// A machine named `name`, the `number`th of its rack, which gives it its network address.
+    /// A machine named `name`. `number` is its place in the rack and determines its network address.
     pub fn new(name: &str, number: u8) -> MachineSpec {
         MachineSpec {
             name: name.into(),
@@ -157,46 +157,46 @@ impl MachineSpec {
         self
     }
 
-    /// Gives the disk added last another serial number.
+    /// Changes the serial number of the last added disk.
     pub fn serial(self, serial: &str) -> MachineSpec {
         self.last_disk(|disk| disk.serial = serial.into())
     }
 
-    /// Makes the disk added last a bad one.
+    /// Gives the last added disk a fault.
     pub fn faulty(self, fault: Fault) -> MachineSpec {
         self.last_disk(|disk| disk.access = Access::Faulty(fault))
     }
 
-    /// Reaches the disk added last through an [`crate::nbd::NbdDisk`].
+    /// Connects the last added disk through an [`crate::nbd::NbdDisk`].
     pub fn behind(self, nbd: &NbdDisk) -> MachineSpec {
         self.last_disk(|disk| disk.access = Access::Nbd(nbd.socket().to_owned()))
     }
 
-    /// Slows the disk added last, reads and writes together.
+    /// Slows the last added disk, reads and writes together.
     pub fn slow_disk(self, bytes_per_s: u64) -> MachineSpec {
         self.last_disk(|disk| disk.bytes_per_s = Some(bytes_per_s))
     }
 
-    /// Gives the disk added last another sector size in bytes.
+    /// Changes the sector size of the last added disk, in bytes.
     pub fn sector_size(self, bytes: u32) -> MachineSpec {
         self.last_disk(|disk| disk.sector_size = bytes)
     }
 
-    /// Slows writes to the disk added last, so that there is time to do something in the middle.
+    /// Slows writes to the last added disk, so that there is time to act in the middle.
     pub fn slow_writes(self, bytes_per_s: u64) -> MachineSpec {
         self.last_disk(|disk| disk.write_bytes_per_s = Some(bytes_per_s))
     }
 
-    /// Skips the firmware's network boot: QEMU loads kernel and initramfs of a boot directory itself.
+    /// Skips the firmware's network boot: QEMU itself loads kernel and initramfs of a boot directory.
     ///
-    /// `more` goes to the kernel's command line.
+    /// `more` is added to the kernel's command line.
     pub fn direct(mut self, boot_dir: &Path, more: &str) -> MachineSpec {
         let append = format!("{KERNEL_ARGS} BOOTIF=01-{} {more}", self.mac.replace(':', "-"));
         self.direct = Some(DirectBoot { dir: boot_dir.into(), append });
         self
     }
 
-    /// Starts from the disk alone, without a network, and writes nothing to it.
+    /// Starts only from the disk, without a network, and writes nothing to it.
     pub fn from_disk_only(mut self) -> MachineSpec {
         self.snapshot = true;
         self.direct = None;
@@ -207,19 +207,19 @@ impl MachineSpec {
         self
     }
 
-    /// Lets it start again after a reset; otherwise a reset ends it.
+    /// Lets the machine start again after a reset; otherwise a reset ends it.
     pub fn may_reboot(mut self) -> MachineSpec {
         self.may_reboot = true;
         self
     }
 
-    /// Gives it another name: its logs are named by it.
+    /// Changes its name, which its logs have too.
     pub fn named(mut self, name: &str) -> MachineSpec {
         self.name = name.into();
         self
     }
 
-    /// The name it was given.
+    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -232,11 +232,11 @@ impl MachineSpec {
     /// Switches it on.
     ///
     /// # Errors
-    /// If the tap or QEMU cannot be had.
+    /// If the tap cannot be made or QEMU does not start.
     pub fn start(&self, network: &mut Network) -> Result<Machine> {
         let mut command = Command::new("nice");
         command.args(["-n", "5", "qemu-system-x86_64", "-name", &self.name]);
-        // KVM is not used even where it is offered: there are machines on which guests hang with it.
+        // KVM is not used even if it is available: on some machines, guests hang with it.
         command.args(["-accel", "tcg", "-display", "none", "-vga", "none", "-monitor", "none", "-nodefaults"]);
         command.args(["-smp", "1", "-m", &self.memory_mib.to_string()]);
         let log = Log::new(Path::new(&format!("{}.serial.log", self.name)));
@@ -259,7 +259,7 @@ impl MachineSpec {
         Ok(Machine { name: self.name.clone(), mac: self.mac.clone(), process, log, qmp, started: Instant::now() })
     }
 
-    /// A log that does not exist yet, for a machine that is switched on a second time.
+    /// A log that does not exist yet, for a machine that is switched on for the second time.
     fn fresh(&self, first: Log) -> Log {
         let later = (2..).map(|n| Log::new(Path::new(&format!("{}.{n}.serial.log", self.name))));
         std::iter::once(first).chain(later).find(|log| !log.path().exists()).expect("there are enough numbers")
@@ -278,13 +278,13 @@ impl MachineSpec {
                 command.args(["-machine", "pc,graphics=off"]);
             }
             Firmware::Uefi => {
-                // A copy of its own for every start: OVMF keeps boot entries there.
+                // Every start gets a fresh copy, because OVMF keeps boot entries there.
                 let vars = format!("{}.vars.fd", self.name);
                 std::fs::copy(OVMF_VARS, &vars).with_context(|| format!("copying {OVMF_VARS}"))?;
                 command.args(["-machine", "q35,graphics=off"]);
                 command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}"));
                 command.arg("-drive").arg(format!("if=pflash,format=raw,file={vars}"));
-                // There is no DHCPv6 here to be waited for.
+                // There is no DHCPv6 here to wait for.
                 command.args(["-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no"]);
             }
         }
@@ -296,7 +296,7 @@ impl MachineSpec {
         let mut device = format!("{},netdev=n0,id=nic0,mac={}", self.nic, self.mac);
         device += match (&self.direct, self.firmware) {
             (Some(_), _) => ",romfile=",
-            // Without the ROM OVMF's own PXE is used, as on a real board.
+            // Without the ROM, OVMF uses its own PXE, as a real board does.
             (None, Firmware::Uefi) => ",romfile=,bootindex=0",
             (None, Firmware::Bios) => ",bootindex=0",
         };
@@ -313,7 +313,7 @@ impl MachineSpec {
             let facts = format!("drive=d{n},serial={serial},bootindex={}", n + 1);
             let sectors = format!("logical_block_size={sector_size},physical_block_size={sector_size}");
             let devices = match bus {
-                // A full disk is told to the guest, too; by default QEMU would stop it and wait for room.
+                // The guest gets the error of a full disk, too; by default, QEMU would stop it and wait for space.
                 Bus::Virtio => vec![format!("virtio-blk-pci,{facts},{sectors},werror=report")],
                 Bus::Nvme => vec![format!("nvme,{facts},{sectors}")],
                 Bus::Scsi => {
@@ -327,7 +327,8 @@ impl MachineSpec {
             }
         }
         if self.firmware == Firmware::Uefi {
-            // OVMF since 2024 starts no network without a source of randomness. Last, so that no disk changes its place.
+            // Since 2024, OVMF starts no network without a source of randomness. It comes last, so that no disk changes
+            // its place.
             command.args(["-device", "virtio-rng-pci"]);
         }
         Ok(())
@@ -335,7 +336,7 @@ impl MachineSpec {
 }
 
 impl Attached {
-    /// The words for QEMU that make this disk's bytes the node `id`.
+    /// QEMU's arguments that make this disk's bytes the node `id`.
     fn drive(&self, id: &str) -> Result<[String; 2]> {
         let path = self.disk.path().display();
         let mut drive = match &self.access {
@@ -343,7 +344,7 @@ impl Attached {
                 let node = fault.node(id, &self.disk)?;
                 return Ok(["-blockdev".into(), node.to_string()]);
             }
-            // What is discarded becomes a hole in the file.
+            // Discarded ranges become holes in the file.
             Access::File => format!("if=none,id={id},format=raw,cache=unsafe,discard=unmap,file={path}"),
             Access::Nbd(socket) => {
                 let server = format!("file.driver=nbd,file.server.type=unix,file.server.path={}", socket.display());
@@ -359,7 +360,7 @@ impl Attached {
 }
 
 impl Fault {
-    /// QEMU's block node for it. Events come from the layer above `blkdebug`, so there has to be one.
+    /// QEMU's block node for it. Events come from the layer above `blkdebug`, so one is needed.
     fn node(self, id: &str, disk: &Disk) -> Result<Value> {
         let always = |kind: &str, at: u64| json!([{ "event": "none", "iotype": kind, "sector": at / 512, "errno": 5 }]);
         let mut bad = json!({ "driver": "blkdebug", "image": { "driver": "file", "filename": disk.path() } });
@@ -392,7 +393,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The name it was given.
+    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -411,7 +412,7 @@ impl Machine {
         self.started.elapsed()
     }
 
-    /// Whether it has switched itself off, or was.
+    /// Whether it is off, by itself or not.
     ///
     /// # Errors
     /// If the kernel does not say.
@@ -419,10 +420,10 @@ impl Machine {
         Ok(self.process.exited()?.is_some())
     }
 
-    /// Waits for words on the serial line and gives the line they stand in.
+    /// Waits for words on the serial line and returns the line that contains them.
     ///
     /// # Errors
-    /// If they do not come, the machine ends, or `/init` says that it failed.
+    /// If they do not come, the machine ends, or `/init` reports a failure.
     pub fn wait_for(&mut self, words: &str) -> Result<String> {
         let line = self.wait_until(words, |line| line.contains(words) || is_the_end(line))?;
         if !line.contains(words) {
@@ -432,7 +433,7 @@ impl Machine {
         Ok(line)
     }
 
-    /// Waits for words on the serial line, whatever else stands there.
+    /// Waits for words on the serial line, whatever else is printed there.
     ///
     /// # Errors
     /// If they do not come, or the machine ends.
@@ -440,19 +441,19 @@ impl Machine {
         self.wait_until(words, |line| line.contains(words))
     }
 
-    /// Waits until `/init` says that it failed for good, and gives all lines of the reason.
+    /// Waits until `/init` reports that it failed for good, and returns all lines of the reason.
     ///
     /// # Errors
-    /// If it does not, or ends some other way.
+    /// If it does not fail, or ends in another way.
     pub fn wait_for_failure(&mut self) -> Result<String> {
         let line = self.wait_until(FAILED, |line| line.contains("EZIO: verified") || is_the_end(line))?;
         ensure!(line.contains(FAILED), "{}: expected a refusal, it said: {line}", self.log.path().display());
         Ok(self.whole_failure(line))
     }
 
-    /// All lines of a failure of which `line` is the first; another line as it is.
+    /// All lines of the failure that starts with `line`; any other line is returned unchanged.
     fn whole_failure(&mut self, line: String) -> String {
-        // A machine that dies in the middle of it has said what it has said.
+        // A machine that dies in the middle prints nothing more.
         if !line.contains(FAILED) || self.wait_until(STOPPED, |line| line.contains(STOPPED)).is_err() {
             return line;
         }
@@ -460,10 +461,10 @@ impl Machine {
         text.split_inclusive('\n').filter(|line| is_the_end(line)).map(str::trim).collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until it has switched itself off, successfully as QEMU sees it.
+    /// Waits until it has switched itself off, with a success status of QEMU.
     ///
     /// # Errors
-    /// If it has not within the usual deadline.
+    /// If it has not done so within the usual deadline.
     pub fn wait_off(&mut self) -> Result<()> {
         let status = self.process.wait(DEADLINE)?;
         match status.success() {
@@ -476,7 +477,7 @@ impl Machine {
         self.process.kill();
     }
 
-    /// Pulls or plugs the network cable; the guest sees the carrier go.
+    /// Pulls or plugs the network cable; the guest sees the carrier change.
     ///
     /// # Errors
     /// If the machine is gone.
@@ -492,16 +493,16 @@ impl Machine {
     }
 }
 
-/// Whether nothing good can follow this line, which has its `\n`. Trouble that `/init` goes on trying to overcome is not
-/// an end; only the end of the line tells, so half a line is none either.
+/// Whether this line, which has its `\n`, means that success is impossible. A fault that `/init` keeps trying to
+/// overcome does not; only the end of the line shows that, so an incomplete line does not count either.
 pub(crate) fn is_the_end(line: &str) -> bool {
     let is_failure = line.contains(FAILED) && !line.trim_end().ends_with("trying again");
     line.ends_with('\n') && (line.contains("Kernel panic") || is_failure)
 }
 
-/// How `/init` starts each line that says why it gave up.
+/// The start of each line in which `/init` reports why it gave up.
 const FAILED: &str = "EZIO: failed:";
-/// How it ends them.
+/// The start of the line after these.
 const STOPPED: &str = "EZIO: stopped";
 
 #[cfg(test)]

@@ -40,21 +40,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Whoever reads the output may stop reading; then this ends, and with it everything it started.
-    // SAFETY: no handler is installed, only the kernel's default is put back.
+    // If the reader of the output stops reading, this program ends, and everything it started ends with it.
+    // SAFETY: no handler is installed; only the kernel's default is restored.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     match run(Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // The chain on one line; a backtrace would say where in the rack's own code, which nobody asks.
+            // Print the chain on one line; a backtrace would only show a place in the rack's own code, which does not
+            // help.
             println!("{error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Whether everything held.
+/// Runs the command; returns whether everything passed.
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Demo => demo::outside().map(|()| true),

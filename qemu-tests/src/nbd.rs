@@ -1,8 +1,8 @@
-//! A faulty disk behind NBD: it forgets what it was not made to keep when the power goes, or drops writes
-//! and reports them as done.
+//! A faulty disk behind NBD: when the power goes, it loses data that it was not asked to flush; or it drops writes and
+//! reports them as done.
 //!
-//! The protocol is the fixed newstyle handshake and simple replies (`doc/proto.md` of the NBD project), as far as QEMU's
-//! client needs it. One client at a time; the power is cut when it disconnects.
+//! The protocol is the fixed newstyle handshake and simple replies (`doc/proto.md` of the NBD project), as far as
+//! QEMU's client needs it. It serves one client at a time; the power is cut when the client disconnects.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,16 +20,17 @@ use anyhow::{Context, Result};
 use crate::disk::Disk;
 use crate::machine::DEADLINE;
 
-/// What the disk does that it should not, or need not.
+/// The fault of the disk.
 #[derive(Clone, Debug)]
 pub enum Temper {
-    /// Keeps writes in a cache until it is told to flush. When the power goes, it loses some of those, chosen by this seed.
+    /// Keeps writes in a cache until it is asked to flush. When the power goes, it loses some of these writes, chosen
+    /// by this seed.
     Forgetful(u64),
-    /// Takes writes that touch this range of bytes, and does nothing.
+    /// Accepts writes that touch this range of bytes, but does not store them.
     Lying(Range<u64>),
 }
 
-/// A disk on a socket. The socket goes with it; a client that is connected may go on.
+/// A disk on a socket. The socket is removed with it; a connected client may continue.
 pub struct NbdDisk {
     socket: PathBuf,
     lost: Arc<AtomicU64>,
@@ -55,7 +56,7 @@ const CMD_READ: u16 = 0;
 const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
-/// QEMU asks for at most 32 MiB at once.
+/// QEMU requests at most 32 MiB at a time.
 const MOST: u32 = 64 << 20;
 
 impl NbdDisk {
@@ -74,7 +75,7 @@ impl NbdDisk {
         std::thread::spawn(move || {
             let mut backend = Backend { file, len, temper, cached: BTreeMap::new(), lost: counter };
             while let Ok((stream, _)) = listener.accept() {
-                // A client that was killed in the middle of a word is the usual end here.
+                // Usually the client was killed in the middle of a request.
                 let _ = serve(stream, &mut backend);
                 backend.cut_power();
                 let _ = cut.send(());
@@ -83,10 +84,10 @@ impl NbdDisk {
         Ok(NbdDisk { socket, lost, cuts })
     }
 
-    /// Waits until the power has gone once more, and what stays of the cache is in the file.
+    /// Waits until the power has gone once more, and the surviving part of the cache is in the file.
     ///
     /// # Errors
-    /// If it has not within the usual deadline.
+    /// If this does not happen within the usual deadline.
     pub fn wait_for_cut(&self) -> Result<()> {
         self.cuts.recv_timeout(DEADLINE).context("waiting for the machine to let go of its disk")
     }
@@ -95,7 +96,7 @@ impl NbdDisk {
         &self.socket
     }
 
-    /// Bytes of acknowledged writes that are not on it.
+    /// Bytes of acknowledged writes that are not on the disk.
     pub fn bytes_lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -105,7 +106,7 @@ struct Backend {
     file: File,
     len: u64,
     temper: Temper,
-    /// What was written since the last flush, in sectors.
+    /// The data written since the last flush, by sector.
     cached: BTreeMap<u64, [u8; SECTOR]>,
     lost: Arc<AtomicU64>,
 }
@@ -148,7 +149,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Half of what is in the cache had reached the medium, in no order.
+    /// Half of the cache reaches the medium, in random order.
     fn cut_power(&mut self) {
         let Temper::Forgetful(seed) = &mut self.temper else { return };
         for (at, sector) in std::mem::take(&mut self.cached) {
@@ -200,7 +201,7 @@ fn serve(mut stream: UnixStream, backend: &mut Backend) -> io::Result<()> {
     }
 }
 
-/// One option of the handshake; whether it was the last.
+/// Handles one option of the handshake; returns whether it was the last.
 fn agree(stream: &mut UnixStream, len: u64) -> io::Result<bool> {
     if number::<8>(stream)? != OPTION_MAGIC {
         return Err(io::ErrorKind::InvalidData.into());

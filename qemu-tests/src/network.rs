@@ -1,4 +1,4 @@
-//! One LAN: a bridge with the server's address, a tap for every machine, and hosts of other people.
+//! One LAN: a bridge with the server's address, a tap for every machine, and other hosts.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,28 +11,28 @@ use crate::{pcap, ra};
 /// The bridge, and the interface on which the server serves.
 pub const BRIDGE: &str = "br0";
 pub const SERVER_IP: &str = "10.77.0.1";
-/// The server's hardware address; machines' end in their number.
+/// The server's hardware address; the addresses of machines end in their number.
 const SERVER_MAC: &str = "52:54:00:77:ff:01";
 /// The network in CIDR notation.
 const SERVER_CIDR: &str = "10.77.0.1/24";
 
-/// The LAN of one case. It ends with the namespace, so there is nothing to undo.
+/// The LAN of one case. It ends with the namespace, so no cleanup is needed.
 pub struct Network {
     taps: u32,
     hosts: u32,
 }
 
 impl Network {
-    /// Makes the bridge and starts recording what matters on it into `net.pcap`.
+    /// Makes the bridge and starts recording its important packets into `net.pcap`.
     ///
     /// # Errors
-    /// If the kernel refuses any of it, e.g. because this is not a namespace of our own.
+    /// If the kernel refuses any of it, e.g. because this is not a separate namespace.
     pub fn new() -> Result<Network> {
-        // With an address of its own: else it takes its ports' lowest, and machines that know the server by the old one
-        // lose it for up to a minute when another one is switched on.
+        // The bridge needs a fixed address. Otherwise it takes the lowest address of its ports, and machines that know
+        // the server by the old address lose it for up to a minute when another machine is switched on.
         let options = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
         sh(&format!("ip link add {BRIDGE} address {SERVER_MAC} {options}"))?;
-        // Without it the link-local address is useless for the first second.
+        // Otherwise the link-local address is unusable for the first second.
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{BRIDGE}/accept_dad"), "0")?;
         sh(&format!("ip addr add {SERVER_CIDR} dev {BRIDGE}"))?;
         sh(&format!("ip link set {BRIDGE} up"))?;
@@ -41,20 +41,20 @@ impl Network {
         Ok(Network { taps: 0, hosts: 0 })
     }
 
-    /// Limits what the server sends, in megabits a second; what machines send each other stays as fast as they are.
+    /// Limits the server's sending rate, in megabits per second; traffic between machines is not limited.
     ///
-    /// An emulated machine moves a tenth of what a real one does, so beside it a server without a limit has an uplink
-    /// that no real server has.
+    /// An emulated machine is ten times slower than a real one. Compared to it, a server without a limit would have a
+    /// faster uplink than any real server.
     ///
     /// # Errors
     /// If the kernel has no token bucket filter.
     pub fn limit_server(&self, megabits: u32) -> Result<()> {
-        // Packets larger than the bucket would never leave.
+        // Packets larger than the bucket would never be sent.
         sh(&format!("ip link set {BRIDGE} gso_max_size 16384"))?;
         sh(&format!("tc qdisc add dev {BRIDGE} root tbf rate {megabits}mbit burst 64kb limit 1mb")).map(drop)
     }
 
-    /// A new tap on the bridge, by name.
+    /// Makes a new tap on the bridge; returns its name.
     ///
     /// # Errors
     /// If it cannot be made, e.g. because `/dev/net/tun` may not be opened.
@@ -66,8 +66,8 @@ impl Network {
         Ok(name)
     }
 
-    /// Breaks or mends the way of a machine's packets somewhere behind its own cable, so that its card notices nothing; the
-    /// machine is the `number`th that was switched on.
+    /// Breaks or repairs the path of a machine's packets somewhere beyond its own cable, so that its network card
+    /// notices nothing. The machine is the `number`th that was switched on.
     ///
     /// # Errors
     /// If there is no such machine.
@@ -75,7 +75,7 @@ impl Network {
         sh(&format!("ip link set tap{number} {}", if up { "up" } else { "down" })).map(drop)
     }
 
-    /// A host of somebody else on the same LAN, in a namespace of its own: a program in front of which this is put.
+    /// Another host on the same LAN, in a separate namespace. Its command is a prefix for a program.
     ///
     /// # Errors
     /// If the namespace cannot be made.
@@ -92,7 +92,7 @@ impl Network {
     }
 }
 
-/// A host in a namespace of its own.
+/// A host in a separate namespace.
 pub struct Host {
     netns: String,
 }

@@ -1,10 +1,10 @@
-//! Where things are: the workspace's own products, and programs of the host.
+//! The places of the workspace's own products, and of programs of the host.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// The products that a rack is made of. Every one can be moved by an environment variable.
+/// The products that a rack uses. An environment variable can change the place of each.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// The `ezio` binary; `EZIO_BIN`.
@@ -13,16 +13,16 @@ pub struct Paths {
     pub boot: PathBuf,
     /// Boot directory with the generic kernel; `EZIO_BOOT_GENERIC`.
     pub boot_generic: PathBuf,
-    /// Log folders, one a case.
+    /// Log folders, one per case.
     pub racks: PathBuf,
     /// Golden disks, kept from run to run.
     pub golden: PathBuf,
-    /// Where a whole run writes what it found out; `EZIO_DOCS`.
+    /// Where a complete run writes its results; `EZIO_DOCS`.
     pub docs: PathBuf,
 }
 
 impl Paths {
-    /// The usual places, or where the environment says.
+    /// The usual places, or those in the environment.
     pub fn new() -> Paths {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf);
         let from = |key: &str, usual: &str| {
@@ -39,7 +39,8 @@ impl Paths {
         }
     }
 
-    /// The environment that leads [`Paths::new`] to the same places in a process with another current directory.
+    /// The environment variables that make [`Paths::new`] return the same places in a process with another current
+    /// directory.
     pub fn environment(&self) -> [(&'static str, &Path); 6] {
         [
             ("EZIO_BIN", &self.ezio),
@@ -58,18 +59,18 @@ impl Default for Paths {
     }
 }
 
-/// The program's path, also where an ordinary user's PATH does not look.
+/// The program's path; also searches places that are not in an ordinary user's PATH.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let places = path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin"]);
     places.map(|place| Path::new(place).join(name)).find(|program| program.is_file())
 }
 
-/// Programs and files of the host that a rack needs, with the Debian package each is in. One of several places is enough.
+/// Programs and files of the host that a rack needs, with the Debian package of each. Of several places, one is enough.
 const NEEDED: [(&str, &str); 16] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
-    // Debian 12, and 13.
+    // The path in Debian 12, and in Debian 13.
     ("/usr/lib/ipxe/qemu/pxe-virtio.rom|/usr/share/qemu/pxe-virtio.rom", "ipxe-qemu"),
     ("unshare", "util-linux"),
     ("ip", "iproute2"),
@@ -86,10 +87,10 @@ const NEEDED: [(&str, &str); 16] = [
     ("zstd", "zstd"),
 ];
 
-/// Says what is missing before anything is started, all at once.
+/// Reports everything that is missing at once, before anything is started.
 ///
 /// # Errors
-/// If something is.
+/// If something is missing.
 pub fn check_host(paths: &Paths) -> Result<()> {
     let is_there = |what: &str| match what.starts_with('/') {
         true => what.split('|').any(|place| Path::new(place).exists()),

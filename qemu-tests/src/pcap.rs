@@ -1,5 +1,6 @@
-//! Records what matters on an interface into a pcap file: everything but the middle of TCP connections, which is the
-//! image itself. (tcpdump cannot: it insists on changing its groups, which a user namespace forbids.)
+//! Records the important packets of an interface into a pcap file: everything except the middle of TCP connections,
+//! which is the image itself. (tcpdump cannot do this: it insists on changing its groups, which a user namespace
+//! forbids.)
 
 use std::fs::File;
 use std::io::Write;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
-/// Bytes kept of a packet; a DHCP message has fewer, and of bulk TFTP the start is enough.
+/// Bytes kept of a packet: a DHCP message is shorter, and for bulk TFTP the start is enough.
 const SNAP_LEN: u32 = 600;
 /// <https://www.tcpdump.org/linktypes.html>
 const LINKTYPE_ETHERNET: u32 = 1;
@@ -34,7 +35,7 @@ pub fn record(interface: &str, path: &Path) -> Result<()> {
             // SAFETY: the kernel has just written the first `len` bytes.
             let packet: Vec<u8> = buffer[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect();
             if file.write_all(&record_of(&packet)).is_err() {
-                // The disk is full; the case will say so.
+                // The disk is full; the case will report it.
                 return;
             }
         }
@@ -53,7 +54,8 @@ fn link_address(index: i32) -> SockAddr {
         sll_addr: [0; 8],
     };
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: any socket address may be seen in a storage, which is large enough for each of them, packet(7)'s too.
+    // SAFETY: a storage is large enough for every kind of socket address, including packet(7)'s, and may be read as any
+    // of them.
     unsafe {
         *storage.view_as::<libc::sockaddr_ll>() = address;
         SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t)
@@ -71,7 +73,7 @@ fn file_header() -> Vec<u8> {
 fn record_of(packet: &[u8]) -> Vec<u8> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let len = u32::try_from(packet.len()).unwrap_or(SNAP_LEN);
-    // The format's seconds have 32 bits, until 2106.
+    // The format's seconds have 32 bits, which suffice until 2106.
     let fields = [now.as_secs() as u32, now.subsec_micros(), len, len];
     let mut record: Vec<u8> = fields.iter().flat_map(|field| field.to_ne_bytes()).collect();
     record.extend_from_slice(packet);
@@ -82,7 +84,7 @@ const fn op(code: u32, jt: u8, jf: u8, k: u32) -> SockFilter {
     SockFilter::new(code as u16, jt, jf, k)
 }
 
-/// `not tcp or tcp[tcpflags] & (tcp-fin|tcp-syn|tcp-rst) != 0`, in the kernel, so that bulk costs nothing here.
+/// `not tcp or tcp[tcpflags] & (tcp-fin|tcp-syn|tcp-rst) != 0`, in the kernel, so that bulk traffic costs nothing here.
 static FILTER: [SockFilter; 11] = [
     op(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 12),
     op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 7, 0x0800),

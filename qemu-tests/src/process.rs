@@ -1,4 +1,4 @@
-//! Child processes that never outlive the case: each dies with its parent, however that ends.
+//! Child processes that never outlive the case: each dies with its parent, however the parent ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How often a condition is looked at again.
+/// How often a condition is checked.
 pub const POLL: Duration = Duration::from_millis(100);
 
 /// A running program with its output in a log file; killed when dropped.
@@ -24,10 +24,10 @@ pub struct Process {
 impl Process {
     /// Starts `command` with standard output and error in `log`.
     ///
-    /// The kernel kills it when the thread that called this ends, so call it from the case's own thread only.
+    /// The kernel kills it when the calling thread ends, so call it only from the case's own thread.
     ///
     /// # Errors
-    /// If the log cannot be made or the program is not there.
+    /// If the log cannot be made or the program is missing.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
         note(&command)?;
         let out = OpenOptions::new().create(true).append(true).open(log);
@@ -43,12 +43,12 @@ impl Process {
         self.child.id()
     }
 
-    /// Where its output goes.
+    /// The log with its output.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
     /// If the kernel does not say.
@@ -71,10 +71,10 @@ impl Process {
         }
     }
 
-    /// Ends it the polite way, and after `deadline` the other way; says how it went.
+    /// Ends it with SIGTERM, and after `deadline` with SIGKILL; returns its exit status.
     ///
     /// # Errors
-    /// If SIGTERM did not suffice.
+    /// If SIGTERM was not enough.
     pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
         if let Some(status) = self.exited()? {
             return Ok(status);
@@ -83,9 +83,9 @@ impl Process {
         self.wait(deadline).inspect_err(|_| self.kill())
     }
 
-    /// SIGKILL, and waits for it to be gone.
+    /// Sends SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
-        // Both fail only if it has ended already, which is what is wanted.
+        // Both fail only if it has already ended, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -102,10 +102,10 @@ impl Drop for Process {
     }
 }
 
-/// Runs a short command to its end and gives its standard output.
+/// Runs a short command to its end and returns its standard output.
 ///
 /// # Errors
-/// If it is missing or fails; the message carries what it printed.
+/// If it is missing or fails; the message contains its output.
 pub fn run(command: &mut Command) -> Result<String> {
     note(command)?;
     die_with_parent(command);
@@ -128,7 +128,7 @@ pub fn sh(line: &str) -> Result<String> {
     run(Command::new(program).args(words))
 }
 
-/// "exit code 1" or "killed by signal 9".
+/// The exit status as text: "exit code 1" or "killed by signal 9".
 pub fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
@@ -137,7 +137,7 @@ pub fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// Has the kernel kill the child when its parent's thread ends, also by SIGKILL, when no destructor runs.
+/// Makes the kernel kill the child when its parent's thread ends, even by SIGKILL, when no destructor runs.
 pub fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec and makes one system call, prctl, that takes no pointers.
     unsafe {
@@ -145,7 +145,7 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// Keeps every command line, so that a failed case can be played again by hand.
+/// Records every command line, so that a failed case can be repeated by hand.
 fn note(command: &Command) -> Result<()> {
     if std::env::var_os(crate::sandbox::INSIDE).is_none() {
         return Ok(());

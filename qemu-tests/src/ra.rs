@@ -1,7 +1,7 @@
 //! A router advertisement that advertises nothing.
 //!
-//! The iPXE that QEMU carries waits some 13 s for IPv6 to settle before it uses a good IPv4 lease. An answer with no
-//! prefix, lifetime zero and neither flag (RFC 4861, 4.2) ends the wait.
+//! QEMU's iPXE waits about 13 s for IPv6 to settle before it uses a good IPv4 lease. An answer with no prefix, lifetime
+//! zero and neither flag (RFC 4861, 4.2) ends the wait.
 
 use std::mem::MaybeUninit;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -18,13 +18,13 @@ const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 /// Answers router solicitations on `interface` until the process ends.
 ///
 /// # Errors
-/// If the socket cannot be had.
+/// If the socket cannot be opened.
 pub fn answer_solicitations(interface: &str) -> Result<()> {
     let index = nix::net::if_::if_nametoindex(interface).with_context(|| format!("finding {interface}"))?;
     let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).context("opening an ICMPv6 socket")?;
     socket.join_multicast_v6(&ALL_ROUTERS, index).context("joining ff02::2")?;
     socket.set_multicast_if_v6(index).context("choosing the interface")?;
-    // Anything but 255 has to be ignored by the receiver (RFC 4861, 6.1.2).
+    // The receiver has to ignore any other value than 255 (RFC 4861, 6.1.2).
     socket.set_multicast_hops_v6(255).context("setting the hop limit")?;
     let everybody = SockAddr::from(SocketAddrV6::new(ALL_NODES, 0, 0, index));
     std::thread::spawn(move || {
@@ -33,7 +33,7 @@ pub fn answer_solicitations(interface: &str) -> Result<()> {
             // SAFETY: the kernel has just written `len` bytes, of which the first is read only if there is one.
             let kind = (len > 0).then(|| unsafe { buffer[0].assume_init() });
             if kind == Some(SOLICITATION) {
-                // One that is lost is asked for again.
+                // If an answer is lost, the machine asks again.
                 let _ = socket.send_to(&ADVERTISEMENT, &everybody);
             }
         }

@@ -1,4 +1,4 @@
-//! What every case starts with: a network, the products, and the case's folder.
+//! The starting point of every case: a network, the products, and the case's folder.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::server::{Server, ServerConfig};
 
 /// A case's surroundings. The current directory is its folder: logs have relative names.
 pub struct Rack {
-    /// Where the products are.
+    /// The places of the products.
     pub paths: Paths,
     pub network: Network,
     folder: PathBuf,
@@ -45,7 +45,7 @@ impl Rack {
         Disk::patterned(&self.disk_path(name), mib << 20)
     }
 
-    /// Where a disk of this name belongs.
+    /// The path for a disk of this name.
     pub fn disk_path(&self, name: &str) -> PathBuf {
         self.folder.join("disks").join(format!("{name}.img"))
     }
@@ -53,12 +53,12 @@ impl Rack {
     /// The golden disk.
     ///
     /// # Errors
-    /// If it has to be made and cannot.
+    /// If it has to be made and this fails.
     pub fn golden(&self, size: golden::Size) -> Result<Disk> {
         golden::disk(&self.paths, size)
     }
 
-    /// Starts `ezio serve` and waits until it serves.
+    /// Starts `ezio serve` and waits until it answers.
     ///
     /// # Errors
     /// If it does not.
@@ -74,7 +74,7 @@ impl Rack {
         spec.start(&mut self.network)
     }
 
-    /// Starts a machine from the disk that `spec` was cloned to, alone, and waits until the clone has checked itself.
+    /// Starts a machine from only the disk that `spec` was cloned to, and waits until the clone has checked itself.
     ///
     /// # Errors
     /// If it does not come up.
@@ -84,15 +84,15 @@ impl Rack {
         machine.wait_off()
     }
 
-    /// Notes a fault that was tried, where it was injected, and what happened, for the table in the docs.
+    /// Notes a tried fault, where it was injected, and what happened, for the table in the docs.
     ///
     /// # Errors
-    /// If the note cannot be kept.
+    /// If the note cannot be written.
     pub fn fault(&self, fault: &str, place: &str, happened: &str) -> Result<()> {
         crate::faults::note(&self.folder, fault, place, happened)
     }
 
-    /// The last lines of everything in the folder that says something, for a person to read after a failure.
+    /// The last lines of every log in the folder, for a person to read after a failure.
     pub fn tails(lines: usize) -> String {
         let Ok(entries) = std::fs::read_dir(".") else { return String::new() };
         let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();

@@ -15,11 +15,11 @@ use crate::process::{POLL, Process};
 use crate::rack::Rack;
 use crate::sandbox;
 
-/// A case that takes longer hangs: several times what a single wait may take, which says better what was waited for. The
-/// longest case needs ten minutes on two busy cores.
+/// A case that takes longer than this hangs. It is several times the limit of a single wait, whose error shows better
+/// what was missing. The longest case needs ten minutes on two busy cores.
 const CASE_DEADLINE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// Stands in the folder of a case that has passed, until it is run again.
+/// A file in the folder of a case that has passed, until the case is run again.
 const PASSED: &str = "passed";
 
 struct Running {
@@ -29,10 +29,11 @@ struct Running {
     started: Instant,
 }
 
-/// Runs every case whose name has `filter` in it, `jobs` at a time. Whether all passed; the last line says so too.
+/// Runs every case whose name contains `filter`, `jobs` at a time. Returns whether all passed; the last line says so
+/// too.
 ///
 /// # Errors
-/// If none has that name, or the host lacks something.
+/// If no case has such a name, or the host lacks something.
 pub fn test(filter: &str, jobs: usize) -> Result<bool> {
     let paths = Paths::new();
     check_host(&paths)?;
@@ -40,7 +41,7 @@ pub fn test(filter: &str, jobs: usize) -> Result<bool> {
     ensure!(!waiting.is_empty(), "no case has {filter:?} in its name; `rack list` shows them");
     let _lock = only_run(&paths, "test")?;
     if waiting.iter().any(|case| case.name == "debian_installation") {
-        // Packages come over the network, which no case has.
+        // Its packages come over the network, which no case has.
         golden_debian::make(&paths).context("installing a Debian")?;
     }
     waiting.reverse();
@@ -83,7 +84,7 @@ pub fn test(filter: &str, jobs: usize) -> Result<bool> {
 /// Runs one case in this process, which [`test`] started in a sandbox.
 ///
 /// # Errors
-/// What the case says, after the last lines of every log.
+/// The error of the case, after the last lines of every log.
 pub fn inside(name: &str) -> Result<()> {
     let case = CASES.iter().find(|case| case.name == name).with_context(|| format!("no case is named {name}"))?;
     let mut rack = Rack::new()?;
@@ -94,7 +95,7 @@ pub fn inside(name: &str) -> Result<()> {
     result
 }
 
-/// Keeps a second run out of the folders of this one, for as long as the file is open.
+/// Keeps a second run out of the folders of this one, as long as the file is open.
 ///
 /// # Errors
 /// If there is another run.
@@ -112,7 +113,7 @@ pub fn only_run(paths: &Paths, what: &str) -> Result<fs::File> {
     }
 }
 
-/// An empty folder for logs, whatever was there before.
+/// An empty folder for logs; earlier contents are deleted.
 ///
 /// # Errors
 /// If it cannot be emptied.
@@ -125,7 +126,7 @@ pub fn fresh_folder(paths: &Paths, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The disks are the bulk of a folder and say little once everything went well.
+/// Removes the disks: they take most of a folder's space and are of little use after success.
 pub fn remove_disks(folder: &Path) {
     for bulk in ["disks", "library"] {
         let _ = fs::remove_dir_all(folder.join(bulk));
@@ -139,7 +140,7 @@ fn start(paths: &Paths, case: &'static Case) -> Result<Running> {
     Ok(Running { case, folder, process, started: Instant::now() })
 }
 
-/// Whether it passed, once it has ended, and says so.
+/// Once the case has ended, prints and returns whether it passed.
 fn ended(one: &mut Running) -> Result<Option<bool>> {
     let seconds = one.started.elapsed().as_secs();
     let name = one.case.name;

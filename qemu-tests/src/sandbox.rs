@@ -22,7 +22,7 @@ pub fn command(args: &[&str], folder: &Path, paths: &Paths) -> Result<Command> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new("unshare");
     command.args(["-Urn", "--mount", "--map-root-user", "--"]).arg(own).args(args);
-    // Where an ordinary user's PATH does not look, and root's does.
+    // The usual directories of root, which an ordinary user's PATH lacks.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     command.envs(paths.environment()).env("PATH", path).current_dir(folder).env(INSIDE, std::process::id().to_string());
     die_with_parent(&mut command);
@@ -35,7 +35,7 @@ pub fn command(args: &[&str], folder: &Path, paths: &Paths) -> Result<Command> {
 /// If the process is not in a sandbox, or the parent has ended already.
 pub fn enter() -> Result<()> {
     let parent = std::env::var(INSIDE).context("not in a sandbox: this command is started by `rack test`")?;
-    // `unshare` changed credentials, which made the kernel forget the wish expressed before.
+    // `unshare` changed credentials, which made the kernel forget the earlier request.
     set_pdeathsig(Signal::SIGKILL).context("asking to be killed with the parent")?;
     if parent != parent_id().to_string() {
         bail!("the process that started this case has ended");

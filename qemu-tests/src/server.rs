@@ -1,4 +1,4 @@
-//! `ezio serve` on the rack's LAN, and the other subcommands beside it.
+//! `ezio serve` on the rack's LAN, and the other subcommands.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,21 +19,21 @@ use crate::network::{BRIDGE, SERVER_IP};
 use crate::paths::Paths;
 use crate::process::{POLL, Process, ending, run};
 
-/// Where its HTTP is.
+/// The port of its HTTP service.
 pub const HTTP_PORT: u16 = 8080;
 
-/// Who gives out addresses.
+/// The server that gives out addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dhcp {
     /// Our server, with leases.
     Server,
-    /// Somebody else; ours only adds where to boot from.
+    /// Another server; ours only adds where to boot from.
     Proxy,
-    /// Somebody else alone.
+    /// Only another server.
     Off,
 }
 
-/// How a server is to be started.
+/// How to start a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// Its role in DHCP.
@@ -45,12 +45,12 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// Everything on, in this DHCP mode.
+    /// Everything enabled, in this DHCP mode.
     pub fn new(dhcp: Dhcp) -> ServerConfig {
         ServerConfig { dhcp, tftp: true, boot: None }
     }
 
-    /// HTTP alone, for cases in which others answer DHCP and TFTP.
+    /// HTTP only, for cases in which other servers answer DHCP and TFTP.
     pub fn reports_only() -> ServerConfig {
         ServerConfig { dhcp: Dhcp::Off, tftp: false, boot: None }
     }
@@ -71,7 +71,7 @@ impl ServerConfig {
     }
 }
 
-/// A running server with a library of its own.
+/// A running server with its own library.
 pub struct Server {
     ezio: PathBuf,
     library: PathBuf,
@@ -120,7 +120,7 @@ impl Server {
         Image::open(&self.library, name)
     }
 
-    /// Arms an image with more words for `ezio arm`.
+    /// Arms an image; `more` is passed to `ezio arm`.
     ///
     /// # Errors
     /// If it is refused.
@@ -131,12 +131,12 @@ impl Server {
     /// Runs a subcommand on the same library.
     ///
     /// # Errors
-    /// If it fails; carries what it said.
+    /// If it fails; the error contains its output.
     pub fn ezio(&self, words: &[&str]) -> Result<String> {
         run(Command::new(&self.ezio).args(words).arg("--library").arg(&self.library))
     }
 
-    /// What `ezio status` prints, once the server answers it in time.
+    /// The output of `ezio status`, once the server answers it in time.
     ///
     /// # Errors
     /// If it fails.
@@ -144,7 +144,8 @@ impl Server {
         let start = Instant::now();
         loop {
             match self.ezio(&["status"]) {
-                // It waits a few seconds, which suits a person and not a host that stands still now and then.
+                // It waits only a few seconds, which is right for a person but too short for a host that stalls now and
+                // then.
                 Err(error) if error.to_string().contains("timeout") && start.elapsed() < DEADLINE => {
                     std::thread::sleep(POLL);
                 }
@@ -153,7 +154,7 @@ impl Server {
         }
     }
 
-    /// What the server knows about its room.
+    /// The server's knowledge about its room.
     ///
     /// # Errors
     /// If it does not answer.
@@ -171,7 +172,7 @@ impl Server {
         Ok(images.iter().filter_map(|image| image["uploaded"].as_u64()).sum())
     }
 
-    /// A machine's last report, if it has made one.
+    /// A machine's last report, if there is one.
     ///
     /// # Errors
     /// If the server does not answer.
@@ -182,7 +183,7 @@ impl Server {
     /// Waits until a machine's last report is as wished.
     ///
     /// # Errors
-    /// If none is, within the usual deadline.
+    /// If no such report comes within the usual deadline.
     pub fn wait_for_report(&self, machine: &Machine, what: &str, wish: impl Fn(&Report) -> bool) -> Result<Report> {
         let start = Instant::now();
         loop {
@@ -197,7 +198,7 @@ impl Server {
         }
     }
 
-    /// SIGKILL, as a power cut would.
+    /// Sends SIGKILL; to the server, this is like a power cut.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -211,10 +212,10 @@ impl Server {
         self.wait_until_up()
     }
 
-    /// SIGTERM, and expects a clean end.
+    /// Sends SIGTERM, and expects a clean end.
     ///
     /// # Errors
-    /// If it does not end, or not with success.
+    /// If it does not end, or fails.
     pub fn stop(&mut self) -> Result<()> {
         let status = self.process.stop(Duration::from_secs(60))?;
         ensure!(status.success(), "the server ended with {} after SIGTERM", ending(status));
@@ -244,19 +245,19 @@ fn spawn(ezio: &Path, config: &Path) -> Result<Process> {
     Process::start("server", command, Path::new("server.log"))
 }
 
-/// The last report of every machine that status.json names.
+/// The last report of every machine in status.json.
 pub fn reports(status: &Value) -> Vec<Report> {
     let machines = status["machines"].as_array().into_iter().flatten();
     machines.filter_map(|machine| serde_json::from_value(machine["report"].clone()).ok()).collect()
 }
 
-/// GET over a connection of its own, which the server closes.
+/// GET over a separate connection, which the server closes.
 fn http_get(path: &str) -> Result<String> {
     let address = std::net::SocketAddr::new(SERVER_IP.parse()?, HTTP_PORT);
     let mut stream =
         TcpStream::connect_timeout(&address, Duration::from_secs(30)).context("connecting to the server")?;
     stream.set_read_timeout(Some(Duration::from_secs(60))).context("limiting the wait for an answer")?;
-    // Version 1.0, so that the body comes in one piece and ends with the connection.
+    // With version 1.0, the body comes in one piece and ends with the connection.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {SERVER_IP}\r\n\r\n").context("asking the server")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("reading the server's answer")?;

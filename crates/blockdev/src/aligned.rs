@@ -20,12 +20,12 @@ impl AlignedBuf {
         AlignedBuf { bytes, start, len }
     }
 
-    /// All of them, to be filled.
+    /// All bytes, for filling.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len]
     }
 
-    /// All of them.
+    /// All bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..self.start + self.len]
     }

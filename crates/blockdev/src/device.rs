@@ -10,11 +10,11 @@ use layout::DiskOffset;
 use crate::aligned::{ALIGN, AlignedBuf};
 use crate::ffi;
 
-/// How much one direct read takes at most, in bytes: large enough for full speed on a rotating disk, small enough that a
-/// reader per core fits 512 MB.
+/// Most bytes that one direct read takes: large enough for full speed on a rotating disk, small enough that one reader
+/// per core fits into 512 MB.
 const READ_LEN: usize = 1 << 20;
 
-/// What is written where zeros are wanted, and compared with where they are expected.
+/// The zeros that are written, or compared with what was read.
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// Whether all of these bytes are zero.
@@ -22,7 +22,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
-/// What went wrong with a disk; the cause is the source.
+/// What went wrong with a disk; the cause is the error's source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -34,7 +34,7 @@ pub enum DeviceError {
         /// EBUSY.
         source: io::Error,
     },
-    /// It could not be opened or asked for its size.
+    /// It could not be opened, or its size could not be read.
     #[error("opening {path}")]
     Open {
         /// The device.
@@ -69,7 +69,7 @@ impl Device {
     /// Opens a block device for reading and writing, exclusively (`O_EXCL`), or an existing regular file.
     ///
     /// # Errors
-    /// [`DeviceError::InUse`] if somebody has the device mounted or open exclusively.
+    /// [`DeviceError::InUse`] if the device is mounted, or another program has it open exclusively.
     pub fn open_exclusive(path: &Path) -> Result<Device, DeviceError> {
         let is_block = is_block(path)?;
         let flags = libc::O_CLOEXEC | if is_block { libc::O_EXCL } else { 0 };
@@ -136,7 +136,7 @@ impl Device {
     /// Writes all of `data` at a byte offset.
     ///
     /// # Errors
-    /// The kernel's, with offset and length in its text; also if the write would leave the device.
+    /// The kernel's, with offset and length in its text; also if the write would go past the device's end.
     pub fn write_all_at(&self, data: &[u8], at: DiskOffset) -> io::Result<()> {
         self.check_bounds(at, data.len())?;
         self.file.write_all_at(data, at.0).map_err(|cause| self.explain("writing", at, data.len(), &cause))
@@ -145,27 +145,27 @@ impl Device {
     /// Fills `buf` from a byte offset, through the page cache.
     ///
     /// # Errors
-    /// The kernel's, with offset and length in its text; also if the read would leave the device.
+    /// The kernel's, with offset and length in its text; also if the read would go past the device's end.
     pub fn read_exact_at(&self, buf: &mut [u8], at: DiskOffset) -> io::Result<()> {
         self.check_bounds(at, buf.len())?;
         self.file.read_exact_at(buf, at.0).map_err(|cause| self.explain("reading", at, buf.len(), &cause))
     }
 
-    /// Writes back everything cached and makes the device empty its own write cache (`fdatasync` sends the flush).
+    /// Writes back everything cached and makes the device empty its write cache (`fdatasync` sends the flush).
     ///
     /// # Errors
-    /// The kernel's: a write that failed after it was accepted is told here, once.
+    /// The kernel's. It reports a write that failed after it was accepted here, and only once.
     pub fn flush(&self) -> io::Result<()> {
         self.file
             .sync_data()
             .map_err(|cause| io::Error::new(cause.kind(), format!("flushing {} failed: {cause}", self.path.display())))
     }
 
-    /// Tells a block device that it need not keep these bytes, so that a flash disk can use the space. False if it is a
-    /// regular file, or a device that cannot. What the range reads as afterwards is undefined.
+    /// Tells a block device that it need not keep these bytes, so that a flash disk can use the space. Returns false
+    /// for a regular file and for a device that cannot discard. Reads of the range are undefined afterwards.
     ///
     /// # Errors
-    /// The kernel's; also if the range leaves the device.
+    /// The kernel's; also if the range goes past the device's end.
     pub fn discard(&self, at: DiskOffset, len: u64) -> io::Result<bool> {
         self.check_bounds(at, usize::try_from(len).unwrap_or(usize::MAX))?;
         match self.kind {
@@ -181,14 +181,15 @@ impl Device {
         }
     }
 
-    /// Makes a range read as zeros: a block device is told to (`BLKZEROOUT`, which some do without moving the bytes), a
-    /// regular file is written to.
+    /// Makes a range read as zeros: by `BLKZEROOUT` on a block device (some do it without moving the bytes), by writing
+    /// to a regular file.
     ///
     /// # Errors
-    /// The kernel's, with offset and length in its text; also if the range leaves the device.
+    /// The kernel's, with offset and length in its text; also if the range goes past the device's end.
     pub fn zero_out(&self, at: DiskOffset, len: u64) -> io::Result<()> {
         self.check_bounds(at, usize::try_from(len).unwrap_or(usize::MAX))?;
-        // A device that cannot, or fails half-way, is written to like a file, and a write that fails says where.
+        // If the device cannot, or fails half-way, the zeros are written as to a file. A write that fails reports
+        // where.
         if matches!(self.kind, Kind::Block { .. }) && ffi::zero_out(&self.file, at.0, len).is_ok() {
             return Ok(());
         }
@@ -202,15 +203,15 @@ impl Device {
         Ok(())
     }
 
-    /// Makes the kernel read the partition table again, so that the new partitions appear. Nothing for a regular file, a
-    /// partition, or a loop device without partitions.
+    /// Makes the kernel read the partition table again, so that the new partitions appear. Does nothing for a regular
+    /// file, a partition, or a loop device without partitions.
     ///
     /// # Errors
     /// The kernel's; EBUSY if a partition of the disk is in use.
     pub fn reread_partition_table(&self) -> io::Result<()> {
         match self.kind {
             Kind::Block { .. } => match ffi::reread_partition_table(&self.file) {
-                // How the kernel says that this kind of device has no partitions.
+                // This is the kernel's answer for a device that cannot have partitions.
                 Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => Ok(()),
                 result => result,
             },
@@ -218,7 +219,7 @@ impl Device {
         }
     }
 
-    /// A reader of what is on the medium, not in the page cache. Call [`Device::flush`] first.
+    /// A reader of the medium that bypasses the page cache. Call [`Device::flush`] first.
     ///
     /// # Errors
     /// If the device cannot be opened a second time.
@@ -226,7 +227,7 @@ impl Device {
         let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT | libc::O_CLOEXEC).open(&self.path);
         let (file, is_direct) = match direct {
             Ok(file) => (file, true),
-            // Some file systems (tmpfs) know no O_DIRECT: there, dropping the cache is the best there is.
+            // Some file systems (tmpfs) do not support O_DIRECT. Dropping the cache is the best that can be done there.
             Err(_) => (File::open(&self.path)?, false),
         };
         if !is_direct && matches!(self.kind, Kind::Block { .. }) {
@@ -252,7 +253,7 @@ impl Device {
     }
 }
 
-/// Reads a device past the page cache; made by [`Device::uncached`], one for each thread.
+/// Reads a device past the page cache; made by [`Device::uncached`], each thread needs one.
 pub struct Uncached {
     file: File,
     is_direct: bool,
@@ -265,7 +266,7 @@ impl Uncached {
     /// Hands the `len` bytes at `at` to `each`, in order, in slices of any length.
     ///
     /// # Errors
-    /// The kernel's, with offset and length in its text; also if the range leaves the device.
+    /// The kernel's, with offset and length in its text; also if the range goes past the device's end.
     pub fn read(&mut self, at: DiskOffset, len: u64, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let end = at.0.checked_add(len).filter(|&end| end <= self.len);
         let end = end.ok_or_else(|| io::Error::other(format!("{len} bytes at {at} leave {}", self.path.display())))?;
@@ -308,7 +309,7 @@ impl Uncached {
     fn forget(&self, at: u64, len: usize) {
         use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
         let (at, len) = (i64::try_from(at).unwrap_or(0), i64::try_from(len).unwrap_or(0));
-        // Advice only: where it is not taken the read is right all the same.
+        // This is only advice; the read is correct even if the kernel ignores it.
         let _ = posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 }

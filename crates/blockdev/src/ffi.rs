@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 mod raw {
     // Request numbers and types from include/uapi/linux/fs.h. BLKGETSIZE64 is declared there with size_t, whose size is
-    // part of the number, though it writes a u64.
+    // part of the request number, although it writes a u64.
     nix::ioctl_read!(blkgetsize64, 0x12, 114, usize);
     nix::ioctl_read_bad!(blksszget, 0x1268, libc::c_int);
     nix::ioctl_none_bad!(blkrrpart, 0x125f);
@@ -41,7 +41,7 @@ pub(crate) fn reread_partition_table(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes out and drops what the kernel has cached of the device.
+/// Writes out what the kernel has cached of the device, and drops it.
 pub(crate) fn drop_cache(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is owned by `file` and open; the request takes no argument.
     unsafe { raw::blkflsbuf(file.as_raw_fd())? };
@@ -56,8 +56,8 @@ pub(crate) fn discard(file: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the device's `len` bytes at `start`, both in bytes and whole sectors, read as zeros: by a command of its own where
-/// it has one, else the kernel writes them. What the page cache has of them is dropped.
+/// Makes the device's `len` bytes at `start`, both in bytes and whole sectors, read as zeros. The device does it by
+/// command if it has one; otherwise the kernel writes the zeros. The page cache drops its copy.
 pub(crate) fn zero_out(file: &File, start: u64, len: u64) -> io::Result<()> {
     let range = [start, len];
     // SAFETY: the descriptor is owned by `file` and open; the kernel reads two u64 from `range`, which outlives the call.
@@ -65,7 +65,7 @@ pub(crate) fn zero_out(file: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Grows the mounted ext4 whose root directory this is to so many blocks.
+/// Grows the mounted ext4 with this root directory to the given number of blocks.
 pub(crate) fn ext4_resize(dir: &File, blocks: u64) -> io::Result<()> {
     // SAFETY: the descriptor is owned by `dir` and open; the kernel reads one u64 from `blocks`, which outlives the call.
     unsafe { raw::ext4_resize_fs(dir.as_raw_fd(), &blocks)? };

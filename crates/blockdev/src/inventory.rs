@@ -1,4 +1,4 @@
-//! Which disks this machine has, as sysfs shows them, and what is on them.
+//! The disks of this machine, as sysfs shows them, and what is on them.
 
 mod names;
 mod sysfs;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use sysfs::{Place, bare_wwn, first_of, read};
 pub use usage::mark_mounted;
 
-/// One whole disk. Text fields are empty where the kernel does not know.
+/// One whole disk. A text field is empty if the kernel does not know the value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     /// Kernel name (`sda`, `nvme0n1`); changes between boots, so it is never stored.
@@ -25,7 +25,7 @@ pub struct Disk {
     pub len: u64,
     /// Logical sector size in bytes.
     pub sector_size: u32,
-    /// What it is attached to; `None` if that is none of those that a rule can name.
+    /// The bus it is attached to; `None` if a rule has no name for it.
     pub bus: Option<Bus>,
     /// Model name.
     pub model: String,
@@ -37,15 +37,15 @@ pub struct Disk {
     pub is_removable: bool,
     /// The kernel will not write to it.
     pub is_read_only: bool,
-    /// Platters, not flash.
+    /// It has platters, not flash.
     pub is_rotational: bool,
-    /// What uses it or one of its partitions (device mapper, RAID, a mount), in words: `dm-0 holds sda1`.
+    /// What uses it or one of its partitions (device mapper, RAID, a mount), as text: `dm-0 holds sda1`.
     pub uses: Vec<String>,
-    /// Names below `/dev/disk/by-id`, as udev would give them.
+    /// Names below `/dev/disk/by-id`, as udev would make them.
     pub by_id: Vec<String>,
-    /// Names below `/dev/disk/by-path`, as udev would give them: the usual one first.
+    /// Names below `/dev/disk/by-path`, as udev would make them, the usual one first.
     pub by_path: Vec<String>,
-    /// What is on it, in words; empty until [`look_at`] has looked.
+    /// Its contents, described as text; empty until [`look_at`] has read them.
     pub contents: String,
 }
 
@@ -55,7 +55,7 @@ impl Disk {
         format!("{} ({})", self.path.display(), self.facts())
     }
 
-    /// The same, with sector size and what is on it.
+    /// The same, with sector size and contents.
     pub fn describe_fully(&self) -> String {
         let contents = if self.contents.is_empty() { String::new() } else { format!("; {}", self.contents) };
         format!("{} ({}, {}-byte sectors{contents})", self.path.display(), self.facts(), self.sector_size)
@@ -72,8 +72,8 @@ impl Disk {
         line
     }
 
-    /// Whether this is, for all that can be told, the same disk as `other`, reached another way: the same WWN, or where
-    /// one has none, the same serial number, model and size.
+    /// Whether this appears to be the same disk as `other`, reached another way: the WWNs are equal or, if a disk has
+    /// none, serial number, model and size are.
     pub fn is_twin_of(&self, other: &Disk) -> bool {
         if self.name == other.name {
             return false;
@@ -85,13 +85,14 @@ impl Disk {
     }
 }
 
-/// Whether two world-wide names are the same however they are written: `0x5000…`, `naa.5000…`, `EUI.0025…`.
+/// Whether two world-wide names are the same, regardless of their notation: `0x5000…`, `naa.5000…`, `EUI.0025…`.
 pub fn is_same_wwn(a: &str, b: &str) -> bool {
     bare_wwn(a) == bare_wwn(b)
 }
 
 /// The whole disks below `sysfs` (normally `/sys`), by name. Memory disks, loops, optical drives and mapped devices are
-/// not disks of the machine and are left out, as is anything of zero size (an empty card reader). Only sysfs is read.
+/// left out, because they are not disks of the machine. Anything of zero size (an empty card reader) is left out too.
+/// Only sysfs is read.
 pub fn disks(sysfs: &Path) -> Vec<Disk> {
     let Ok(entries) = fs::read_dir(sysfs.join("block")) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -100,8 +101,8 @@ pub fn disks(sysfs: &Path) -> Vec<Disk> {
     disks
 }
 
-/// Reads what is on these disks, all of them at once. One that has not answered within `limit` is left behind: a dying
-/// disk can keep a read for minutes.
+/// Reads what is on these disks, all of them at once. A disk that has not answered within `limit` is skipped: a read
+/// from a dying disk can take minutes.
 pub fn look_at(disks: &mut [Disk], limit: Duration) {
     let until = Instant::now() + limit;
     let look = |disk: &Disk| {
@@ -112,10 +113,10 @@ pub fn look_at(disks: &mut [Disk], limit: Duration) {
                 Ok(mut file) => layout::contents::describe(&mut file, len, sector_size),
                 Err(cause) => format!("unreadable: {cause}"),
             };
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _ = tell.send(words);
         };
-        // Without a thread nothing is ever told, which is answered below.
+        // If no thread starts, no answer arrives; that case is handled below.
         let _ = std::thread::Builder::new().name(format!("look at {}", disk.name)).spawn(look);
         told
     };
@@ -138,13 +139,13 @@ fn disk(sysfs: &Path, name: &str) -> Option<Disk> {
     let place = Place::of(sysfs, name);
     let dir = &place.dir;
     let sectors: u64 = read(dir, "size").parse().ok()?;
-    // The kernel counts size in 512-byte units whatever the sector size.
+    // The kernel counts the size in 512-byte units, whatever the sector size is.
     let len = sectors.checked_mul(512).filter(|&len| len > 0)?;
     let bus = place.bus();
     let identity = names::Identity::read(&place);
     let by_id = names::by_id(&place, bus, &identity);
     let wwn = first_of(dir, &["wwid", "device/wwid"]);
-    // Zeroes are how a maker says that there is none.
+    // Makers write all zeros if there is no name.
     let is_wwn = bare_wwn(&wwn).chars().any(|c| c != '0');
     Some(Disk {
         name: name.to_owned(),

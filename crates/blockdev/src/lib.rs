@@ -1,6 +1,7 @@
-//! Disks: opened exclusively, written at positions with every result checked, flushed, and read past the page cache.
+//! Disks: opened exclusively, written at given offsets with every result checked, flushed, and read past the page
+//! cache.
 //!
-//! A regular file can stand for a disk. All calls block; run them on a thread that may.
+//! A regular file can stand for a disk. All calls block, so run them on a thread that may block.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -19,7 +20,7 @@ use std::io;
 pub use aligned::{ALIGN, AlignedBuf};
 pub use device::{Device, DeviceError, Uncached, is_zero};
 
-/// Grows a mounted ext4, whose root directory this is, to so many of its blocks (`EXT4_IOC_RESIZE_FS`).
+/// Grows the mounted ext4 with this root directory to the given number of its blocks (`EXT4_IOC_RESIZE_FS`).
 ///
 /// # Errors
 /// The kernel's: the partition is smaller, or the file system cannot grow so far.

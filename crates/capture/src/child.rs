@@ -1,4 +1,4 @@
-//! Foreign programs, which have to end when we do.
+//! Other programs, which have to end when this one does.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// How often a running program is looked at: often enough for one that is quick, seldom enough to cost nothing.
+/// How often a running program is checked: often enough for a quick one, seldom enough to cost nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How much of what a program wrote is looked at for its last words, in bytes.
+/// How much of a program's output is searched for its last message, in bytes.
 const SAID_MAX: u64 = 64 << 10;
-/// How long a program may take before people are told what is going on, and how long until they are told again.
+/// How long a program may run before a line says what it does, and the interval of further lines.
 const SILENT_FIRST: Duration = Duration::from_millis(800);
 const SILENT_THEN: Duration = Duration::from_secs(5);
 
-/// A running program that is killed when nobody waits for it any more.
+/// A running program that is killed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Running(pub Child);
 
@@ -25,7 +25,7 @@ impl Running {
     /// Waits for its end, calling `look` now and then.
     ///
     /// # Errors
-    /// That we were told to stop, or that it cannot be waited for.
+    /// If `stop` is set, or waiting fails.
     pub(crate) fn wait(&mut self, stop: &AtomicBool, mut look: impl FnMut()) -> anyhow::Result<ExitStatus> {
         loop {
             if let Some(status) = self.0.try_wait().context("waiting for a program")? {
@@ -43,17 +43,17 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs a program to its end, and returns how it ended and the last of what it wrote. `what` says what it does; people read
-/// that if it takes long.
+/// Runs a program to its end, and returns its exit status and the end of its output. `what` says what it does; it is
+/// shown if the program takes long.
 ///
 /// # Errors
-/// If it cannot be run, or that we were told to stop. It is killed then.
+/// If it cannot be run, or `stop` is set; the program is killed then.
 pub(crate) fn run(command: &mut Command, stop: &AtomicBool, what: &str) -> anyhow::Result<(ExitStatus, Vec<u8>)> {
     let name = command.get_program().to_string_lossy().into_owned();
     let running = || format!("running {name}");
@@ -75,7 +75,7 @@ pub(crate) fn run(command: &mut Command, stop: &AtomicBool, what: &str) -> anyho
     Ok((status, said(&out).with_context(running)?))
 }
 
-/// The end of what a program wrote to a file.
+/// The end of the output that a program wrote to a file.
 ///
 /// # Errors
 /// If the file cannot be read.

@@ -1,27 +1,27 @@
-//! What the person who captures decides, as it is written on the command line.
+//! Decisions of the user, as written on the command line.
 
 use anyhow::bail;
 use metainfo::{MAX_PIECE_LEN, MIN_PIECE_LEN};
 
-/// What the person who captures has decided.
+/// The user's decisions about a capture.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Choices {
     /// Take every byte.
     pub whole: bool,
-    /// Take file systems that are hibernated or not shut down, and sources that somebody writes to.
+    /// Take file systems that are hibernated or not shut down, and sources that another program writes to.
     pub at_own_risk: bool,
-    /// Leave out what lies outside of partitions.
+    /// Leave out the space outside partitions.
     pub partitions_only: bool,
-    /// Go on where the source cannot be read.
+    /// Continue where the source cannot be read.
     pub rescue: bool,
-    /// Sector size in bytes, where it cannot be told.
+    /// Sector size in bytes, for sources that do not show it.
     pub sector_size: Option<u32>,
 }
 
 /// A piece length as people write it.
 ///
 /// # Errors
-/// If it cannot be one.
+/// If the text is not a valid piece length.
 pub fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
     let (digits, unit) = match text.trim_end_matches(['i', 'B']).char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
@@ -38,7 +38,7 @@ pub fn parse_piece_len(text: &str) -> anyhow::Result<u32> {
 /// A sector size as people write it.
 ///
 /// # Errors
-/// If no disk has it.
+/// If no disk has such a sector size.
 pub fn parse_sector_size(text: &str) -> anyhow::Result<u32> {
     match text.parse::<u32>() {
         Ok(size) if size.is_power_of_two() && (512..=4096).contains(&size) => Ok(size),

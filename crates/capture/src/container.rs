@@ -1,8 +1,9 @@
-//! Files that hold a disk, or copies of one, and are none: archives, compressed files, what backup programs write.
+//! Recognises files that contain a disk, or copies of one, but are not disk images: archives, compressed files, files
+//! of backup programs.
 //!
-//! A person who names such a file means what is in it. Copied as it is, it would be an image that no machine starts from, so it is
-//! named here, with what to do instead. It is recognised by its content, never by its name, and only by marks that no disk
-//! carries by chance.
+//! A user who names such a file means its contents. An image of the file itself would start no machine, so the file is
+//! refused, and the error says what it is and what to do instead. It is recognised by its content, never by its name,
+//! and only by marks that no disk carries by chance.
 
 mod archive;
 mod backup;
@@ -21,10 +22,10 @@ pub(crate) use self::disk_format::disk_format;
 pub(crate) use self::look::Container;
 use self::look::Look;
 
-/// Looks at a file of `len` bytes; `path` is for the commands that are proposed. `None` for what may be a disk.
+/// Examines a file of `len` bytes; `path` appears in the proposed commands. Returns `None` if the file may be a disk.
 ///
-/// Reads at most the first 64 KiB, the last 1 KiB, and of a tar file the heads of its first members. ISO images are disks
-/// here, because sticks start from them, and so are file systems that cannot be written, such as squashfs.
+/// Reads at most the first 64 KiB, the last 1 KiB, and the heads of a tar file's first members. ISO images count as
+/// disks here, because sticks start from them; so do read-only file systems such as squashfs.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -42,7 +43,7 @@ pub(crate) fn recognise(path: &Path, file: &File, len: u64) -> io::Result<Option
 /// Fails if the file at `path` is a container.
 ///
 /// # Errors
-/// What it is and what to do, or why it cannot be read.
+/// The error says what the file is and what to do, or why it cannot be read.
 pub(crate) fn refuse(path: &Path) -> anyhow::Result<()> {
     let reading = || format!("reading {}", path.display());
     let file = File::open(path).with_context(reading)?;

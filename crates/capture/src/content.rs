@@ -1,4 +1,4 @@
-//! The file that holds an image's content, while it is written.
+//! The file that receives an image's content.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,35 +9,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use blockdev::ALIGN;
 
-/// All-zero stretches of this many bytes are left as holes in what is written.
+/// All-zero stretches of this many bytes are left as holes in the written file.
 const HOLE_LEN: usize = 64 << 10;
 static ZEROS: [u8; HOLE_LEN] = [0; HOLE_LEN];
 
-/// A new content file, written past the page cache where its file system can do that: the disk is at work from the first
-/// piece on, nothing is left to flush at the end, and what other programs have in memory stays there.
+/// A new content file. It is written past the page cache if the file system allows that: the disk works from the first
+/// piece on, nothing is left to flush at the end, and other programs' data stays in memory.
 #[derive(Debug)]
 pub struct Content {
     file: File,
     /// The same file, opened with O_DIRECT.
     direct: Option<File>,
-    /// That the file system refused a direct write, so that nobody tries again.
+    /// Whether the file system refused a direct write, so that no thread tries again.
     is_refused: AtomicBool,
 }
 
 impl Content {
-    /// Makes the file at its full length in bytes, all hole.
+    /// Makes the file at its full length in bytes, as one hole.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn create(path: &Path, len: u64) -> anyhow::Result<Content> {
         let file = File::create_new(path).and_then(|file| file.set_len(len).map(|()| file));
         let file = file.with_context(|| format!("making {}", path.display()))?;
-        // Some file systems (tmpfs of older kernels, ZFS) know no O_DIRECT.
+        // Some file systems (tmpfs of older kernels, ZFS) do not support O_DIRECT.
         let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok();
         Ok(Content { file, direct, is_refused: AtomicBool::new(false) })
     }
 
-    /// Writes what is not zero. Fastest if `bytes` and `at` are aligned as [`ALIGN`] says, and right in any case.
+    /// Writes the bytes that are not zero. It is fastest if `bytes` and `at` are aligned to [`ALIGN`], and correct in
+    /// any case.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -54,7 +55,8 @@ impl Content {
         {
             rest = run.len() / ALIGN * ALIGN;
             if let Err(error) = direct.write_all_at(&run[..rest], at) {
-                // Opened, and refused all the same: larger blocks than ALIGN, or a file system that only pretends.
+                // The file could be opened, but the write is refused: the blocks are larger than ALIGN, or the file
+                // system does not really support O_DIRECT.
                 if error.kind() != io::ErrorKind::InvalidInput {
                     return Err(error);
                 }
@@ -66,7 +68,7 @@ impl Content {
     }
 }
 
-/// Writes what is not zero to a file that is zero there, and long enough.
+/// Writes the bytes that are not zero to a file that is long enough and reads as zero there.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -74,7 +76,7 @@ pub fn write_sparse(out: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     each_run(bytes, |run, start| out.write_all_at(run, at + start))
 }
 
-/// Hands on every stretch between holes, with its place in `bytes`.
+/// Passes on every stretch between holes, with its place in `bytes`.
 fn each_run(bytes: &[u8], mut write: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
     let mut pending = 0..0;
     for start in (0..bytes.len()).step_by(HOLE_LEN) {
@@ -93,7 +95,7 @@ fn each_run(bytes: &[u8], mut write: impl FnMut(&[u8], u64) -> io::Result<()>) -
 
 #[cfg(test)]
 impl Content {
-    /// One that nothing can be written to.
+    /// A content file that cannot be written to.
     pub(super) fn read_only(path: &Path) -> Content {
         std::fs::write(path, []).expect("writable");
         Content { file: File::open(path).expect("readable"), direct: None, is_refused: AtomicBool::new(false) }
@@ -113,7 +115,7 @@ mod tests {
         let mut buf = AlignedBuf::new(LEN);
         buf.as_mut_slice().fill(7);
         buf.as_mut_slice()[3 * HOLE_LEN..9 * HOLE_LEN].fill(0);
-        // Most likely on a disk, which takes direct writes, and in memory, which may not.
+        // The first is most likely on a disk, which accepts direct writes; the second is in memory, which may not.
         for dir in ["/var/tmp", "/dev/shm"] {
             let dir = tempfile::tempdir_in(dir).expect("a directory");
             for (name, skip, is_refused) in [("aligned", 0, false), ("not", 100, false), ("refused", 0, true)] {
@@ -121,7 +123,7 @@ mod tests {
                 let bytes = &buf.as_slice()[skip..];
                 let content = Content::create(&path, bytes.len() as u64).expect("a new file");
                 content.is_refused.store(is_refused, Ordering::Relaxed);
-                // The second piece starts where none of the file system's blocks does.
+                // The second piece starts inside a block of the file system.
                 let (first, second) = bytes.split_at(9 * HOLE_LEN + 1_000);
                 content.write(first, 0).expect("room");
                 content.write(second, first.len() as u64).expect("room");

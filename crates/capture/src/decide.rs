@@ -1,4 +1,5 @@
-//! What becomes of one partition: which of its bytes are in use, by whose word, or that all of them are copied and why.
+//! Decides about one partition: which of its bytes are in use and according to which reader, or why all of them are
+//! copied.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,39 +20,39 @@ use crate::probe::{Probe, probe};
 use crate::source::Source;
 use crate::window::Window;
 
-/// Partition types whose first bytes are one volume of several, or a part of one: MBR 42, and the GUIDs of what is the same
-/// on GPT, and of Storage Spaces. Source: Microsoft, `winioctl.h`, `PARTITION_LDM` and beside it.
+/// Partition types whose first bytes are one volume of several, or a part of one: MBR 42, the GUIDs of its equivalent
+/// on GPT, and that of Storage Spaces. Source: Microsoft, `winioctl.h`, `PARTITION_LDM` and neighbours.
 const DYNAMIC: [(&str, &str); 3] = [
     ("42", "a Windows dynamic disk"),
     ("af9b60a0-1431-4f62-bc68-3311714a69ad", "a Windows dynamic disk"),
     ("e75caf8f-f680-4cee-afa3-b001e56efc2d", "Windows Storage Spaces"),
 ];
 
-/// What was found at a partition, and what becomes of it.
+/// The contents found in a partition, and the decision about it.
 #[derive(Debug)]
 pub(crate) struct Decision {
     /// Its signatures.
     pub found: Probe,
-    /// What becomes of its bytes.
+    /// What happens to its bytes.
     pub what: What,
-    /// Why, where that is not plain.
+    /// The reason, where it is not obvious.
     pub note: String,
 }
 
-/// What becomes of a partition's bytes.
+/// What happens to a partition's bytes.
 #[derive(Debug)]
 pub(crate) enum What {
-    /// It only holds logical partitions, which are decided about one by one.
+    /// It only holds logical partitions, and each of these gets a decision.
     Container,
     /// The source does not have it.
     Missing,
     /// Every byte is captured.
     Whole,
-    /// A reader that understands the file system says which bytes are in use.
+    /// A reader that understands the file system knows which bytes are in use.
     Used {
         /// Those bytes, from the start of the partition: ascending and disjoint.
         ranges: Vec<Range<u64>>,
-        /// Bytes from the start of the partition that the reader speaks for.
+        /// Bytes from the start of the partition that the reader covers.
         spans: u64,
     },
 }
@@ -62,15 +63,15 @@ impl Decision {
     }
 }
 
-/// Who decides.
+/// Makes the decisions.
 pub(crate) struct Decider<'a> {
     pub source: &'a Source,
-    /// A directory for what the tools need meanwhile.
+    /// A directory for temporary files of the tools.
     pub scratch: &'a Path,
     pub choices: Choices,
-    /// The table that the partitions are of.
+    /// The kind of the partitions' table.
     pub table: TableKind,
-    /// What array of disks the whole disk is a member of, if it is.
+    /// The kind of array that the whole disk is a member of, if it is one.
     pub array: Option<&'a str>,
     pub stop: &'a AtomicBool,
     /// Tool → version.
@@ -81,7 +82,7 @@ impl Decider<'_> {
     /// Decides about one partition.
     ///
     /// # Errors
-    /// If it cannot be read, is not fit to be captured, a tool is missing, or that we were told to stop.
+    /// If it cannot be read, is not fit to be captured, a tool is missing, or the stop flag is set.
     pub(crate) fn decide(&mut self, partition: &Partition) -> anyhow::Result<Decision> {
         let place = partition.range();
         if partition.is_extended {
@@ -126,8 +127,8 @@ impl Decider<'_> {
         }
     }
 
-    /// Where a partition is a tree of hashes over another one (dm-verity), free blocks of that one matter as well: whatever it may be
-    /// is captured whole.
+    /// If a partition is a tree of hashes over another one (dm-verity), free blocks of that other one matter too. So
+    /// every partition that may be the other one is captured whole.
     ///
     /// # Errors
     /// If the tree's superblock cannot be read.
@@ -135,7 +136,7 @@ impl Decider<'_> {
         let is_tree = |decision: &Decision| decision.found.file_system == "DM_verity_hash";
         let mut lens = Vec::new();
         for (partition, _) in partitions.iter().zip(&*decisions).filter(|(_, decision)| is_tree(decision)) {
-            // `struct verity_sb` of cryptsetup: the length of a block of data, and how many there are.
+            // `struct verity_sb` of cryptsetup: the length of a data block, and their number.
             let mut superblock = [0; 80];
             self.source.read_at(&mut superblock, partition.range().start)?;
             let block_len = u32::from_le_bytes(superblock[64..68].try_into().expect("four bytes"));
@@ -152,7 +153,7 @@ impl Decider<'_> {
         Ok(())
     }
 
-    /// Why what is at the start of this partition does not speak for the rest of it.
+    /// Why the start of this partition says nothing about the rest of it.
     fn is_not_alone(&self, partition: &Partition, found: &Probe) -> Option<String> {
         let dynamic = DYNAMIC.iter().find(|(id, _)| partition.type_id.eq_ignore_ascii_case(id));
         if let Some(array) = self.array {
@@ -170,8 +171,8 @@ impl Decider<'_> {
         }
     }
 
-    /// Whether there is a partition table in the partition. Boot sectors of file systems look like one of kind dos to `blkid`, so
-    /// that is believed only if there is something in it.
+    /// Whether there is a partition table in the partition. To `blkid`, boot sectors of file systems look like a table
+    /// of kind dos, so such a table counts only if it has entries.
     fn has_table(&self, partition: &Partition, found: &Probe) -> bool {
         if !matches!(found.table.as_str(), "dos" | "gpt") {
             return !found.table.is_empty();
@@ -184,7 +185,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Asks whoever knows the file system for its map.
+    /// Asks the reader that knows the file system for its map.
     fn by_map(&mut self, found: Probe, place: DiskRange, window: Option<Window>) -> anyhow::Result<Decision> {
         let file_system = found.file_system.as_str();
         match partclone::support(file_system) {
@@ -205,7 +206,7 @@ impl Decider<'_> {
         }
     }
 
-    /// A source that is nothing: rooms are not to be armed with an image of it by accident.
+    /// Refuses a source without recognisable contents, so that no room is armed with an image of it by accident.
     fn refuse_unknown(&self, found: &Probe) -> anyhow::Result<Decision> {
         let path = &self.source.path;
         if let Some(container) = container::recognise(path, &self.source.file, self.source.len)? {
@@ -224,7 +225,7 @@ impl Decider<'_> {
         )
     }
 
-    /// What partclone says, made whole with what the file system says of itself.
+    /// Partclone's map, completed with what the file system records about itself.
     fn by_partclone(
         &mut self,
         program: &Path,
@@ -249,12 +250,12 @@ impl Decider<'_> {
                 }
                 Ok(checked(found, map, &landmarks))
             }
-            // It was found to be shut down, so it is not that.
+            // The file system was found to be cleanly shut down, so that is not the reason.
             Err(Refusal(said)) => Ok(Decision::whole(found, format!("partclone does not know it: {said}"))),
         }
     }
 
-    /// What a file system says of itself; or what becomes of its partition, if that cannot be relied on.
+    /// What a file system records about itself; or the decision about its partition, if that cannot be relied on.
     fn landmarks(&self, found: Probe, place: DiskRange) -> anyhow::Result<Result<(Landmarks, Probe), Decision>> {
         let len = place.len();
         let mut volume = Part { source: self.source, place, at: 0 };
@@ -274,8 +275,8 @@ impl Decider<'_> {
         Ok(Err(Decision::whole(found, cut)))
     }
 
-    /// The map of a file system whose own trees are all there is to know. partclone is not asked about a Btrfs: it finds one of two
-    /// copies, and of snapshots not every node.
+    /// The map of a file system whose own trees contain everything there is to know. Partclone is not asked about a
+    /// Btrfs: it finds one of two copies, and not every node of snapshots.
     fn by_its_own_trees(&self, found: Probe, place: DiskRange) -> anyhow::Result<Decision> {
         let (landmarks, found) = match self.landmarks(found, place)? {
             Ok(known) => known,
@@ -285,7 +286,7 @@ impl Decider<'_> {
         Ok(checked(found, UsedMap { ranges: Vec::new(), spans }, &landmarks))
     }
 
-    /// What our own readers say of a file system that partclone does not know.
+    /// The map by one of our readers, for a file system that partclone does not know.
     fn by_own_reader(&self, found: Probe, place: DiskRange) -> anyhow::Result<Decision> {
         let name = &found.file_system;
         let unknown = |why: &str| format!("nothing here knows the used blocks of {name}{why}");
@@ -316,7 +317,7 @@ impl Decider<'_> {
     }
 }
 
-/// A map, completed, if it agrees with what the file system says of itself.
+/// A map, completed, if it agrees with what the file system records about itself.
 fn checked(found: Probe, map: UsedMap, landmarks: &Landmarks) -> Decision {
     let UsedMap { ranges, spans } = map;
     let ranges = landmarks.complete(ranges);
@@ -326,12 +327,12 @@ fn checked(found: Probe, map: UsedMap, landmarks: &Landmarks) -> Decision {
             format!("its map has {} in use, the file system itself counts {}", units::size(mapped), units::size(least));
         return Decision::whole(found, note);
     }
-    // Behind its own end a file system speaks for nothing, whatever the map says.
+    // A file system says nothing about the bytes past its end, even if the map does.
     let spans = landmarks.len.map_or(spans, |own| own.min(spans));
     Decision { found, what: What::Used { ranges, spans }, note: String::new() }
 }
 
-/// A partition as a reader of its own.
+/// A partition, for readers that see nothing else of the disk.
 struct Part<'a> {
     source: &'a Source,
     place: DiskRange,

@@ -1,5 +1,5 @@
-//! File systems that are not fit to be copied by their map of used blocks: hibernated, not shut down, or spread over several
-//! devices. What a journal has yet to write is in no map, and partclone looks for it only here and there.
+//! Finds file systems that cannot be copied by their map of used blocks: hibernated, not shut down, or spread over
+//! several devices. No map has what a journal has yet to write, and partclone checks for that only in some cases.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -9,22 +9,23 @@ use anyhow::Context;
 
 use crate::partclone::find_program;
 
-/// What ntfs-3g.probe(8) says of a Windows that hibernated (its fast start counts), and of one that crashed.
+/// Exit codes of ntfs-3g.probe(8) for a Windows that hibernated (its fast start counts), and for one that crashed.
 const HIBERNATED: i32 = 14;
 const UNCLEAN: i32 = 15;
 
-/// What was found.
+/// The result of the check.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Health {
-    /// Nothing against its map.
+    /// Nothing is wrong with its map.
     Fit,
-    /// Its map may lack what is in use; what to tell a person, and that `--at-own-risk` copies it whole.
+    /// Its map may lack blocks in use. The text is for people; it adds that `--at-own-risk` copies it whole.
     Unfit(String),
-    /// Its map is not of this partition alone, so it has to be copied whole: why.
+    /// Its map is not about this partition alone, so it has to be copied whole; the text says why.
     Shared(&'static str),
 }
 
-/// Looks at the file system of this name (as `blkid` has it) on `volume`; `open` gives a path where programs find it.
+/// Checks the file system of this name (as `blkid` reports it) on `volume`; `open` returns a path where programs find
+/// it.
 ///
 /// # Errors
 /// If it cannot be read, or a program cannot be run.
@@ -76,7 +77,8 @@ fn not_shut_down(what: &str) -> Health {
     ))
 }
 
-/// `struct ext4_super_block`: `s_state`, and in `s_feature_incompat` whether the journal is yet to be replayed.
+/// `struct ext4_super_block`: `s_state`, and `s_feature_incompat`, which says whether the journal has yet to be
+/// replayed.
 fn ext(block: &[u8]) -> Health {
     const VALID: u16 = 1;
     const ERRORS: u16 = 2;
@@ -96,7 +98,8 @@ fn ext(block: &[u8]) -> Health {
     }
 }
 
-/// `struct btrfs_super_block`: `log_root` is what was synced and is in no tree yet, `num_devices` how many it spans.
+/// `struct btrfs_super_block`: `log_root` is data that was synced but is in no tree yet; `num_devices` is how many
+/// devices it spans.
 fn btrfs(block: &[u8]) -> Health {
     if u64_at(block, 0x60) != 0 {
         not_shut_down("btrfs")
@@ -107,8 +110,8 @@ fn btrfs(block: &[u8]) -> Health {
     }
 }
 
-/// `struct f2fs_super_block` says where the two checkpoints are, `struct f2fs_checkpoint` whether the last one was made by
-/// unmounting. Whatever was synced since is found only by going through the logs.
+/// `struct f2fs_super_block` says where the two checkpoints are, and `struct f2fs_checkpoint` whether unmounting made
+/// the last one. Data synced since then is found only by reading the logs.
 fn f2fs(block: &[u8], volume: &mut (impl Read + Seek)) -> io::Result<Health> {
     const UNMOUNTED: u32 = 1;
     let (block_bits, segment_bits, first) = (u32_at(block, 16), u32_at(block, 20), u64::from(u32_at(block, 76)));
@@ -129,20 +132,20 @@ fn f2fs(block: &[u8], volume: &mut (impl Read + Seek)) -> io::Result<Health> {
     Ok(if last.1 & UNMOUNTED == 0 { not_shut_down("F2FS") } else { Health::Fit })
 }
 
-/// The second entry of the table of FAT16 and FAT32 has a bit that says that it was unmounted.
+/// The second entry of the table of FAT16 and FAT32 has a bit that marks a clean unmount.
 fn vfat(volume: &mut (impl Read + Seek)) -> io::Result<Health> {
     let len = volume.seek(SeekFrom::End(0))?;
-    // What makes no sense is told when its map is looked for.
+    // Nonsense values are reported when the map is made.
     let is_clean = usedmap::landmarks("vfat", volume, len).ok().and_then(|landmarks| landmarks.is_clean);
     Ok(if is_clean == Some(false) { not_shut_down("FAT file system") } else { Health::Fit })
 }
 
-/// exFAT specification, 3.1.13: `VolumeFlags`, of which bit 1 is `VolumeDirty`.
+/// exFAT specification, 3.1.13: `VolumeFlags`, whose bit 1 is `VolumeDirty`.
 fn exfat(block: &[u8]) -> Health {
     if u16_at(block, 106) & 2 != 0 { not_shut_down("exFAT") } else { Health::Fit }
 }
 
-/// TN1150: `attributes` of the volume header, big-endian, of which bit 8 is `kHFSVolumeUnmountedBit`.
+/// TN1150: `attributes` of the volume header, big-endian; bit 8 is `kHFSVolumeUnmountedBit`.
 fn hfsplus(block: &[u8]) -> Health {
     let attributes = u32::from_be_bytes(block[4..8].try_into().expect("four bytes"));
     if attributes & 1 << 8 == 0 { not_shut_down("HFS+") } else { Health::Fit }
@@ -173,12 +176,12 @@ fn ntfs(device: &Path) -> anyhow::Result<Health> {
              whole with --at-own-risk"
                 .to_owned(),
         ),
-        // Anything else is for partclone to judge.
+        // Partclone judges all others.
         _ => Health::Fit,
     })
 }
 
-/// `xfs_logprint -t` looks for head and tail of the log: "log tail: 2 head: 18 state: <DIRTY>".
+/// `xfs_logprint -t` finds head and tail of the log: "log tail: 2 head: 18 state: <DIRTY>".
 fn xfs(device: &Path) -> anyhow::Result<Health> {
     let Some(program) = find_program("xfs_logprint") else {
         return Ok(missing("xfs_logprint", "xfsprogs", "this XFS"));
@@ -199,7 +202,7 @@ fn xfs(device: &Path) -> anyhow::Result<Health> {
     })
 }
 
-/// What to say of a Linux that is hibernated: its memory is on the disk, and its file systems are in use.
+/// The message about a hibernated Linux: its memory is on the disk, and its file systems are in use.
 pub(crate) const LINUX_HIBERNATED: &str = "the Linux on this disk is hibernated, so its file systems are in use: start it, shut it \
                                     down, and capture again; or take it as it is with --at-own-risk";
 
@@ -213,7 +216,7 @@ mod tests {
             .expect("readable")
     }
 
-    /// A volume with these bytes in it.
+    /// A volume with these bytes.
     fn volume(places: &[(usize, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0; 80_000];
         for (at, part) in places {
@@ -236,7 +239,7 @@ mod tests {
         assert!(!unfit("btrfs", &[(65_536 + 0x88, &[1])]) && unfit("btrfs", &[(65_536 + 0x66, &[1])]));
         assert!(!unfit("exfat", &[(106, &[4])]) && unfit("exfat", &[(106, &[6])]));
         assert!(!unfit("hfsplus", &[(1024 + 6, &[1])]) && unfit("hfsplus", &[(1024 + 6, &[8])]));
-        // Blocks of 4 KiB, segments of 8, checkpoints at blocks 2 and 10; the newer one counts.
+        // Blocks of 4 KiB, segments of 8 blocks, checkpoints at blocks 2 and 10; the newer checkpoint counts.
         let sizes: (usize, &[u8]) = (1024 + 16, &[12, 0, 0, 0, 3]);
         for (newer, is_unfit) in [(10, true), (2, false)] {
             let places = [sizes, (1024 + 76, &[2]), (2 * 4096 + 132, &[1]), (newer * 4096, &[9])];
@@ -250,7 +253,7 @@ mod tests {
         for file_system in ["ext4", "btrfs", "f2fs", "exfat", "hfsplus", "reiser4"] {
             assert_eq!(health(file_system, &[0xff; 300]), Health::Fit, "{file_system}");
         }
-        // Whatever the superblock says, nothing is read that is not there.
+        // Whatever the superblock says, nothing is read past the end of the volume.
         for shift in [1, 9, 16, 17, 255] {
             let wild = [(1024 + 16, &[shift, 0, 0, 0, shift][..]), (1024 + 76, &[0xff; 4])];
             assert_eq!(health("f2fs", &volume(&wild)), Health::Fit, "{shift}");

@@ -1,6 +1,7 @@
-//! Who has a disk, partition or disk image open for writing: what changes while it is read makes no image that boots.
+//! Finds the programs that have a disk, partition or disk image open for writing: a source that changes while it is
+//! read makes no image that boots.
 //!
-//! What the kernel itself writes to is not seen here: `in_use` finds mounts, swap, RAID and device mapper.
+//! Writes by the kernel itself are not seen here: `in_use` finds mounts, swap, RAID and device mapper.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, Metadata};
@@ -13,15 +14,15 @@ use nix::sys::stat::makedev;
 
 use crate::in_use::{self, Device};
 
-/// So many are named in an error; the rest is counted.
+/// Most writers that an error names; the others are only counted.
 const NAMED_MAX: usize = 5;
 
-/// Somebody who can write to it.
+/// A process or loop device that can write to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Writer {
-    /// The process; `None` for a loop device, which is the kernel's.
+    /// The process; `None` for a loop device, which belongs to the kernel.
     pub pid: Option<u32>,
-    /// What the process calls itself (`/proc/PID/comm`), or the name of the loop device.
+    /// The process's name (`/proc/PID/comm`), or the name of the loop device.
     pub name: String,
 }
 
@@ -34,10 +35,10 @@ impl Display for Writer {
     }
 }
 
-/// Fails if somebody other than this process can write to the block device or file.
+/// Fails if a process other than this one can write to the block device or file.
 ///
 /// # Errors
-/// Who, and what to do. Also if that cannot be found out.
+/// The error names the writers and says what to do. Also if they cannot be found out.
 pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
     let found = writers(path)?;
     if found.is_empty() {
@@ -60,9 +61,10 @@ pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
     )
 }
 
-/// The processes, without this one, and the loop devices that have the block device or file open for writing: it, the
-/// disk it is on, its partitions, what it is a loop device over, or a loop device over any of them. A process counts as well
-/// if it only has a shared mapping left. What may not be looked into (another user's process) is skipped.
+/// The processes, without this one, and the loop devices that have the block device or file open for writing. That
+/// includes the disk it is on, its partitions, what lies under it if it is a loop device, and loop devices over any of
+/// them. A process also counts if it only has a shared mapping left. Processes that may not be examined (another
+/// user's) are skipped.
 ///
 /// # Errors
 /// If there is no such path, or no list of processes or of the device's partitions.
@@ -82,12 +84,12 @@ pub(crate) fn writers(path: &Path) -> anyhow::Result<Vec<Writer>> {
     Ok(found)
 }
 
-/// The devices and files whose bytes are the ones in question, or have some of them.
+/// The devices and files that share bytes with the source.
 struct Meant {
     devices: Vec<Device>,
-    /// Device and inode number each.
+    /// Device and inode number of each.
     files: Vec<(u64, u64)>,
-    /// Names of the loop devices over them that can be written to.
+    /// Names of the writable loop devices over them.
     loops: Vec<String>,
 }
 
@@ -107,7 +109,7 @@ impl Meant {
         Ok(meant)
     }
 
-    /// A device, its partitions, and the disk that it is a partition of.
+    /// Adds a device, its partitions, and the disk that it is a partition of.
     fn add_family(&mut self, sysfs: &Path) -> anyhow::Result<()> {
         in_use::add(&mut self.devices, in_use::devices_of(sysfs)?);
         if let (true, Some(disk)) = (sysfs.join("partition").exists(), sysfs.parent()) {
@@ -117,7 +119,7 @@ impl Meant {
         Ok(())
     }
 
-    /// The loop devices over what is there, and over those, and so on.
+    /// Adds the loop devices over the known files, those over these, and so on.
     fn add_loops(&mut self) {
         let own = self.devices.len();
         let files = self.files.clone();
@@ -131,7 +133,7 @@ impl Meant {
         self.loops = loops.map(|device| device.name.clone()).collect();
     }
 
-    /// One that is known already, the source perhaps, brings no more of its partitions.
+    /// The partitions of a loop device that is known already, perhaps the source, are not added again.
     fn add_loops_over(&mut self, is_meant: impl Fn(&Metadata) -> bool) {
         let is_known = |device: &Device| self.devices.iter().any(|known| device.sysfs.starts_with(&known.sysfs));
         let over = in_use::loops_over(is_meant).into_iter();
@@ -147,7 +149,8 @@ impl Meant {
         }
     }
 
-    /// False if this inode number rules it out, which spares a look at a file that may be on a server that is gone.
+    /// False if this inode number rules the file out. That avoids a stat of a file that may be on a server that is
+    /// gone.
     fn may_have(&self, inode: u64) -> bool {
         !self.devices.is_empty() || self.files.iter().any(|file| file.1 == inode)
     }
@@ -157,7 +160,7 @@ fn is_writable(device: &Device) -> bool {
     fs::read_to_string(device.sysfs.join("ro")).is_ok_and(|text| text.trim() == "0")
 }
 
-/// Whether the process of this directory in `/proc` has one of them open for writing.
+/// Whether the process with this directory in `/proc` has one of them open for writing.
 fn has_open(process: &Path, meant: &Meant) -> bool {
     let Ok(descriptors) = fs::read_dir(process.join("fdinfo")) else { return false };
     descriptors.flatten().any(|entry| {
@@ -168,7 +171,7 @@ fn has_open(process: &Path, meant: &Meant) -> bool {
     })
 }
 
-/// Whether `/proc/PID/fdinfo/N` (proc_pid_fdinfo(5)) is of a descriptor that can be written to.
+/// Whether `/proc/PID/fdinfo/N` (proc_pid_fdinfo(5)) describes a descriptor that can be written to.
 fn is_for_writing(info: &str) -> bool {
     let flags = field(info, "flags:").and_then(|text| libc::c_int::from_str_radix(text, 8).ok());
     flags.is_some_and(|flags| matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR))
@@ -178,7 +181,7 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// Whether the process has a shared mapping of one of them that it can write to; the descriptor may be closed.
+/// Whether the process has a writable shared mapping of one of them; the descriptor may be closed.
 fn has_mapped(process: &Path, meant: &Meant) -> bool {
     let maps = fs::read(process.join("maps")).unwrap_or_default();
     let maps = String::from_utf8_lossy(&maps);
@@ -191,9 +194,9 @@ fn has_mapped(process: &Path, meant: &Meant) -> bool {
     })
 }
 
-/// A line of `/proc/PID/maps` (proc_pid_maps(5)) of a file that is mapped shared and writable.
+/// A line of `/proc/PID/maps` (proc_pid_maps(5)) about a file that is mapped shared and writable.
 struct Mapping {
-    /// What it is called in `/proc/PID/map_files`.
+    /// Its name in `/proc/PID/map_files`.
     name: String,
     device: u64,
     inode: u64,
@@ -216,7 +219,7 @@ impl Mapping {
     }
 }
 
-/// What a process calls itself: anything, so nothing that moves the cursor.
+/// A process's name. A process chooses it freely, so characters that move the cursor are removed.
 fn name_of(process: &Path) -> String {
     let name = fs::read(process.join("comm")).unwrap_or_default();
     let name: String =
@@ -241,7 +244,7 @@ pub(super) mod tests {
     /// Much longer than a process takes to start, even on a slow, shared machine.
     const DEADLINE: Duration = Duration::from_secs(60);
 
-    /// A loop device that is detached when this goes.
+    /// A loop device that is detached when this is dropped.
     pub(crate) struct Loop(PathBuf);
 
     impl Loop {
@@ -257,7 +260,7 @@ pub(super) mod tests {
             &self.0
         }
 
-        /// The node of its first or second partition, which a kernel without MBRs has to be told about.
+        /// The node of its first or second partition; a kernel without MBR support has to be given the partition first.
         pub(crate) fn partition(&self, number: u32) -> PathBuf {
             let node = PathBuf::from(format!("{}p{number}", self.0.display()));
             if !node.exists() {
@@ -290,7 +293,7 @@ pub(super) mod tests {
         path
     }
 
-    /// A shell that has the file open until it is dropped.
+    /// A shell that keeps the file open until this is dropped.
     struct Holder(Child);
 
     impl Holder {
@@ -322,8 +325,8 @@ pub(super) mod tests {
         writers(path).expect("looked up")
     }
 
-    /// Waits until it has these writers and no others: a process that another test starts has all that is open here until
-    /// it runs its program.
+    /// Waits until the path has exactly these writers. A process that another test starts has all files open that are
+    /// open here, until it runs its program.
     fn expect(path: &Path, writers: &[Writer]) {
         let started = Instant::now();
         while found(path) != writers && started.elapsed() < DEADLINE {
@@ -389,7 +392,7 @@ pub(super) mod tests {
         nodes[..2].iter().for_each(|node| expect(node, &[writer.writer()]));
         expect(&second, &[]);
         drop((writer, reader));
-        // The disk, and what is under the loop device.
+        // The disk, and the file under the loop device.
         for disk in [device.path(), &lower] {
             let writer = Holder::new(disk, "<>");
             nodes.iter().for_each(|node| expect(node, &[writer.writer()]));
@@ -407,7 +410,7 @@ pub(super) mod tests {
         let name = |device: &Loop| device.path().file_name().expect("a name").to_string_lossy().into_owned();
         let kernel = |device: &Loop| Writer { pid: None, name: name(device) };
         expect(&lower, &[kernel(&device)]);
-        // It is not its own.
+        // The loop device is not its own writer.
         expect(device.path(), &[]);
         let upper = Loop::over(device.path(), &[]);
         expect(device.path(), &[kernel(&upper)]);
@@ -419,7 +422,7 @@ pub(super) mod tests {
         assert!(said.contains("losetup --detach"), "{said}");
     }
 
-    /// This process is looked at as if it were another.
+    /// The test examines this process as if it were another one.
     #[test]
     fn a_shared_mapping_outlives_its_descriptor() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -437,14 +440,15 @@ pub(super) mod tests {
             drop(file);
             assert!(!has_open(own, &meant));
             assert_eq!(has_mapped(own, &meant), is_writer, "{protection} {sharing}");
-            // SAFETY: exactly what was mapped, to which nothing points.
+            // SAFETY: this is exactly the mapped range, and nothing points into it.
             assert_eq!(unsafe { libc::munmap(address, 4096) }, 0);
         }
         assert!(!has_mapped(own, &meant));
     }
 
     fn map(file: &File, protection: libc::c_int, sharing: libc::c_int) -> *mut libc::c_void {
-        // SAFETY: the kernel chooses where, so nothing else is there; the file is open and longer than 4096 bytes.
+        // SAFETY: the kernel chooses the address, so nothing else is there; the file is open and longer than 4096
+        // bytes.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, sharing, file.as_raw_fd(), 0) };
         assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         address

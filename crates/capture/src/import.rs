@@ -1,7 +1,7 @@
-//! What other tools made of a disk becomes an image.
+//! Makes images from what other tools made of a disk.
 //!
-//! Files named by their offset (partclone's BT directories, EZIO's torrents) hold the content already and are copied.
-//! Of a disk image or a Clonezilla image, the disk is put together in the draft, and then captured like any other.
+//! Files named by their offset (partclone's BT directories, EZIO's torrents) already hold the content and are copied.
+//! From a disk image or a Clonezilla image, the disk is assembled in the draft and then captured like any other.
 
 mod clonezilla;
 mod copying;
@@ -28,33 +28,33 @@ use crate::container;
 use crate::make::{CaptureOptions, make_image};
 use crate::source::Source;
 
-/// How many directories are named that could have been meant.
+/// Most directories that are named as possibly intended.
 const DIRS_SHOWN: usize = 5;
 
-/// How an image is to be made of what another tool made of a disk or partition.
+/// How to make an image from what another tool made of a disk or partition.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
     /// A disk image, a Clonezilla image directory, a partclone image file, a directory of BT files, or a torrent.
     pub source: PathBuf,
-    /// Of a torrent: the directory with its BT files, or one file with all its content.
+    /// For a torrent: the directory with its BT files, or one file with all its content.
     pub files: Option<PathBuf>,
-    /// Of BT files: hash everything and compare it.
+    /// For BT files: hash everything and compare it.
     pub verify: bool,
-    /// What is taken of a disk.
+    /// Which parts of a disk are taken.
     pub choices: Choices,
-    /// Of a Clonezilla image with several disks: which one.
+    /// For a Clonezilla image with several disks: which one.
     pub disk: Option<String>,
-    /// Leave out stretches of zeros, to be made again.
+    /// Leave out stretches of zeros, to be recreated on restore.
     pub skip_zeros: bool,
-    /// Length of a piece in bytes; chosen by the size of the image if `None`.
+    /// Length of a piece in bytes; if `None`, the size of the image decides.
     pub piece_len: Option<u32>,
 }
 
 impl ImportOptions {
-    /// Makes it.
+    /// Makes the image.
     ///
     /// # Errors
-    /// What went wrong, in words for the person at the terminal. Nothing is left behind then.
+    /// A message for the person at the terminal. Nothing is left behind then.
     pub fn import(&self, new: NewImage<'_>, stop: &AtomicBool) -> anyhow::Result<Image> {
         let (name, source) = (new.name, &self.source);
         let kind = source.metadata().with_context(|| format!("opening {}", source.display()))?.file_type();
@@ -127,7 +127,7 @@ impl ImportOptions {
     }
 }
 
-/// What to say of a directory that is of neither kind.
+/// The error about a directory that is of neither kind.
 fn unknown_dir(dir: &Path) -> anyhow::Error {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut inside: Vec<PathBuf> = entries.filter(|path| path.is_dir() && clonezilla::is_clonezilla(path)).collect();

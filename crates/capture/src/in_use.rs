@@ -1,4 +1,4 @@
-//! Whether a disk, partition or disk image is in use, by itself or through a loop device over it.
+//! Finds out whether a disk, partition or disk image is in use, directly or through a loop device over it.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use nix::sys::stat::{major, makedev, minor};
 
-/// Loop devices over loop devices that are followed down; more is somebody's joke.
+/// Most levels of loop devices over loop devices that are followed down; more levels have no sensible purpose.
 pub const LOOPS_DEEP: usize = 16;
 
-/// Fails if somebody uses the block device or file: it, one of its partitions, what it is a loop device over, or a loop
-/// device over any of them, or over that one and so on. Whatever is neither device nor file is used by nobody.
+/// Fails if the block device or file is in use: itself, one of its partitions, what lies under it if it is a loop
+/// device, or any chain of loop devices over these. A path that is neither device nor file is never in use.
 ///
 /// # Errors
-/// If one of these is mounted, swapped on, held by device mapper or RAID, or open exclusively: which, and by what. Also
-/// if that cannot be found out.
+/// If one of these is mounted, swapped on, held by device mapper or RAID, or open exclusively; the error says which,
+/// and by what. Also if that cannot be found out.
 pub fn refuse_if_used(path: &Path) -> anyhow::Result<()> {
     let looking = || format!("looking at {}", path.display());
     let found = fs::metadata(path).with_context(looking)?;
@@ -28,7 +28,7 @@ pub fn refuse_if_used(path: &Path) -> anyhow::Result<()> {
     } else {
         return Ok(());
     };
-    // Opening the disk itself exclusively is left to whoever goes on to use it.
+    // The code that uses the disk afterwards opens it exclusively, so that is not tried here.
     let own = devices.len();
     for lower in iter::successors(Some(found), under).take(LOOPS_DEEP) {
         let over = loops_over(|backing| (backing.dev(), backing.ino()) == (lower.dev(), lower.ino()));
@@ -51,15 +51,15 @@ pub fn refuse_if_used(path: &Path) -> anyhow::Result<()> {
 /// The directory of a block device in sysfs.
 ///
 /// # Errors
-/// If it has none.
+/// If there is none.
 pub fn sysfs_of(device: &Metadata) -> io::Result<PathBuf> {
     let number = device.rdev();
     fs::canonicalize(format!("/sys/dev/block/{}:{}", major(number), minor(number)))
 }
 
-/// A device that has the bytes in question or some of them.
+/// A device that shares bytes with the source.
 pub struct Device {
-    /// As the kernel names it.
+    /// Its kernel name.
     pub name: String,
     /// Its device number, major and minor in one.
     pub number: u64,
@@ -68,7 +68,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// As people know it who have named `path`.
+    /// Its name for people who named `path`.
     fn shown(&self, path: &Path) -> String {
         if path.ends_with(&self.name) {
             path.display().to_string()
@@ -78,7 +78,7 @@ impl Device {
     }
 }
 
-/// Adds the devices that are not among them yet.
+/// Adds the devices that are not yet in the list.
 pub fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
     for device in more {
         if devices.iter().all(|known| known.number != device.number) {
@@ -87,7 +87,7 @@ pub fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
     }
 }
 
-/// What this is a loop device, or a partition of one, over.
+/// The file or device under this one, if it is a loop device or a partition of one.
 pub fn under(device: &Metadata) -> Option<Metadata> {
     if !device.file_type().is_block_device() {
         return None;
@@ -96,13 +96,13 @@ pub fn under(device: &Metadata) -> Option<Metadata> {
     [sysfs.as_path(), sysfs.parent()?].into_iter().find_map(backing_of)
 }
 
-/// What the loop device of this directory in sysfs is over.
+/// The file or device under the loop device with this directory in sysfs.
 fn backing_of(sysfs: &Path) -> Option<Metadata> {
     let path = fs::read_to_string(sysfs.join("loop/backing_file")).ok()?;
     fs::metadata(path.strip_suffix('\n').unwrap_or(&path)).ok()
 }
 
-/// The device of this directory in sysfs, and its partitions.
+/// The device with this directory in sysfs, and its partitions.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -125,7 +125,7 @@ pub fn devices_of(sysfs: &Path) -> anyhow::Result<Vec<Device>> {
     Ok(devices)
 }
 
-/// The loop devices over what is meant, with their partitions.
+/// The loop devices over the files that `is_meant` accepts, with their partitions.
 pub fn loops_over(is_meant: impl Fn(&Metadata) -> bool) -> Vec<Device> {
     let Ok(blocks) = fs::read_dir("/sys/block") else { return Vec::new() };
     let is_over = |dir: &Path| backing_of(dir).is_some_and(|backing| is_meant(&backing));
@@ -164,7 +164,7 @@ fn refuse_used_devices(path: &Path, devices: &[Device]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is mounted in another namespace is in no list, but the kernel does not open it exclusively.
+/// A mount in another namespace is in no list, but the kernel then refuses to open the device exclusively.
 fn refuse_if_exclusive(path: &Path, device: &Device) -> anyhow::Result<()> {
     let opened: io::Result<File> =
         OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(Path::new("/dev").join(&device.name));
@@ -182,7 +182,7 @@ fn refuse_if_exclusive(path: &Path, device: &Device) -> anyhow::Result<()> {
 struct Mount<'a> {
     number: u64,
     point: &'a str,
-    /// The device it was mounted from; btrfs and others show another device number than its.
+    /// The device it was mounted from; btrfs and others show a device number that is not this device's.
     source: &'a str,
 }
 

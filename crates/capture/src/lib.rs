@@ -1,7 +1,7 @@
-//! Capture: a disk becomes an image of the blocks in use.
+//! Capture: a disk becomes an image of its used blocks.
 //!
 //! Table → partitions → used blocks → extents → content, hashed on the way. Everything is written into a draft of the
-//! library, so an interrupted capture leaves nothing that is listed.
+//! library, so an interrupted capture leaves no listed image.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(

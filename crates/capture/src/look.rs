@@ -1,5 +1,5 @@
-//! What no reader speaks for: gaps between partitions, and what lies behind the file systems in them. Zeros may be left out,
-//! everything else may matter.
+//! Reads the parts that no reader covers: gaps between partitions, and the space after the file systems in them. Zeros
+//! may be left out; everything else may matter.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,18 +11,18 @@ use layout::{DiskOffset, DiskRange};
 use crate::source::Source;
 use terminal::Progress;
 
-/// How much is read at a time, in bytes.
+/// Bytes read at a time.
 const READ_LEN: u64 = 1 << 20;
-/// Zeros are told from data in blocks of this many bytes, aligned on the disk.
+/// Zeros and data are distinguished in blocks of this many bytes, aligned on the disk.
 const BLOCK_LEN: u64 = 4096;
-/// Shorter runs of zeros between data, in bytes, are copied along: places cost more than they save.
+/// Shorter runs of zeros between data, in bytes, are captured too: places cost more than they save.
 const RUN_MIN: u64 = 64 << 10;
 
-/// The runs of zeros in these ranges of the source, which ascend and are disjoint. A run is as long as [`RUN_MIN`] or a
-/// whole range. What cannot be read counts as data if `is_rescue`.
+/// The runs of zeros in these ranges of the source, which ascend and are disjoint. A run is at least [`RUN_MIN`] long
+/// or covers a whole range. With `is_rescue`, unreadable places count as data.
 ///
 /// # Errors
-/// If the source cannot be read, or that we were told to stop.
+/// If the source cannot be read, or `stop` is set.
 pub(crate) fn zeros(
     source: &Source,
     ranges: &[DiskRange],
@@ -41,7 +41,7 @@ pub(crate) fn zeros(
             let reading = || format!("looking for data in {}", source.path.display());
             let data = source.next_data(DiskRange::new(at..range.end)).with_context(reading)?;
             let data = data.map_or(range.end..range.end, DiskRange::bytes);
-            // A hole may begin and end inside of a block, which is then read.
+            // A hole may begin or end inside a block; that block is read.
             let hole_end = if data.start < range.end { data.start / BLOCK_LEN * BLOCK_LEN } else { range.end };
             if at < hole_end {
                 progress.advance(hole_end - at);
@@ -62,7 +62,7 @@ pub(crate) fn zeros(
             }
         }
         let kept = runs.split_off(first).into_iter().filter_map(|run: Range<u64>| {
-            // Between data, whole blocks; at the ends of the range whatever is there.
+            // Between data, only whole blocks count; at the ends of the range, parts of blocks count too.
             let start = if run.start == range.start { run.start } else { run.start.next_multiple_of(BLOCK_LEN) };
             let end = if run.end == range.end { run.end } else { run.end / BLOCK_LEN * BLOCK_LEN };
             (run == range || start.saturating_add(RUN_MIN) <= end).then_some(start..end)
@@ -73,7 +73,7 @@ pub(crate) fn zeros(
     Ok(runs.into_iter().map(DiskRange::new).collect())
 }
 
-/// The blocks of zeros in bytes that begin at `at` on the disk; the first and the last block may be parts of one.
+/// The blocks of zeros in bytes that begin at `at` on the disk; the first and the last may be partial blocks.
 fn blocks(bytes: &[u8], at: u64) -> impl Iterator<Item = Range<u64>> {
     let mut rest = bytes;
     let mut at = at;
@@ -91,7 +91,7 @@ fn blocks(bytes: &[u8], at: u64) -> impl Iterator<Item = Range<u64>> {
     })
 }
 
-/// Adds a run behind the others, of which those from `first` on may be joined with it.
+/// Adds a run after the others; it may be joined with one of those from index `first` on.
 fn push(runs: &mut Vec<Range<u64>>, first: usize, run: Range<u64>) {
     match runs[first..].last_mut() {
         Some(last) if last.end == run.start => last.end = run.end,
@@ -106,7 +106,7 @@ mod tests {
     use std::fs::{self, File};
     use std::os::unix::fs::FileExt;
 
-    /// A disk of 4 MiB with a byte at each of these places, once with holes and once without.
+    /// Finds the zeros of a 4 MiB disk with a byte at each of these places, once with holes and once without.
     fn find(places: &[u64], ranges: &[Range<u64>]) -> Vec<Range<u64>> {
         let dir = tempfile::tempdir().expect("a directory");
         let found = [true, false].map(|is_sparse| {
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(find(&[], &[512..3 << 20]), [512..3 << 20]);
         assert_eq!(find(&[2 << 20], &[512..3 << 20]), [512..2 << 20, (2 << 20) + 4096..3 << 20]);
         assert_eq!(find(&[600], &[512..1024, 2048..4096]), [2048..4096]);
-        // Less than 64 KiB between two places is no place of its own.
+        // A gap of less than 64 KiB between two places does not count.
         assert_eq!(find(&[100_000, 160_000, 400_000], &[0..1 << 20]), [0..98_304, 163_840..397_312, 401_408..1 << 20]);
         assert_eq!(find(&[(1 << 20) - 1], &[0..1 << 20, 1 << 20..2 << 20]), [0..(1 << 20) - 4096, 1 << 20..2 << 20]);
     }

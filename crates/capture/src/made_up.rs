@@ -8,7 +8,7 @@ use metainfo::{ImageFacts, Metainfo, TableKind};
 
 use crate::probe::identify;
 
-/// A manifest from what the torrent says; `how` and `source` say where it comes from.
+/// A manifest from the torrent's data; `how` and `source` say where the image comes from.
 pub fn made_up(how: &str, meta: &Metainfo, layout: &Layout, content: &Path, source: &str) -> Manifest {
     let facts = meta.facts.clone().unwrap_or_else(|| ImageFacts {
         disk_size: layout.disk_size(),

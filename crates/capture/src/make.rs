@@ -1,4 +1,4 @@
-//! From a plan to a listed image: what is in use is read once, hashed and written, and looked at again in samples.
+//! From a plan to a listed image: the used bytes are read once, hashed and written, and samples are read again.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -27,30 +27,30 @@ use library::space::check_room;
 use library::{Draft, Image};
 use terminal::Progress;
 
-/// Of every place of a piece in the sample that is read twice, so many bytes.
+/// Bytes that are read again of every place of a sampled piece.
 const NOTE_LEN: usize = 64 << 10;
 
-/// How an image is to be made of a source.
+/// How to make an image of a source.
 #[derive(Debug)]
 pub struct CaptureOptions {
-    /// What is taken.
+    /// Which parts are taken.
     pub choices: Choices,
-    /// Leave out stretches of zeros, to be made anew.
+    /// Leave out stretches of zeros, to be recreated on restore.
     pub skip_zeros: bool,
     /// Copy nothing, and seed from the source.
     pub live: bool,
-    /// Length of a piece in bytes; chosen by the size of the image if `None`.
+    /// Length of a piece in bytes; if `None`, the size of the image decides.
     pub piece_len: Option<u32>,
-    /// Pieces to work on at a time; two more than cores if `None`.
+    /// Pieces in work at a time; if `None`, two more than there are cores.
     pub threads: Option<usize>,
-    /// Where it comes from, for the manifest.
+    /// The origin of the image, for the manifest.
     pub origin: Origin,
 }
 
-/// Looks at the source, copies what is in use, and lists the image; also says how fast, in bytes per second.
+/// Examines the source, copies the used bytes, and lists the image; also returns the rate, in bytes per second.
 ///
 /// # Errors
-/// What went wrong, in words for the person at the terminal. Nothing is left behind then.
+/// A message for the person at the terminal. Nothing is left behind then.
 pub fn make_image(
     source: &Source,
     draft: Draft,
@@ -85,7 +85,7 @@ pub fn make_image(
         .with_context(|| format!("{content_len} bytes cannot be cut into pieces of {piece_len}: choose longer ones"))?;
 
     check_torrent_len(plan.layout.extents().len(), geometry.piece_count())?;
-    // Whatever can be refused is, before hours of copying.
+    // Everything that can be refused is refused before hours of copying.
     let live = options.live.then(|| live::describe(&source.path)).transpose()?;
     let watch = watch.note_landmarks(source, &plan)?;
 
@@ -96,7 +96,7 @@ pub fn make_image(
     let threads = options.threads.unwrap_or_else(default_threads);
     let copy = Copy { source, plan: &plan, geometry, threads, rescue: choices.rescue, out: content.as_ref(), stop };
     let Copied { hashes, unreadable, rate } = copy.run(&watch)?;
-    // An open file that is deleted is not gone everywhere.
+    // On some file systems, an open file that is deleted is not gone.
     drop(content);
     watch.end(source, choices)?;
 
@@ -106,7 +106,7 @@ pub fn make_image(
         disk_size: source.len,
         sector_size: plan.sector_size,
         table: plan.table,
-        // Not `partition`: the same file system shall have the same infohash, from wherever it was copied.
+        // Not `partition`: the same file system must have the same infohash, whatever device it was copied from.
         device: if device == "disk" { device.to_owned() } else { String::new() },
         swap: Vec::new(),
         zeros,
@@ -136,7 +136,7 @@ pub fn make_image(
     Ok((draft.publish(&torrent_bytes, &manifest)?, rate))
 }
 
-/// What is copied, and how.
+/// What to copy, and how.
 struct Copy<'a> {
     source: &'a Source,
     plan: &'a Plan,
@@ -147,7 +147,7 @@ struct Copy<'a> {
     stop: &'a AtomicBool,
 }
 
-/// What came of it.
+/// The result of the copy.
 struct Copied {
     hashes: Vec<PieceHash>,
     unreadable: Vec<Unreadable>,
@@ -198,7 +198,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Refuses a source that somebody can write to, and remembers what it is.
+    /// Refuses a source that a program can write to, and records its state.
     fn begin(source: &Source, choices: Choices) -> anyhow::Result<Watch> {
         match holders::refuse_writers(&source.path) {
             Err(error) if choices.at_own_risk => log::warn!("{error:#}"),
@@ -208,12 +208,12 @@ impl Watch {
         Ok(Watch { steady: Mutex::new(Steady::begin(&paths)?) })
     }
 
-    /// Reads tables and superblocks, which are to be the same at the end.
+    /// Reads tables and superblocks, which must be the same at the end.
     fn note_landmarks(self, source: &Source, plan: &Plan) -> anyhow::Result<Watch> {
         let mut buf = Vec::new();
         for range in &plan.landmarks {
             buf.resize(usize::try_from(range.len())?, 0);
-            // What cannot be read cannot be compared either.
+            // Bytes that cannot be read cannot be compared either.
             if source.read_at(&mut buf, range.start).is_ok() {
                 self.note(range.start, &buf);
             }
@@ -226,7 +226,7 @@ impl Watch {
         self.steady.lock().unwrap_or_else(PoisonError::into_inner).note(range, bytes);
     }
 
-    /// Looks again.
+    /// Checks the source again.
     fn end(self, source: &Source, choices: Choices) -> anyhow::Result<()> {
         let steady = self.steady.into_inner().unwrap_or_else(PoisonError::into_inner);
         let writers = holders::refuse_writers(&source.path);

@@ -1,8 +1,8 @@
 //! Asks partclone which blocks of a file system are in use, without copying anything.
 //!
 //! `partclone.<fs> -D` writes a ddrescue domain map (FORMATS: `0xPOS 0xSIZE STATUS`, `+` is used, `?` is free). It is
-//! read strictly: a map that does not describe the partition from its first byte on, without holes, is an error, because
-//! a block wrongly taken for free would be missing in every clone.
+//! read strictly: a map must describe the partition from its first byte on, without holes. A block wrongly taken for
+//! free would be missing in every clone.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -18,31 +18,31 @@ use crate::child;
 
 /// Longest line of a map, in bytes; real ones have 40.
 const LINE_LEN_MAX: u64 = 4096;
-/// A file system whose last block is not whole may claim this much past the end of its partition, in bytes: the largest
-/// cluster there is.
+/// A file system whose last block is incomplete may claim this much past the end of its partition, in bytes: the
+/// largest cluster that exists.
 const OVERRUN_MAX: u64 = 2 << 20;
-/// Runs of used blocks that are kept of a map; beyond this, the smallest holes between them count as used.
+/// Most runs of used blocks that are kept of a map; beyond this, the smallest holes between them count as used.
 const RANGES_MAX: usize = 1 << 20;
-/// How much of what partclone said is repeated in an error: the last lines that are no progress.
+/// How many lines of partclone's output an error repeats: the last ones that are not progress.
 const MESSAGE_LINES: usize = 12;
 
-/// How much of it is told in a note.
+/// How many of these lines a note repeats.
 const REFUSAL_LINES: usize = 2;
 
-/// What may be done about a file system.
+/// How a file system can be handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Support {
     /// This program knows its used blocks.
     Program(PathBuf),
-    /// The program for it is missing, and Debian's package has it.
+    /// The program for it is missing, but Debian's package has it.
     Missing(&'static str),
-    /// Nobody here knows it: copy it whole.
+    /// No program knows it, so it is copied whole.
     Unknown,
 }
 
-/// Which program knows a file system that `blkid` calls `file_system`.
+/// The program that knows the file system `blkid` calls `file_system`.
 pub(crate) fn support(file_system: &str) -> Support {
-    // The last column: whether Debian's package has it, so that its absence is worth an error.
+    // The last column says whether Debian's package has it, so that its absence is worth an error.
     let (program, is_packaged) = match file_system {
         "ext2" => ("partclone.ext2", true),
         "ext3" => ("partclone.ext3", true),
@@ -70,19 +70,20 @@ pub(crate) fn support(file_system: &str) -> Support {
     }
 }
 
-/// Why partclone cannot be asked about this version of a file system, as `blkid` calls both, that it knows by name.
+/// Why partclone cannot be asked about this version of a file system although it knows the name. Both are as `blkid`
+/// reports them.
 pub(crate) fn blind_spot(file_system: &str, version: &str) -> Option<&'static str> {
     match (file_system, version) {
-        // It reads entries of 12 bits as if they had 16 (issue 268), and so leaves out clusters in use.
+        // Partclone reads entries of 12 bits as if they had 16 (issue 268), and so leaves out used clusters.
         ("vfat", "FAT12") => Some("partclone does not know which clusters of FAT12 are in use"),
-        // It looks for the maps where they are not, and gives up.
+        // Partclone looks for the maps in the wrong place, and gives up.
         ("minix", "3") => Some("partclone does not know which zones of Minix 3 are in use"),
         _ => None,
     }
 }
 
-/// Finds a program in `PATH`, and beside `/usr/bin` also where Debian keeps system tools, which an ordinary user's
-/// `PATH` leaves out.
+/// Finds a program in `PATH`, in `/usr/bin`, and where Debian keeps system tools, which an ordinary user's `PATH`
+/// leaves out.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
@@ -104,21 +105,21 @@ pub(crate) fn version(program: &Path) -> Option<String> {
 pub(crate) struct UsedMap {
     /// Byte ranges from the start of the file system: ascending, disjoint, not past `spans`.
     pub ranges: Vec<Range<u64>>,
-    /// Bytes from its start that the map speaks for, at most those of the volume.
+    /// Bytes from its start that the map covers, at most those of the volume.
     pub spans: u64,
 }
 
-/// Why there is no map: what partclone said, or what is wrong with its map, in one line.
+/// Why there is no map: partclone's message, or the fault of its map, in one line.
 #[derive(Debug)]
 pub(crate) struct Refusal(pub String);
 
 /// The map of the file system on `device`, which has `len` bytes.
 ///
-/// `scratch` is a directory for the map and the log; both are gone afterwards. With `at_own_risk` a file system is taken
-/// that was not unmounted cleanly.
+/// `scratch` is a directory for the map and the log; both are deleted afterwards. With `at_own_risk`, a file system
+/// that was not unmounted cleanly is accepted.
 ///
 /// # Errors
-/// If partclone cannot be run, or that we were told to stop. That it refuses the file system is an answer.
+/// If partclone cannot be run, or `stop` is set. A refusal of the file system is a result, not an error.
 pub(crate) fn used_map(
     program: &Path,
     device: &Path,
@@ -134,7 +135,7 @@ pub(crate) fn used_map(
     command
         .args(at_own_risk.then_some("--ignore_fschk"))
         .arg("-D")
-        // Seconds between looks at the progress: without it, it sleeps for two when the map is already complete.
+        // Seconds between progress updates: without this, partclone sleeps for two seconds after the map is complete.
         .args(["-f", "0"])
         .arg("-s")
         .arg(device)
@@ -148,7 +149,7 @@ pub(crate) fn used_map(
     let (status, output) = child::run(&mut command, stop, &what)?;
     if !status.success() {
         let said = last_words(&output);
-        // The last line says only that it gives up.
+        // The last line says only that partclone gives up.
         let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !matches!(*line, "" | "Aborting.")).collect();
         let said = lines[lines.len().saturating_sub(REFUSAL_LINES)..].join(" ");
         return Ok(Err(Refusal(if said.is_empty() { status.to_string() } else { said })));
@@ -164,7 +165,7 @@ pub(crate) fn used_map(
 /// Reads a domain map of a volume of `len` bytes. If it has millions of runs, the smallest holes count as used.
 ///
 /// # Errors
-/// If a line is none, or the lines do not describe the volume from its first byte on without holes.
+/// If a line is malformed, or the lines do not describe the volume from its first byte on without holes.
 fn parse_map(mut map: impl BufRead, len: u64, stop: &AtomicBool) -> anyhow::Result<UsedMap> {
     let mut used = Ranges::with_limit(len, RANGES_MAX);
     let mut is_used = false;
@@ -183,7 +184,7 @@ fn parse_map(mut map: impl BufRead, len: u64, stop: &AtomicBool) -> anyhow::Resu
         }
         let fields: Vec<&str> = text.split_whitespace().collect();
         if !has_position {
-            // Where ddrescue stands: position, status, perhaps a pass.
+            // Ddrescue's current position, its status, and perhaps a pass.
             ensure!(matches!(fields.len(), 2 | 3) && hex(fields[0]).is_some(), damaged());
             has_position = true;
             continue;
@@ -214,7 +215,7 @@ fn hex(text: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
-/// What a program said last, without the progress it painted.
+/// A program's last messages, without the progress it printed.
 pub(crate) fn last_words(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let is_message = |line: &&str| {
@@ -222,7 +223,7 @@ pub(crate) fn last_words(output: &[u8]) -> String {
         let is_chatter = ["Partclone v", "Starting to map", "Partclone fail"].iter().any(|word| line.starts_with(word));
         !line.is_empty() && !is_progress && !is_chatter && !line.contains('\x1b')
     };
-    // What it says when it gives up stands on the same line as the chatter, and as the progress.
+    // Partclone's last message is on the same line as its chatter and its progress.
     let lines = text.split(['\n', '\r']).map(|line| {
         let line = line.split("Partclone fail").next().unwrap_or_default().trim();
         match line.rsplit_once("%").filter(|(_, said)| line.contains("Elapsed:") && !said.starts_with([',', ' '])) {
@@ -231,7 +232,7 @@ pub(crate) fn last_words(output: &[u8]) -> String {
         }
     });
     let messages: Vec<&str> = lines.clone().filter(is_message).collect();
-    // Better everything than nothing.
+    // If no message is left, everything is shown.
     let lines = if messages.is_empty() { lines.filter(|line| !line.is_empty()).collect() } else { messages };
     let last: Vec<String> =
         lines[lines.len().saturating_sub(MESSAGE_LINES)..].iter().map(|line| format!("    {line}")).collect();
@@ -294,7 +295,7 @@ mod tests {
         assert!(any(&[b'0'; 100_000]).is_err());
     }
 
-    /// A map without an end: every other sector is in use.
+    /// A map without an end, in which every other sector is used.
     struct Endless {
         text: std::io::Cursor<Vec<u8>>,
         at: u64,

@@ -1,8 +1,9 @@
-//! Content through memory once: read in order, hashed and written on all cores.
+//! Passes content through memory once: reads it in order, hashes and writes it on all cores.
 //!
-//! Every thread takes the next piece, reads it while it holds the source, so that pieces are read one after the other,
-//! and hashes and writes it while the others do the same with theirs. There are two threads more than cores, for those
-//! that wait for a disk. Nothing is buffered beyond a piece a thread, and no result depends on how many there are.
+//! Every thread takes the next piece and reads it while it holds the source, so that pieces are read one after the
+//! other. It hashes and writes the piece while other threads do the same with theirs. There are two more threads than
+//! cores, because some wait for a disk. Nothing is buffered beyond one piece per thread, and the number of threads
+//! changes no result.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,26 +18,26 @@ use sha1::{Digest, Sha1};
 use crate::content::Content;
 use terminal::Progress;
 
-/// Memory for buffers in bytes, however long a piece is; at least [`THREADS_MIN`] of them.
+/// Memory for buffers in bytes, however long a piece is; there are always at least [`THREADS_MIN`] buffers.
 const MEMORY: usize = 256 << 20;
-/// Fewer threads than this, and reading would wait for writing.
+/// With fewer threads than this, reading would wait for writing.
 const THREADS_MIN: usize = 2;
 
-/// What goes through the pipeline, and where to.
+/// The content that goes through the pipeline, and its destination.
 pub struct Job<'a> {
-    /// How long the content and its pieces are.
+    /// The lengths of the content and its pieces.
     pub geometry: Geometry,
     /// Pieces in work at a time.
     pub threads: usize,
     /// Where the content is written; `None` only hashes.
     pub out: Option<&'a Content>,
-    /// Set from outside to give up.
+    /// Set by another thread to cancel the job.
     pub stop: &'a AtomicBool,
-    /// Told about every piece read.
+    /// Counts every piece that was read.
     pub progress: &'a mut Progress,
 }
 
-/// What one thread at a time has.
+/// State that only one thread at a time holds.
 struct Reader<'a, I, F> {
     pieces: I,
     fill: F,
@@ -44,11 +45,11 @@ struct Reader<'a, I, F> {
 }
 
 impl Job<'_> {
-    /// Reads all content, in order, with `fill`, which gets a half-open range of it and a buffer of that length; returns
+    /// Reads all content in order, with `fill`, which gets a half-open range of it and a buffer of that length. Returns
     /// the SHA-1 of every piece, in order.
     ///
     /// # Errors
-    /// The first error of reading or writing, or that it was told to stop.
+    /// The first error of reading or writing, or that `stop` is set.
     pub fn hash(
         self,
         fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send,
@@ -62,10 +63,10 @@ impl Job<'_> {
         Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// As [`Job::hash`], without hashing.
+    /// Like [`Job::hash`], but without hashing.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Job::hash`].
     pub fn copy(self, fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
         self.each(fill, |_, _| {})
     }
@@ -122,7 +123,7 @@ impl Job<'_> {
     }
 }
 
-/// How many pieces this machine has work for at a time.
+/// How many pieces at a time suit this machine.
 pub fn default_threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from) + 2
 }

@@ -1,4 +1,4 @@
-//! Which bytes of a disk an image of it contains, and why.
+//! Decides which bytes of a disk its image contains, and why.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,20 +17,22 @@ use crate::source::Source;
 use crate::{look, table};
 use library::manifest::{Captured, PartitionInfo};
 
-/// Places of an image at most. With more, torrent and memory of every machine grow; the smallest holes are copied along then.
+/// Most places of an image. More would enlarge the torrent and the memory use of every machine, so the smallest holes
+/// are captured too.
 const PLACES_MAX: usize = 100_000;
-/// What lies behind a file system in its partition is kept whole up to twice this length, in bytes, and of more this much of
-/// both its ends: there are copies of superblocks, and what is zeros here is not to be something else on a clone.
+/// The space after a file system in its partition is kept whole up to twice this length, in bytes. If it is longer,
+/// this much of both its ends is kept: copies of superblocks are there, and zeros there must be zeros on a clone too.
 const EDGE_LEN: u64 = 1 << 20;
-/// A tree of hashes is at least this part of what it is over: 256 hashes, of 16 bytes each, in a block of 4096.
+/// A tree of hashes has at least this fraction of the bytes it covers: 256 hashes, of 16 bytes each, in a block of
+/// 4096.
 const TREE_SHARE: u64 = 256;
-/// Data outside of partitions from so many bytes on is worth a hint how to leave it out.
+/// From this many bytes of data outside partitions on, a hint says how to leave it out.
 const OUTSIDE_HINT: u64 = 64 << 20;
 
-/// What will be copied.
+/// What is going to be copied.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Which partition table there is.
+    /// The kind of partition table.
     pub table: TableKind,
     /// Sector size in bytes.
     pub sector_size: u32,
@@ -40,24 +42,24 @@ pub(crate) struct Plan {
     pub partitions: Vec<PartitionInfo>,
     /// The extents.
     pub layout: Layout,
-    /// What becomes of every byte.
+    /// The class of every byte.
     pub account: Account,
-    /// What people should hear before it starts.
+    /// Warnings for the user before the capture starts.
     pub warnings: Vec<String>,
-    /// What people may want to know.
+    /// Notes for the user.
     pub notes: Vec<String>,
     /// Tool → version.
     pub tools: BTreeMap<String, String>,
-    /// Tables and superblocks: looked at again when everything is copied.
+    /// Tables and superblocks, which are checked again after the copy.
     pub landmarks: Vec<DiskRange>,
 }
 
 impl Plan {
-    /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile.
+    /// Examines the whole source. `scratch` is a directory for temporary files of the tools.
     ///
     /// # Errors
-    /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or that we were
-    /// told to stop.
+    /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or `stop`
+    /// is set.
     pub(crate) fn make(source: &Source, scratch: &Path, choices: Choices, stop: &AtomicBool) -> anyhow::Result<Plan> {
         let mut table = table::read(source, choices)?;
         let mut partitions = std::mem::take(&mut table.partitions);
@@ -122,10 +124,10 @@ impl Plan {
         layout::deferred(self.table, source_len, source_len)
     }
 
-    /// Leaves these ranges out of the content: there is a recipe for them.
+    /// Leaves these ranges out of the content, because there is a recipe for them.
     ///
     /// # Errors
-    /// If nothing sane is left.
+    /// If the rest makes no valid image.
     pub(crate) fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
         let ranges: Vec<_> = zeros.ranges().iter().cloned().map(DiskRange::new).collect();
         self.account.make_recipe(&ranges);
@@ -142,8 +144,8 @@ impl Plan {
         Ok(())
     }
 
-    /// What array the whole disk belongs to, if it does: its partitions may go over several disks then, so that no map of
-    /// theirs can be believed, and every byte is taken.
+    /// The array that the whole disk belongs to, if it does. Its partitions may then span several disks, so none of
+    /// their maps can be trusted, and every byte is taken.
     fn array_member(
         &mut self,
         source: &Source,
@@ -166,7 +168,7 @@ impl Plan {
         Ok(Some(found.file_system))
     }
 
-    /// Looks at what nobody has spoken for: outside of partitions, and behind the file systems in them.
+    /// Reads the parts without a claim: outside partitions, and after the file systems in them.
     fn outside(
         &mut self,
         source: &Source,
@@ -209,8 +211,8 @@ impl Plan {
     }
 }
 
-/// Looks at what lies behind a file system in its partition. If there is so much data that it may be a tree of hashes over all
-/// of the file system (dm-verity, with or without a superblock), free blocks matter as well, and everything is captured.
+/// Reads the space after a file system in its partition. If it holds enough data to be a tree of hashes over all of the
+/// file system (dm-verity, with or without a superblock), free blocks matter too, and everything is captured.
 fn behind(
     source: &Source,
     partition: &Partition,
@@ -222,7 +224,7 @@ fn behind(
     let What::Used { spans, .. } = decision.what else { return Ok(()) };
     let place = partition.range();
     let tail = DiskRange { start: inside(place, spans), end: place.end };
-    // Nobody protects what is swapped out.
+    // Hash trees do not protect swap.
     if tail.is_empty() || decision.found.file_system == "swap" {
         return Ok(());
     }
@@ -237,7 +239,7 @@ fn behind(
     Ok(())
 }
 
-/// Says what was decided about a partition.
+/// Claims the classes that were decided for a partition.
 fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
     let place = partition.range();
     match what {
@@ -261,17 +263,17 @@ fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
     }
 }
 
-/// Where byte `at` of the volume at `place` is on the disk, or the end of the place if it is past that.
+/// The place on the disk of byte `at` of the volume at `place`, or the end of the place if `at` is past it.
 fn inside(place: DiskRange, at: u64) -> DiskOffset {
     DiskOffset(place.start.0.saturating_add(at)).min(place.end)
 }
 
-/// Where a partition says what it is: the farthest superblock, btrfs's, is 64 KiB from its start.
+/// The bytes of a partition that identify it: the farthest superblock, btrfs's, is 64 KiB from its start.
 fn superblock(partition: &Partition) -> DiskRange {
     DiskRange::new(partition.start..partition.start + partition.len.min(128 << 10))
 }
 
-/// Where tables are.
+/// The places of partition tables.
 fn ends(len: u64) -> [DiskRange; 2] {
     [0..len.min(EDGE_LEN), len.saturating_sub(EDGE_LEN)..len].map(DiskRange::new)
 }

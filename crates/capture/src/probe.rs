@@ -1,4 +1,4 @@
-//! Which file system is where: by all the signatures that `blkid` finds, never by the partition's type.
+//! Finds out which file system is where, by all signatures that `blkid` finds, never by the partition's type.
 
 use layout::Layout;
 use std::ops::Range;
@@ -9,27 +9,28 @@ use anyhow::{Context, bail};
 
 use crate::partclone::find_program;
 
-/// Exit code of `blkid`: nothing it knows is there.
+/// Exit code of `blkid`: it found nothing that it knows.
 const NOTHING: i32 = 2;
 /// Exit code of `blkid`: several signatures contradict each other.
 const AMBIVALENT: i32 = 8;
 
-/// What was found at a place on the disk; all empty if nothing was.
+/// The contents found at a place on the disk; all fields are empty if there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Probe {
-    /// As `blkid` calls it: `ext4`, `vfat`, `ntfs`, `crypto_LUKS`, `swap`, …
+    /// Its name in `blkid`: `ext4`, `vfat`, `ntfs`, `crypto_LUKS`, `swap`, …
     pub file_system: String,
-    /// Label; what is no UTF-8 is replaced.
+    /// Label; bytes that are not UTF-8 are replaced.
     pub label: String,
-    /// UUID as it is written for this file system.
+    /// UUID in this file system's usual form.
     pub uuid: String,
-    /// Which kind of it, where there are several: `FAT12`.
+    /// Its variant, if there are several: `FAT12`.
     pub version: String,
-    /// What it is for, as `blkid` calls it: `filesystem`, `raid`, `crypto`, `other`.
+    /// Its usage in `blkid`: `filesystem`, `raid`, `crypto`, `other`.
     pub usage: String,
     /// The kind of a partition table: `dos`, `gpt`, `bsd`, `mac`, …
     pub table: String,
-    /// All file systems, if signatures of several were found. None of them counts then, and `file_system` is empty.
+    /// All file systems, if signatures of several were found. None of them counts in that case, and `file_system` is
+    /// empty.
     pub several: Vec<String>,
 }
 
@@ -40,7 +41,7 @@ impl Probe {
     }
 }
 
-/// Looks at bytes `place` of a file or device, for every signature there is.
+/// Searches bytes `place` of a file or device for every signature.
 ///
 /// # Errors
 /// If `blkid` is missing or cannot read the source.
@@ -49,7 +50,8 @@ pub(crate) fn probe(source: &Path, place: &Range<u64>) -> anyhow::Result<Probe> 
     if first.file_system.is_empty() {
         return Ok(first);
     }
-    // It stops at the first of those that it takes to go together: a CD image in front of a file system, RAID metadata behind.
+    // Blkid stops at the first signature of those that it considers compatible: a CD image before a file system, RAID
+    // metadata after one.
     let second = ask(source, place, Some(&first.file_system))?;
     let mut others = second.several;
     others.push(second.file_system);
@@ -61,12 +63,12 @@ pub(crate) fn probe(source: &Path, place: &Range<u64>) -> anyhow::Result<Probe> 
     Ok(Probe { table: first.table, several: others, ..Probe::default() })
 }
 
-/// What `blkid` says of the place, without one kind of file system.
+/// The output of `blkid` for the place, without one kind of file system.
 fn ask(source: &Path, place: &Range<u64>, without: Option<&str>) -> anyhow::Result<Probe> {
     let blkid = find_program("blkid")
         .context("looking for blkid, which tells file systems apart: run `apt install util-linux` (as root)")?;
     let mut command = Command::new(blkid);
-    // This form of output is the one in which no label can pretend to be another line, and no byte of it is lost.
+    // In this output form, no label can pretend to be another line, and no byte of it is lost.
     command.args(["-p", "-o", "udev"]);
     if let Some(without) = without {
         command.arg("-n").arg(format!("no{without}"));
@@ -117,7 +119,7 @@ fn parse(text: &[u8]) -> Probe {
     probe
 }
 
-/// Bytes for `\xNN`.
+/// The bytes for `\xNN`.
 fn decode(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -131,8 +133,8 @@ fn decode(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// What file system an image of a single partition holds, where its content shows it: the superblock is in the first
-/// extent then, at the place where it is on the partition. Nothing if it cannot be told.
+/// Identifies the file system in an image of a single partition, if its content shows it: the superblock is then in the
+/// first extent, at the same place as on the partition. The result is empty if it cannot be identified.
 pub(crate) fn identify(content: &Path, layout: &Layout) -> Probe {
     match layout.extents().first() {
         Some(first) if first.disk.0 == 0 => probe(content, &(0..first.len)).unwrap_or_default(),
@@ -178,7 +180,7 @@ mod tests {
         ] {
             assert_eq!(parse(format!("ID_FS_LABEL_ENC={encoded}\n").as_bytes()).label, label, "{encoded}");
         }
-        // Latin-1 is no UTF-8, and is shown as far as it can be.
+        // Latin-1 is not UTF-8, and is shown as far as possible.
         assert_eq!(parse(b"ID_FS_LABEL_ENC=Gr\\xf6\\xdfe\n").label, "Gr\u{fffd}\u{fffd}e");
     }
 }

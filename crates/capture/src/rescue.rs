@@ -4,17 +4,17 @@ use std::io;
 
 use layout::{DiskOffset, DiskRange};
 
-/// What to do where a source cannot be read.
+/// The advice if a source cannot be read.
 pub(crate) const RESCUE_HINT: &str = "--rescue continues without what cannot be read, and records it";
 
-/// The smallest stretch that is given up, in bytes: a sector of most disks of today.
+/// The smallest stretch that is given up, in bytes: a sector of most current disks.
 const LEAST: usize = 4096;
 
-/// So many places are recorded at most.
+/// Most places that are recorded.
 const PLACES_MAX: usize = 50_000;
 
-/// Fills `buf` from byte `at` with `read`, halving what cannot be read until only the unreadable places are left. They
-/// become zeros, and are given back ascending.
+/// Fills `buf` from byte `at` with `read`, halving unreadable stretches until only the unreadable places are left. They
+/// become zeros, and are returned in ascending order.
 pub(crate) fn read(
     buf: &mut [u8],
     at: DiskOffset,
@@ -22,7 +22,7 @@ pub(crate) fn read(
 ) -> Vec<DiskRange> {
     let at = at.0;
     let mut lost: Vec<DiskRange> = Vec::new();
-    // A stack, the front on top: no recursion on a disk that is bad all over.
+    // An explicit stack with the front on top: no recursion on a disk that is bad everywhere.
     let mut todo = Vec::from([(0, buf.len())]);
     while let Some((from, to)) = todo.pop() {
         let range = from..to;
@@ -39,7 +39,7 @@ pub(crate) fn read(
             }
             continue;
         }
-        // At a multiple of the smallest stretch on the disk, so that both halves end where sectors do.
+        // Split at a multiple of the smallest stretch on the disk, so that both halves end at sector boundaries.
         let half = (start + (end - start) / 2) / LEAST as u64 * LEAST as u64;
         let middle = usize::try_from(half.max(start + 1).min(end - 1) - at).expect("inside");
         let middle = middle.clamp(range.start + 1, range.end - 1);
@@ -49,8 +49,8 @@ pub(crate) fn read(
     lost
 }
 
-/// Joins the places that touch, and then those nearest to each other until there are no more than a manifest has room for;
-/// what is between them counts as unreadable then.
+/// Joins places that touch, and then those nearest to each other until a manifest has room for all. The bytes between
+/// joined places then count as unreadable.
 pub(crate) fn coalesce(lost: &mut Vec<DiskRange>) {
     let mut gap = 0;
     loop {

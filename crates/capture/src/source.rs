@@ -1,4 +1,4 @@
-//! The disk, partition or disk image that is captured; opened so that it cannot be mounted meanwhile.
+//! The disk, partition or disk image that is captured, opened so that it cannot be mounted meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -11,16 +11,17 @@ use layout::{DiskOffset, DiskRange};
 use crate::in_use;
 use crate::window::next_data;
 
-/// What is read from.
+/// The source of a capture.
 #[derive(Debug)]
 pub struct Source {
-    /// As it was named.
+    /// The path as the user named it.
     pub path: PathBuf,
-    /// Open for reading; a block device exclusively, so mounting it or its partitions fails while this lives.
+    /// Open for reading; a block device is open exclusively, so mounting it or its partitions fails as long as this
+    /// exists.
     pub file: File,
     /// Size in bytes.
     pub len: u64,
-    /// Logical sector size in bytes; a file has none of its own.
+    /// Logical sector size in bytes; a file has none.
     pub sector_size: Option<u32>,
     /// Its directory in sysfs, if it is a block device.
     sysfs: Option<PathBuf>,
@@ -32,7 +33,7 @@ pub struct Source {
 #[derive(Debug)]
 struct Apart {
     place: DiskRange,
-    /// A file of the partition's length; `None` if nobody has its bytes.
+    /// A file of the partition's length; `None` if its bytes are not available.
     file: Option<(PathBuf, File)>,
 }
 
@@ -40,8 +41,8 @@ impl Source {
     /// Opens a block device or a raw image file, if nothing uses it.
     ///
     /// # Errors
-    /// If it is missing, is neither, is empty, or it or one of its partitions, or a loop device over them, is
-    /// mounted, swapped on, or held by device mapper or RAID: which, and by what.
+    /// If it is missing, is neither, is empty, or it or one of its partitions, or a loop device over them, is mounted,
+    /// swapped on, or held by device mapper or RAID; the error says which, and by what.
     pub fn open(path: &Path) -> anyhow::Result<Source> {
         let shown = path.display();
         let found = fs::metadata(path).with_context(|| format!("opening the source {shown}"))?;
@@ -57,7 +58,7 @@ impl Source {
         let mut options = OpenOptions::new();
         options.read(true);
         if sysfs.is_some() {
-            // On a block device O_EXCL means: fail if the kernel has it in use, and keep others from mounting it.
+            // On a block device, O_EXCL fails if the kernel uses it, and keeps others from mounting it.
             options.custom_flags(libc::O_EXCL);
         }
         let mut file = options.open(path).map_err(|error| match error.raw_os_error() {
@@ -73,13 +74,13 @@ impl Source {
         Ok(Source { path: path.to_owned(), file, len, sector_size, sysfs, apart: Vec::new() })
     }
 
-    /// `disk` or `partition`, or nothing where that cannot be told: a file may be a copy of either, and what is made of
-    /// disks (LVM, RAID, loop devices) is neither.
+    /// `disk` or `partition`, or empty if that is unknown: a file may be a copy of either, and devices made of disks
+    /// (LVM, RAID, loop devices) are neither.
     pub fn device(&self) -> &'static str {
         self.sysfs.as_deref().map_or("", kind_of_device)
     }
 
-    /// Takes bytes `place` of the disk from a file of their own, or counts them as missing.
+    /// Takes bytes `place` of the disk from a separate file, or counts them as missing.
     ///
     /// # Errors
     /// If the file cannot be opened or has another length, or the place overlaps one that was set before.
@@ -103,19 +104,19 @@ impl Source {
         Ok(())
     }
 
-    /// The file that is exactly this partition, if it is kept apart.
+    /// The file that is exactly this partition, if it is kept separately.
     pub fn partition_file(&self, place: DiskRange) -> Option<&Path> {
         let apart = self.apart.iter().find(|apart| apart.place == place)?;
         apart.file.as_ref().map(|(path, _)| path.as_path())
     }
 
-    /// Where its bytes are: the source itself, and what is kept apart.
+    /// The files with its bytes: the source itself, and the separate files.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         let apart = self.apart.iter().filter_map(|apart| apart.file.as_ref());
         std::iter::once(self.path.as_path()).chain(apart.map(|(path, _)| path.as_path()))
     }
 
-    /// Whether nobody has the bytes of this partition.
+    /// Whether the bytes of this partition are missing.
     pub fn is_missing(&self, place: DiskRange) -> bool {
         self.apart.iter().any(|apart| apart.place == place && apart.file.is_none())
     }
@@ -149,7 +150,8 @@ impl Source {
         Ok(())
     }
 
-    /// The first run of what may be data in `within`, `None` if there is only a hole. What is kept apart is data.
+    /// The first run in `within` that may be data; `None` if there is only a hole. Partitions in separate files count
+    /// as data.
     ///
     /// # Errors
     /// If that cannot be found out.
@@ -168,7 +170,7 @@ impl Source {
     /// The device node of the partition at this place, if the source is a disk whose partitions the kernel knows.
     pub fn partition_node(&self, place: DiskRange) -> Option<PathBuf> {
         let children = fs::read_dir(self.sysfs.as_deref()?).ok()?;
-        // sysfs counts in 512 bytes, whatever the sector size.
+        // Sysfs counts in units of 512 bytes, whatever the sector size is.
         let number = |dir: &Path, name: &str| read_number(&dir.join(name)).map(|sectors| sectors * 512);
         let dir = children
             .filter_map(|child| Some(child.ok()?.path()))
@@ -193,7 +195,7 @@ fn read_number(path: &Path) -> Option<u64> {
 }
 
 fn logical_sector_size(sysfs: &Path) -> anyhow::Result<u32> {
-    // A partition's queue is its disk's.
+    // A partition uses its disk's queue.
     let queue = [sysfs.join("queue"), sysfs.join("../queue")];
     let size = queue.iter().find_map(|dir| read_number(&dir.join("logical_block_size")));
     size.and_then(|size| u32::try_from(size).ok())

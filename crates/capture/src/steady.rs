@@ -1,8 +1,9 @@
-//! Whether a source stayed as it was while it was read: an image of what changes may not boot.
+//! Checks whether a source stayed the same while it was read: an image of a source that changes may not boot.
 //!
-//! A file shows it by its times and its length, a block device by its generation (`diskseq`) and by what the kernel counts of
-//! writes and discards. What was read early, and a sample of the rest, is read again at the end: that finds writes that
-//! went round what counts them, such as to a partition through the node of its disk, or from another machine.
+//! A file shows changes by its times and its length, a block device by its generation (`diskseq`) and by the kernel's
+//! counts of writes and discards. The parts that were read early, and a sample of the rest, are read again at the end.
+//! That finds writes that bypass the counters, such as a write to a partition through the node of its disk, or from
+//! another machine.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -18,20 +19,20 @@ use sha1::{Digest, Sha1};
 
 use crate::in_use;
 
-/// So many ranges are remembered, with 40 bytes each.
+/// Most ranges that are remembered, with 40 bytes each.
 const NOTES_MAX: usize = 1 << 16;
-/// How much is read again at a time, in bytes.
+/// Bytes that are read again at a time.
 const READ_LEN: usize = 1 << 20;
-/// The page cache forgets whole folios only; none is longer than this, in bytes.
+/// The page cache drops only whole folios; none is longer than this, in bytes.
 const FOLIO_MAX: u64 = 4 << 20;
-/// A sector of sysfs in bytes, whatever those of the device are.
+/// A sector in sysfs, in bytes, whatever the device's sectors are.
 const SECTOR: u64 = 512;
-/// Two writes in this time may leave the same modification time: two ticks of the slowest kernel.
+/// Two writes within this time may leave the same modification time: two ticks of the slowest kernel.
 const TICK: Duration = Duration::from_millis(20);
-/// So many changed ranges are named in an error; the rest is counted.
+/// Most changed ranges that an error names; the others are only counted.
 const NAMED_MAX: usize = 4;
 
-/// What a source was when capture began, to be compared with what it is at the end.
+/// The state of a source when capture began, for comparison at the end.
 #[derive(Debug)]
 pub(crate) struct Steady {
     /// The source comes first.
@@ -59,26 +60,26 @@ enum State {
 struct FileState {
     /// Device and inode number.
     identity: (u64, u64),
-    /// In bytes.
+    /// Length in bytes.
     len: u64,
-    /// In nanoseconds.
+    /// Modification time in nanoseconds.
     modified: i128,
-    /// As `modified`, of whatever the file system knows of it; nobody can set this one back.
+    /// Like `modified`, but for every change that the file system knows of; no program can set it back.
     changed: i128,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct DeviceState {
-    /// Another number with every medium and every attached file; kernels before 5.15 have none.
+    /// A number that is different for every medium and every attached file; kernels before 5.15 have none.
     generation: Option<u64>,
-    /// In bytes.
+    /// Length in bytes.
     len: u64,
     /// `None` if the kernel does not count.
     writes: Option<Writes>,
 }
 
-/// What the kernel counts of a device (Documentation/block/stat.rst). The number of writes is of no use: it has the flushes,
-/// also our own.
+/// The kernel's counters of a device (Documentation/block/stat.rst). The number of writes is useless here, because it
+/// includes flushes, also our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Writes {
     written_sectors: u64,
@@ -86,7 +87,7 @@ struct Writes {
     discarded_sectors: u64,
 }
 
-/// What some bytes of the source were.
+/// The earlier state of some bytes of the source.
 #[derive(Debug)]
 struct Note {
     at: DiskOffset,
@@ -95,11 +96,11 @@ struct Note {
 }
 
 impl Steady {
-    /// Looks at the source, which comes first in `paths`, and at the files that its partitions come from, before any of
-    /// them is read. Whatever is still to be written to them is written first, so that it does not count as a change.
+    /// Records the state of the source, which comes first in `paths`, and of the files that its partitions come from,
+    /// before any of them is read. Pending writes to them are written out first, so that they do not count as a change.
     ///
     /// # Errors
-    /// If there are none, or one of them cannot be opened, flushed or looked at.
+    /// If there are none, or one of them cannot be opened, flushed or examined.
     pub(crate) fn begin(paths: &[&Path]) -> anyhow::Result<Steady> {
         let parts = paths.iter().map(|path| Part::begin(path)).collect::<anyhow::Result<Vec<Part>>>()?;
         if parts.is_empty() {
@@ -111,8 +112,9 @@ impl Steady {
         Ok(Steady { parts, notes: Vec::new() })
     }
 
-    /// Remembers what these bytes of the source were: a table, a superblock, a part of the sample. Keeps their hash only,
-    /// and after some ten thousands nothing more, so tables come first, and of pieces in many places only some.
+    /// Remembers these bytes of the source: a table, a superblock, a part of the sample. It keeps only their hash, and
+    /// ignores further calls once there are some ten thousand. So note tables first, and only some places of scattered
+    /// pieces.
     pub(crate) fn note(&mut self, range: DiskRange, bytes: &[u8]) {
         debug_assert_eq!(u64::try_from(bytes.len()), Ok(range.len()), "{range:?}");
         if self.notes.len() < NOTES_MAX && !bytes.is_empty() {
@@ -120,11 +122,11 @@ impl Steady {
         }
     }
 
-    /// Looks again, and reads again what was noted: `reread` fills a buffer from a byte of the source on. May be called
-    /// more than once.
+    /// Checks the state again, and reads the noted bytes again: `reread` fills a buffer from a byte of the source on.
+    /// May be called more than once.
     ///
     /// # Errors
-    /// What changed and what to do. Also if it cannot be read again.
+    /// The error says what changed and what to do. Also if the source cannot be read again.
     pub(crate) fn check(&self, reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let changes = self.changes(reread)?;
         if changes.is_empty() {
@@ -138,10 +140,10 @@ impl Steady {
         )
     }
 
-    /// As [`Steady::check`], for whoever goes on all the same: each change in words, none if there is none.
+    /// Like [`Steady::check`], for a caller that continues anyway: each change as text, empty if there are none.
     ///
     /// # Errors
-    /// If it cannot be read again.
+    /// If the source cannot be read again.
     pub(crate) fn changes(
         &self,
         reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>,
@@ -165,12 +167,12 @@ impl Steady {
         Ok(changes)
     }
 
-    /// The noted ranges that are not what they were.
+    /// The noted ranges that have changed.
     fn differing(
         &self,
         mut reread: impl FnMut(&mut [u8], DiskOffset) -> anyhow::Result<()>,
     ) -> anyhow::Result<Vec<DiskRange>> {
-        // Where in a partition's file a range is, the caller knows.
+        // Only the caller knows where a range lies in a partition's file, so all of the file is dropped.
         self.parts.iter().skip(1).for_each(|part| forget(&part.file, 0, 0));
         let mut buf = vec![0; READ_LEN];
         let mut differing = Vec::new();
@@ -198,7 +200,7 @@ impl Steady {
     }
 }
 
-/// Makes the page cache forget what is written already; all of it if `len` is 0. Advice only.
+/// Makes the page cache drop what is already written; all of it if `len` is 0. This is only advice.
 fn forget(file: &File, at: u64, len: u64) {
     if let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) {
         let _ = posix_fadvise(file, at, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -224,12 +226,12 @@ impl Part {
         Ok(Part { path: path.to_owned(), file, sysfs, first })
     }
 
-    /// What is not as it was, in words.
+    /// The changes, as text.
     fn changes(&self) -> anyhow::Result<Vec<String>> {
         if self.sysfs.as_ref().is_some_and(|sysfs| !sysfs.exists()) {
             return Ok(vec!["the device is gone".to_owned()]);
         }
-        // What another process wrote is counted once it has reached the device.
+        // Writes of another process are counted once they have reached the device.
         flush(&self.path, &self.file, self.sysfs.as_deref())?;
         if self.sysfs.is_none() && !self.path.exists() {
             return Ok(vec!["the file is gone".to_owned()]);
@@ -242,17 +244,17 @@ impl Part {
     }
 }
 
-/// Opens for reading, without waiting for whoever might be at the other end of what took a file's name.
+/// Opens for reading, without waiting for another process if a pipe has taken the file's name.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
-/// Writes out what the page cache has of a device and its partitions, or of a file: only then is it counted, and only then
-/// does a write through a mapping change the file's times again.
+/// Writes out what the page cache has of a device and its partitions, or of a file. Only then is it counted, and only
+/// then does a write through a mapping change the file's times again.
 fn flush(path: &Path, file: &File, sysfs: Option<&Path>) -> anyhow::Result<()> {
     let partitions = sysfs.map(in_use::devices_of).transpose()?.unwrap_or_default().into_iter();
     for partition in partitions.filter(|device| Some(device.sysfs.as_path()) != sysfs) {
-        // A node that is not there is nobody's way to write.
+        // A missing node cannot have been used for writing.
         if let Ok(node) = File::open(Path::new("/dev").join(partition.name.replace('!', "/"))) {
             write_out(&node).with_context(|| format!("writing out what is cached of /dev/{}", partition.name))?;
         }
@@ -260,7 +262,7 @@ fn flush(path: &Path, file: &File, sysfs: Option<&Path>) -> anyhow::Result<()> {
     write_out(file).with_context(|| format!("writing out what is cached of {}", path.display()))
 }
 
-/// Some file systems and read-only media know no such thing.
+/// Some file systems and read-only media do not support this.
 fn write_out(file: &File) -> io::Result<()> {
     match file.sync_all() {
         Err(error)
@@ -272,18 +274,18 @@ fn write_out(file: &File) -> io::Result<()> {
     }
 }
 
-/// Looks at the device of this directory in sysfs, or else at the file that has this name now.
+/// Reads the state of the device with this directory in sysfs, or else of the file that has this name now.
 fn look(path: &Path, sysfs: Option<&Path>) -> anyhow::Result<State> {
     let looking = || format!("looking at {}", path.display());
     match sysfs {
         Some(sysfs) => Ok(State::Device(DeviceState::of(sysfs).with_context(looking)?)),
-        // Opened anew: a file server then has to say what others did to it.
+        // It is opened again, so that a file server has to report what others changed.
         None => Ok(State::File(FileState::of(&open(path).and_then(|file| file.metadata()).with_context(looking)?))),
     }
 }
 
 impl State {
-    /// Whether another write could leave the same times.
+    /// Whether a further write could leave the same times.
     fn is_recent(&self) -> bool {
         let State::File(file) = self else { return false };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -322,7 +324,7 @@ impl FileState {
 
 impl DeviceState {
     fn of(sysfs: &Path) -> io::Result<DeviceState> {
-        // The medium and the queue of a partition are its disk's.
+        // A partition shares the medium and the queue of its disk.
         let disk = if sysfs.join("partition").exists() { sysfs.parent().unwrap_or(sysfs) } else { sysfs };
         let number = |path: PathBuf| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
         let sectors = number(sysfs.join("size")).ok_or_else(|| {
@@ -355,7 +357,7 @@ impl DeviceState {
 }
 
 impl Writes {
-    /// Parses `stat` of a block device in sysfs. Kernels before 4.18 count no discards.
+    /// Parses `stat` of a block device in sysfs. Kernels before 4.18 do not count discards.
     fn parse(text: &str) -> Option<Writes> {
         let fields: Vec<u64> = text.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
         Some(Writes {
@@ -380,15 +382,15 @@ impl Writes {
     }
 }
 
-/// Which pieces are read twice.
+/// Chooses the pieces that are read twice.
 pub(crate) struct Sample;
 
 impl Sample {
-    /// How many pieces at most.
+    /// Most pieces in the sample.
     const LEN: u32 = 64;
 
-    /// Whether a piece is in the sample of so many: always the first and the last, the others at even distances, the same
-    /// every time.
+    /// Whether a piece is in the sample, for this number of pieces: the first and the last always are, the others are
+    /// evenly spread. The choice is the same every time.
     pub(crate) fn choose(piece_count: u32) -> impl Fn(u32) -> bool {
         let last = piece_count.saturating_sub(1);
         let chosen = Sample::LEN.min(piece_count);
@@ -411,7 +413,7 @@ mod tests {
     use super::*;
     use crate::holders::tests::{Loop, disk};
 
-    /// A source, looked at, with the ranges noted, through a descriptor that reads it.
+    /// A source whose state is recorded and whose ranges are noted, and a descriptor that reads it.
     fn begin(path: &Path, ranges: &[Range<u64>]) -> (Steady, File) {
         let mut steady = Steady::begin(&[path]).expect("looked at");
         let file = File::open(path).expect("opened");
@@ -518,12 +520,12 @@ mod tests {
     fn a_device_that_is_written_to_is_noticed() {
         let dir = tempfile::tempdir().expect("a directory");
         let device = Loop::over(&disk(dir.path()), &[]);
-        // Not written out yet: no change afterwards.
+        // This is not written out yet, so it is no change later.
         let early = writable(device.path());
         early.write_all_at(&[1; 4096], 8192).expect("written");
         let (steady, file) = begin(device.path(), &[0..512, 8192..8704]);
         assert_eq!(changes(&steady, &file), "");
-        // Still in the page cache, and the writer has it open.
+        // The data is still in the page cache, and the writer has the device open.
         early.write_all_at(&[1; 8192], 1 << 20).expect("written");
         let said = changes(&steady, &file);
         assert_eq!(said, format!("{}: 8192 bytes were written to it", device.path().display()));
@@ -554,7 +556,7 @@ mod tests {
         let device = Loop::over(&disk(dir.path()), &["--partscan"]);
         let [first, second] = [1, 2].map(|number| device.partition(number));
         let all = [device.path(), &first, &second].map(|path| begin(path, &[]));
-        // Through the page cache of the partition, which is not that of its disk.
+        // This goes through the page cache of the partition, which is not that of its disk.
         let mut writer = writable(&second);
         writer.write_all(&[1; 4096]).expect("written");
         let all = all.map(|(steady, file)| changes(&steady, &file));
@@ -562,7 +564,7 @@ mod tests {
         assert_eq!(all[1], "");
     }
 
-    /// What is under a loop device changes without it, as what is on a shared disk does: nothing counts that.
+    /// The file under a loop device changes unseen by the device, as data on a shared disk does: nothing counts that.
     #[test]
     fn noted_bytes_are_read_past_the_page_cache() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -10,17 +10,17 @@ use crate::choices::Choices;
 use crate::probe::probe;
 use crate::source::Source;
 
-/// What disks have: an MBR does not say which.
+/// The sector sizes of disks; an MBR does not record which one it uses.
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
-/// Partitions that are looked at to find out whether a sector size makes sense.
+/// Most partitions that are probed to find out whether a sector size makes sense.
 const PARTITIONS_TRIED: usize = 16;
-/// What to say where another sector size may help.
+/// The advice if another sector size may help.
 const NAME_IT: &str = "name the sector size of the disk with --sector-size 512 or --sector-size 4096";
 
-/// Reads the table. If every byte is wanted, a table that cannot be read is no table, with a warning.
+/// Reads the table. If every byte is wanted, an unreadable table counts as none, with a warning.
 ///
 /// # Errors
-/// If the table cannot be trusted, or its sector size cannot be told; what to do about it.
+/// If the table cannot be trusted, or its sector size is unknown; the error says what to do.
 pub(crate) fn read(source: &Source, choices: Choices) -> anyhow::Result<Table> {
     let found = sector_size(source, choices).and_then(|size| {
         let table = read_with(source, size);
@@ -51,7 +51,7 @@ pub(crate) fn read(source: &Source, choices: Choices) -> anyhow::Result<Table> {
     }
 }
 
-/// What it comes down to.
+/// The root cause.
 fn root(error: &anyhow::Error) -> &dyn std::error::Error {
     match error.downcast_ref::<TableError>() {
         Some(error) => error,
@@ -64,8 +64,8 @@ fn read_with(source: &Source, sector_size: u32) -> Result<Table, TableError> {
     Table::read(&mut disk, source.len, sector_size)
 }
 
-/// The sector size to read the table with. A disk knows its own; of a file it is found by looking: where its GPT is, and
-/// for an MBR, with which sector size there are file systems where the partitions begin.
+/// The sector size to read the table with. A disk has one. For a file, it is found by probing: by the place of its GPT
+/// or, for an MBR, by the sector size with which partitions begin with file systems.
 fn sector_size(source: &Source, choices: Choices) -> anyhow::Result<u32> {
     if let Some(named) = choices.sector_size {
         return Ok(named);
@@ -98,7 +98,7 @@ fn sector_size(source: &Source, choices: Choices) -> anyhow::Result<u32> {
              {other}: {NAME_IT}, or copy every byte with --whole"
         );
     }
-    // A disk knows, so what is in its partitions is of no known kind. A file does not.
+    // A disk has a known sector size, so its partitions just have unknown contents. A file has none.
     let has_partitions = read_with(source, usual).is_ok_and(|table| table.partitions.iter().any(|it| !it.is_extended));
     if source.sector_size.is_some() || choices.whole || !has_partitions {
         return Ok(usual);
@@ -109,7 +109,7 @@ fn sector_size(source: &Source, choices: Choices) -> anyhow::Result<u32> {
     )
 }
 
-/// Whether any partition begins with something that is known, with this sector size.
+/// Whether any partition begins with known contents, with this sector size.
 fn finds_something(source: &Source, sector_size: u32) -> anyhow::Result<bool> {
     let table = read_with(source, sector_size)?;
     for partition in table.partitions.iter().filter(|partition| !partition.is_extended).take(PARTITIONS_TRIED) {
@@ -126,7 +126,7 @@ fn finds_something(source: &Source, sector_size: u32) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-/// Whether a BSD disklabel is in the partition's first or second sector, which `blkid` does not tell by itself. Source:
+/// Whether a BSD disklabel is in the partition's first or second sector; `blkid` alone does not report that. Source:
 /// `sys/disklabel.h`, `DISKMAGIC`.
 fn has_disklabel(source: &Source, partition: &Partition) -> anyhow::Result<bool> {
     const MAGIC: [u8; 4] = 0x8256_4557u32.to_le_bytes();

@@ -4,16 +4,16 @@ use anyhow::{Context, ensure};
 use layout::Layout;
 use metainfo::{FileEntry, ImageFacts, NewTorrent, PieceHash, TORRENT_LEN_MAX};
 
-/// `info.name` of every image. It is part of the infohash, and the same disk shall have the same infohash whatever
-/// people call the image.
+/// `info.name` of every image. It is part of the infohash, and the same disk must have the same infohash whatever the
+/// image is called.
 const TORRENT_NAME: &str = "root";
-/// What an extent takes in a torrent at most, in bytes: its length, and its offset in 32 digits.
+/// Most bytes that an extent takes in a torrent, with its length and its offset in 32 digits.
 const EXTENT_LEN: u64 = 80;
 
-/// The torrent of an image: one file an extent, private, no announce URL (clients ask the server they booted from).
+/// The torrent of an image: one file per extent, private, no announce URL (clients use the server they booted from).
 ///
 /// # Errors
-/// If what came out could not be read back.
+/// If the result cannot be read back.
 pub(crate) fn torrent(
     layout: &Layout,
     piece_len: u32,
@@ -34,10 +34,11 @@ pub(crate) fn torrent(
     torrent.to_bytes().context("making the torrent")
 }
 
-/// Whether machines could take a torrent of so many extents and pieces; of more extents as well, if it does not fit.
+/// Checks that machines accept a torrent of this many extents and pieces. If it fails, it would fail for more extents
+/// too.
 ///
 /// # Errors
-/// What to do about it.
+/// The error says what to do.
 pub(crate) fn check_torrent_len(extents: usize, pieces: u32) -> anyhow::Result<()> {
     let len = (extents as u64).saturating_mul(EXTENT_LEN).saturating_add(u64::from(pieces) * 20);
     ensure!(

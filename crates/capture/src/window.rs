@@ -1,4 +1,4 @@
-//! A partition as a separate device or file, which is all that partclone reads.
+//! Presents a partition as a separate device or file, because partclone reads nothing else.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +16,10 @@ use tempfile::NamedTempFile;
 use crate::partclone::find_program;
 use crate::source::Source;
 
-/// How much of a partition is copied at a time, in bytes.
+/// Bytes of a partition that are copied at a time.
 const COPY_LEN: usize = 1 << 20;
 
-/// Keeps the device or file there while it lives.
+/// Keeps the device or file as long as it exists.
 #[derive(Debug)]
 pub(crate) struct Window {
     path: PathBuf,
@@ -28,17 +28,17 @@ pub(crate) struct Window {
 
 #[derive(Debug)]
 enum Held {
-    /// A node or file that was there before.
+    /// A node or file that existed before.
     Nothing,
-    /// A loop device that the kernel detaches when the last one to have it open, this process, closes it or dies.
+    /// A loop device. The kernel detaches it when the last process that has it open, this one, closes it or dies.
     Loop { _open: File },
-    /// A copy, deleted with this.
+    /// A copy that is deleted together with this.
     Copy { _file: NamedTempFile },
 }
 
 impl Window {
-    /// Opens bytes `place` of the source: as the source itself, as the file or node it is, through a read-only
-    /// loop device (root only), or as a sparse copy in `scratch`.
+    /// Opens bytes `place` of the source: as the source itself, as an existing file or node, through a read-only loop
+    /// device (root only), or as a sparse copy in `scratch`.
     ///
     /// # Errors
     /// If none of these works.
@@ -61,7 +61,7 @@ impl Window {
         Ok(Window { path: copy.path().to_owned(), _held: Held::Copy { _file: copy } })
     }
 
-    /// Where to find the partition.
+    /// The path of the partition.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -85,7 +85,7 @@ fn attach_loop(source: &Path, place: DiskRange) -> anyhow::Result<Window> {
     }
     let path = PathBuf::from(String::from_utf8_lossy(&attached.stdout).trim());
     let open = File::open(&path);
-    // Detached while open: the kernel keeps it until the last close, so it goes however this process ends.
+    // Detach while it is open: the kernel keeps it until the last close, so it disappears however this process ends.
     let detached = Command::new(&losetup).arg("--detach").arg(&path).stdin(Stdio::null()).status();
     match detached {
         Ok(status) if status.success() => {}
@@ -96,7 +96,7 @@ fn attach_loop(source: &Path, place: DiskRange) -> anyhow::Result<Window> {
     Ok(Window { path, _held: Held::Loop { _open: open } })
 }
 
-/// Copies the data and leaves the holes out.
+/// Copies the data and leaves out the holes.
 fn copy(source: &Source, place: DiskRange, scratch: &Path) -> anyhow::Result<NamedTempFile> {
     let copy = tempfile::Builder::new().prefix("partition.").tempfile_in(scratch)?;
     copy.as_file().set_len(place.len())?;

@@ -1,4 +1,4 @@
-//! Blocks of zeros in used data: they need no content, only a recipe in the torrent.
+//! Finds blocks of zeros in used data: they need no content, only a recipe in the torrent.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +11,14 @@ use metainfo::{MAX_ZERO_RANGES, ZERO_BLOCK_LEN, Zeros};
 use crate::source::Source;
 use terminal::Progress;
 
-/// How much is read at a time, in bytes: whole blocks.
+/// Bytes read at a time, in whole blocks.
 const READ_LEN: u64 = 1 << 20;
 
-/// Finds the blocks of zeros in the plan's extents, aligned on the disk and away from what is deferred (`deferred`): the
-/// same for the same disk, however it is read. What cannot be read counts as data if `is_rescue`.
+/// Finds the blocks of zeros in the plan's extents, aligned on the disk and outside the ranges in `deferred`. The
+/// result is the same for the same disk, however it is read. With `is_rescue`, unreadable places count as data.
 ///
 /// # Errors
-/// If the source cannot be read, or that it was told to stop.
+/// If the source cannot be read, or `stop` is set.
 pub(crate) fn find(
     source: &Source,
     layout: &Layout,
@@ -37,7 +37,7 @@ pub(crate) fn find(
             let reading = || format!("looking for data in {}", source.path.display());
             let data = source.next_data(DiskRange::new(at..whole.end)).with_context(reading)?;
             let data = data.map_or(whole.end..whole.end, DiskRange::bytes);
-            // Bounds of a hole may be inside a block, which is then read.
+            // The ends of a hole may be inside a block; that block is read.
             let hole_end = data.start / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN;
             zeros.push(at..hole_end);
             at = hole_end;
@@ -69,7 +69,7 @@ fn blocks(buf: &[u8]) -> impl Iterator<Item = &[u8]> {
     buf.chunks(usize::try_from(ZERO_BLOCK_LEN).expect("64 KiB"))
 }
 
-/// Ranges minus others, both ascending and disjoint.
+/// Ranges minus other ranges, both ascending and disjoint.
 fn subtract(ranges: impl Iterator<Item = Range<u64>>, others: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     for range in ranges {
@@ -85,7 +85,7 @@ fn subtract(ranges: impl Iterator<Item = Range<u64>>, others: &[Range<u64>]) -> 
     left
 }
 
-/// Runs of blocks of the disk: ascending, joined where they touch.
+/// Runs of blocks of the disk, ascending and merged where they touch.
 #[derive(Default)]
 struct Runs {
     ranges: Vec<Range<u64>>,
@@ -100,7 +100,7 @@ impl Runs {
         }
     }
 
-    /// Without any block that one of `others` touches.
+    /// The runs without any block that one of `others` touches.
     fn without(self, others: &[DiskRange]) -> Runs {
         let whole = |other: &DiskRange| {
             other.start.0 / ZERO_BLOCK_LEN * ZERO_BLOCK_LEN..other.end.0.next_multiple_of(ZERO_BLOCK_LEN)
@@ -109,7 +109,7 @@ impl Runs {
         Runs { ranges: subtract(self.ranges.into_iter(), &others) }
     }
 
-    /// At most so many: if there are more, the short ones are copied like other data.
+    /// The runs, at most this many: if there are more, the short ones are copied like other data.
     fn bounded(mut self, most: usize) -> anyhow::Result<Zeros> {
         let mut least = ZERO_BLOCK_LEN;
         while self.ranges.len() > most {

@@ -1,5 +1,5 @@
-//! What a fragmented disk costs: a torrent of 500,000 extents and 20,000 pieces, from its bytes to a way to the disk for
-//! every piece, and the memory that takes. `cargo run --release -p layout --example load`
+//! Measures the cost of a fragmented disk: time and memory to load a torrent of 500,000 extents and 20,000 pieces and
+//! to find every piece's place on the disk. `cargo run --release -p layout --example load`
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ const PIECES: u64 = 20_000;
 const PIECE_LEN: u32 = 4 << 20;
 
 fn main() {
-    // Loaded in a process of its own, whose memory is only that.
+    // A separate process loads it, so that its memory is that of the loading alone.
     if let Some(path) = std::env::args_os().nth(1) {
         return load(&std::fs::read(path).expect("what was just written"));
     }
@@ -58,7 +58,7 @@ fn load(torrent: &[u8]) {
     println!("peak memory {} MiB, the torrent included", peak_kib() >> 10);
 }
 
-/// Most memory this process has held.
+/// Most memory that this process has held.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,25 +1,26 @@
 //! The account of a capture: every byte of the disk in exactly one class.
 //!
-//! A capture collects [`Claims`]: what readers of tables and file systems say of stretches of the disk, in any order and on
-//! top of each other. [`Claims::close`] makes the [`Account`] of them. A byte that several claims speak of is in the class that
-//! comes first in [`Class`], and a byte that no claim speaks of is captured, so nothing can be left out by forgetting it.
+//! A capture collects [`Claims`]: statements of the readers of tables and file systems about stretches of the disk, in
+//! any order and overlapping. [`Claims::close`] makes the [`Account`] from them. If several claims cover a byte, the
+//! class that comes first in [`Class`] counts. A byte without a claim is captured, so nothing can be left out because
+//! it was forgotten.
 
 use crate::{DiskOffset, DiskRange, Extent, ExtentSet};
 
-/// What becomes of a byte of the disk. The first of several that are claimed is the one that counts.
+/// What happens to a byte of the disk. If several classes are claimed, the first of them counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// It is content of the image.
     Captured,
-    /// It is no content, and is made again from a recipe in the torrent: stretches of zeros in used data, swap headers.
+    /// It is not content, and is recreated from a recipe in the torrent: stretches of zeros in used data, swap headers.
     Recipe,
     /// It is left out because the source does not have it: a partition that another tool did not save.
     Missing,
-    /// It is left out because the person who captures asked for that.
+    /// It is left out because the user asked for that.
     Skipped,
     /// It is left out because it is zeros outside of every file system.
     Zeros,
-    /// It is left out because a reader that understands the file system around it says that it is free.
+    /// It is left out because a reader that understands the file system around it says it is free.
     Free,
 }
 
@@ -28,13 +29,13 @@ impl Class {
     pub const ALL: [Class; 6] =
         [Class::Captured, Class::Recipe, Class::Missing, Class::Skipped, Class::Zeros, Class::Free];
 
-    /// Whether such a byte may be captured after all, where that makes an image of fewer places.
+    /// Whether such a byte may be captured anyway, to make an image of fewer places.
     fn may_be_copied_along(self) -> bool {
         matches!(self, Class::Skipped | Class::Zeros | Class::Free)
     }
 }
 
-/// What is said of a disk, in any order.
+/// The claims about a disk, in any order.
 #[derive(Clone, Debug)]
 pub struct Claims {
     len: u64,
@@ -43,12 +44,12 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Nothing yet, of a disk of `len` bytes.
+    /// No claims yet, for a disk of `len` bytes.
     pub fn new(len: u64) -> Claims {
         Claims { len, captured: ExtentSet::default(), others: Vec::new() }
     }
 
-    /// Says of the range that it is in this class; what is not on the disk does not count.
+    /// Claims that the range is in this class; the part past the end of the disk is ignored.
     pub fn claim(&mut self, range: DiskRange, class: Class) {
         let range = range.intersect(DiskRange::new(0..self.len));
         if range.is_empty() {
@@ -60,16 +61,16 @@ impl Claims {
         }
     }
 
-    /// The stretches that no claim speaks of, ascending and disjoint.
+    /// The stretches without a claim, ascending and disjoint.
     pub fn unspoken(&self) -> Vec<DiskRange> {
         let mut all = self.captured.clone();
         self.others.iter().for_each(|(range, _)| all.insert(*range));
         gaps(&all.into_extents(1, self.len), self.len)
     }
 
-    /// Puts every byte into its class. Captured stretches begin and end at multiples of `align` bytes, except at the end of the
-    /// disk. If there are more than `places_max` of them, those with the smallest holes between them are joined, and what is in
-    /// the holes is captured.
+    /// Puts every byte into its class. Captured stretches begin and end at multiples of `align` bytes, except at the
+    /// end of the disk. If there are more than `places_max` of them, those with the smallest holes between them are
+    /// joined, and the holes are captured too.
     pub fn close(mut self, align: u64, places_max: usize) -> Account {
         for range in self.unspoken() {
             self.captured.insert(range);
@@ -93,7 +94,7 @@ impl Claims {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     len: u64,
-    /// Ascending; each begins where the one before ends, the first at 0, and the last ends at `len`.
+    /// Ascending; each begins where the previous one ends, the first at 0, and the last ends at `len`.
     segments: Vec<(DiskRange, Class)>,
     copied_along: u64,
 }
@@ -104,23 +105,23 @@ impl Account {
         &self.segments
     }
 
-    /// What is captured.
+    /// The captured stretches.
     pub fn extents(&self) -> Vec<Extent> {
         let captured = self.segments.iter().filter(|(_, class)| *class == Class::Captured);
         captured.map(|(range, _)| Extent { disk: range.start, len: range.len() }).collect()
     }
 
-    /// How many bytes are in this class. Those of all classes add up to the length of the disk.
+    /// How many bytes are in this class. The totals of all classes add up to the length of the disk.
     pub fn total(&self, class: Class) -> u64 {
         self.segments.iter().filter(|(_, other)| *other == class).map(|(range, _)| range.len()).sum()
     }
 
-    /// Bytes that are captured only because holes between small places were copied along.
+    /// Bytes that are captured only because they lie in holes between small places.
     pub fn copied_along(&self) -> u64 {
         self.copied_along
     }
 
-    /// Says of stretches that were captured so far that they have a recipe. `ranges` ascend and are disjoint.
+    /// Marks stretches, captured so far, as having a recipe. `ranges` ascend and are disjoint.
     pub fn make_recipe(&mut self, ranges: &[DiskRange]) {
         let before = std::mem::take(&mut self.segments);
         let mut rest = ranges;
@@ -152,7 +153,7 @@ impl Account {
         }
     }
 
-    /// Adds what `others` say of `hole`, which they cover: whatever they do not is captured, and is no hole.
+    /// Adds the segments that `others` have in `hole`. A part of it without a segment is captured, so it is no hole.
     fn push_others(&mut self, others: &[(DiskRange, Class)], hole: DiskRange) {
         let first = others.partition_point(|(range, _)| range.end <= hole.start);
         for (range, class) in others[first..].iter().take_while(|(range, _)| range.start < hole.end) {
@@ -161,14 +162,14 @@ impl Account {
     }
 }
 
-/// What is between extents on a disk of `len` bytes.
+/// The gaps between extents on a disk of `len` bytes.
 fn gaps(extents: &[Extent], len: u64) -> Vec<DiskRange> {
     let starts = std::iter::once(DiskOffset(0)).chain(extents.iter().map(Extent::end));
     let ends = extents.iter().map(|extent| extent.disk).chain([DiskOffset(len)]);
     starts.zip(ends).map(|(start, end)| DiskRange { start, end }).filter(|gap| !gap.is_empty()).collect()
 }
 
-/// Makes claims disjoint and ascending: where they overlap, the class that counts first stays.
+/// Makes claims disjoint and ascending; where they overlap, the class that counts first stays.
 fn flatten(mut claims: Vec<(DiskRange, Class)>) -> Vec<(DiskRange, Class)> {
     let mut flat: Vec<(DiskRange, Class)> = Vec::new();
     for class in Class::ALL {
@@ -261,7 +262,7 @@ mod tests {
         assert_eq!(joined.extents(), [Extent { disk: DiskOffset(0), len: 19 * 4096 + 512 }]);
         assert_eq!(joined.copied_along(), 19 * 3584);
         assert_eq!(joined.total(Class::Captured) + joined.total(Class::Free), 100_000);
-        // What is not there cannot be copied, and a recipe is for something else.
+        // Missing bytes cannot be copied, and a recipe has another purpose.
         claims.push((0..50_000, Class::Missing));
         claims.push((50_000..100_000, Class::Recipe));
         assert_eq!(account(100_000, &claims, 512, 5).extents().len(), 20);

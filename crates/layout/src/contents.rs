@@ -1,7 +1,7 @@
-//! What is on a disk, as text for the person who decides which one may be overwritten.
+//! Describes the contents of a disk as text, for the person who decides which disk may be overwritten.
 //!
-//! Only signatures are looked at, in a bounded number of reads, and nothing is believed: labels are cut and cleaned of
-//! what a terminal might obey. The words are for people; no decision may hang on them.
+//! It looks only at signatures, in a bounded number of reads, and trusts nothing: labels are cut short and stripped of
+//! characters that a terminal might obey. The text is for people; no decision may depend on it.
 
 mod signatures;
 
@@ -10,22 +10,22 @@ use std::io::{self, Read, Seek, SeekFrom};
 use crate::DiskRange;
 use crate::parttable::{Partition, Table, TableError, TableKind};
 
-/// Partitions told one by one. More would push the other disks off the screen.
+/// Most partitions that are listed. More would push the other disks off the screen.
 const PARTITIONS_TOLD: usize = 8;
-/// Bytes at the start of a disk or partition that are searched: the farthest signature is ZFS's, from 128 KiB on.
+/// Bytes searched at the start of a disk or partition: the farthest signature is ZFS's, from 128 KiB on.
 const HEAD_LEN: u64 = 256 << 10;
-/// Bytes at the end that are searched: the oldest RAID superblock lies up to 128 KiB before it.
+/// Bytes searched at the end: the oldest RAID superblock lies up to 128 KiB before it.
 const TAIL_LEN: u64 = 128 << 10;
-/// Places looked at before a disk without any signature is called blank. An interrupted restore leaves zeroes at both
-/// ends, and data between them.
+/// Places that are read before a disk without any signature is called blank. An interrupted restore leaves zeros at
+/// both ends, and data between them.
 const SAMPLES: u64 = 32;
-/// Bytes looked at in each place.
+/// Bytes read at each place.
 const SAMPLE_LEN: u64 = 4096;
 /// Most characters of a label.
 const LABEL_MAX: usize = 32;
 
-/// Says what is on a disk of `disk_len` bytes: `GPT: 1 FAT32 "ESP", 2 ext4 "root", 3 swap`, `NTFS on the whole disk`,
-/// `LVM member`, `blank`, `unknown data`, or `unreadable: …`.
+/// Describes the contents of a disk of `disk_len` bytes: `GPT: 1 FAT32 "ESP", 2 ext4 "root", 3 swap`, `NTFS on the
+/// whole disk`, `LVM member`, `blank`, `unknown data`, or `unreadable: …`.
 pub fn describe(disk: &mut (impl Read + Seek), disk_len: u64, sector_size: u32) -> String {
     words(disk, disk_len, sector_size).unwrap_or_else(|cause| format!("unreadable: {cause}"))
 }
@@ -37,7 +37,7 @@ fn words(disk: &mut (impl Read + Seek), disk_len: u64, sector_size: u32) -> io::
     };
     let whole = Part::read(disk, DiskRange::new(0..disk_len))?.find(disk)?;
     match (table, whole) {
-        // Mirrors with their superblock at the end, and hybrid CD images, have a table of partitions as well.
+        // Mirrors with their superblock at the end, and hybrid CD images, also have a partition table.
         (Ok(table), Some(found)) if table.kind != TableKind::None && found.goes_with_table => {
             Ok(format!("{}; {}", found.words(), table_words(disk, &table)?))
         }
@@ -85,7 +85,7 @@ fn partition_words(disk: &mut (impl Read + Seek), partition: &Partition) -> io::
     Ok(format!("{} {what}", partition.number))
 }
 
-/// Whether there is nothing at either end, nor at places evenly between them.
+/// Whether both ends, and places evenly spread between them, are blank.
 fn is_blank(disk: &mut (impl Read + Seek), disk_len: u64) -> io::Result<bool> {
     if !Part::read(disk, DiskRange::new(0..disk_len))?.is_blank() {
         return Ok(false);
@@ -99,7 +99,7 @@ fn is_blank(disk: &mut (impl Read + Seek), disk_len: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Zeroes, or what erased flash reads as.
+/// Zeros, or the value that erased flash reads as.
 fn is_uniform(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0) || bytes.iter().all(|&byte| byte == 0xff)
 }
@@ -115,9 +115,9 @@ fn read_at(disk: &mut (impl Read + Seek), at: u64, len: u64) -> io::Result<Vec<u
 struct Part {
     /// Its bytes on the disk.
     place: DiskRange,
-    /// From its start.
+    /// Bytes from its start.
     head: Vec<u8>,
-    /// Up to its end.
+    /// Bytes up to its end.
     tail: Vec<u8>,
 }
 
@@ -173,7 +173,7 @@ struct Found {
     what: &'static str,
     label: String,
     is_file_system: bool,
-    /// Whether a partition table beside it is no contradiction.
+    /// Whether it may stand beside a partition table without contradiction.
     goes_with_table: bool,
 }
 
@@ -183,7 +183,7 @@ impl Found {
     }
 }
 
-/// A label as it may be shown: up to the first NUL, trimmed, short, without anything that a terminal might obey.
+/// A label that is safe to show: up to the first NUL, trimmed, short, without characters that a terminal might obey.
 fn label_of(bytes: &[u8]) -> String {
     let bytes = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
     clean(&String::from_utf8_lossy(bytes))

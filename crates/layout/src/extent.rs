@@ -13,13 +13,13 @@ impl fmt::Display for DiskOffset {
     }
 }
 
-/// A half-open run of bytes on the device. An own type, and `Copy`, so that it is not taken for a range of the content or of
-/// a volume, which `Range<u64>` stands for.
+/// A half-open run of bytes on the device. It is a distinct type, and `Copy`, so that it is not taken for a range of
+/// the content or of a volume, which `Range<u64>` stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DiskRange {
     /// Its first byte.
     pub start: DiskOffset,
-    /// The byte behind its last one.
+    /// The byte after its last one.
     pub end: DiskOffset,
 }
 
@@ -39,17 +39,17 @@ impl DiskRange {
         self.end.0.saturating_sub(self.start.0)
     }
 
-    /// Whether there is no byte in it.
+    /// Whether it has no bytes.
     pub fn is_empty(self) -> bool {
         self.start >= self.end
     }
 
-    /// Whether the byte is in it.
+    /// Whether it contains the byte.
     pub fn contains(self, byte: DiskOffset) -> bool {
         self.start <= byte && byte < self.end
     }
 
-    /// The bytes that are in both; none if that is an empty range.
+    /// The bytes that are in both; an empty range if there are none.
     pub fn intersect(self, other: DiskRange) -> DiskRange {
         DiskRange { start: self.start.max(other.start), end: self.end.min(other.end) }
     }
@@ -77,8 +77,8 @@ impl Extent {
     }
 }
 
-/// Collects ranges of a disk in any order and gives them back as extents: ascending, disjoint, coalesced maximally, so
-/// that the same disk gives the same image whatever found its blocks.
+/// Collects ranges of a disk in any order and returns them as extents: ascending, disjoint and merged as far as
+/// possible. So the same disk gives the same image, whichever reader found its blocks.
 #[derive(Clone, Debug, Default)]
 pub struct ExtentSet {
     ranges: Vec<DiskRange>,
@@ -92,7 +92,7 @@ impl ExtentSet {
         }
     }
 
-    /// The union of all ranges, with every bound moved outwards to a multiple of `align` bytes (but not past `limit`).
+    /// The union of all ranges, every bound moved outwards to a multiple of `align` bytes (but not past `limit`).
     pub fn into_extents(mut self, align: u64, limit: u64) -> Vec<Extent> {
         let align = align.max(1);
         self.ranges.sort_unstable_by_key(|range| range.start);

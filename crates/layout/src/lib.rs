@@ -1,8 +1,8 @@
-//! Where an image's content lives on the disk.
+//! Where an image's content lies on the disk.
 //!
 //! An image is one flat string of bytes: the disk's extents, ascending, concatenated. A torrent's files name them by
-//! disk offset; [`Layout`] checks that once, when the torrent is loaded, and from then on a content offset becomes a
-//! disk offset by binary search, never from text. Pure: no device is touched here.
+//! disk offset. [`Layout`] checks that once, when the torrent is loaded; after that, a content offset becomes a disk
+//! offset by binary search, never from text. Pure: it touches no device.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(

@@ -1,4 +1,4 @@
-//! Content offset to disk offset, checked once.
+//! The map from content offset to disk offset, checked once.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,8 +9,7 @@ use crate::extent::{DiskOffset, DiskRange, Extent};
 use crate::parttable::TableKind;
 
 /// Bytes at the start of the device, and with a partition table also at its end, that are written last: until then
-/// nothing boots.
-/// One MiB holds every partition table and the boot code that lives in the gap before the first partition.
+/// nothing boots. One MiB holds every partition table, and the boot code in the gap before the first partition.
 const DEFERRED_LEN: u64 = 1 << 20;
 
 /// A byte in the image's content: the concatenation of its extents.
@@ -43,31 +42,31 @@ pub enum LayoutError {
     Name {
         /// Which file, from 0.
         index: usize,
-        /// Its path as it came, cut short if long.
+        /// Its path as received, cut short if long.
         name: String,
     },
-    /// Offset and length together leave 64 bits.
+    /// Offset and length together exceed 64 bits.
     #[error("file {index} ends past the largest disk there can be")]
     Overflow {
         /// Which file, from 0.
         index: usize,
     },
-    /// Extents out of order or on top of each other: two pieces would write the same sector.
+    /// Extents are out of order or overlap: two pieces would write the same sector.
     #[error("file {index} at disk offset {disk:#x} starts before the file in front of it ends, at {previous_end:#x}")]
     Overlap {
         /// Which file, from 0.
         index: usize,
         /// Where it starts.
         disk: u64,
-        /// Where the one before ends.
+        /// Where the previous one ends.
         previous_end: u64,
     },
-    /// The image's zeros are where something else is.
+    /// The image's zeros are where something else lies.
     #[error("the image wants zeros at disk offset {disk:#x}, {why}")]
     Zeros {
         /// Where they start.
         disk: u64,
-        /// What is wrong with that.
+        /// What is wrong with them.
         why: &'static str,
     },
     /// The image reaches past the end of the device.
@@ -75,21 +74,21 @@ pub enum LayoutError {
     TooSmall {
         /// Bytes needed.
         needed: u64,
-        /// Bytes there are.
+        /// Bytes the device has.
         device: u64,
     },
-    /// The image's partition table counts in other sectors than the device.
+    /// The image's partition table counts in sectors of another size than the device's.
     #[error(
         "the image was made on a disk with {image}-byte sectors, this disk has {device}-byte sectors: \
              its partition table would be read wrongly, so use a disk with {image}-byte sectors"
     )]
     SectorSize {
-        /// Bytes a sector where the image came from.
+        /// Bytes per sector on the disk that was captured.
         image: u32,
-        /// Bytes a sector here.
+        /// Bytes per sector on this device.
         device: u32,
     },
-    /// A range that is not inside the content.
+    /// A range is not inside the content.
     #[error("content {start}..{end} is past the end of the image, which has {content_len} bytes")]
     PastEnd {
         /// Start of the range asked for.
@@ -103,14 +102,15 @@ pub enum LayoutError {
 
 /// The map from content to disk.
 ///
-/// Extents are ascending and disjoint on the disk, so they ascend in content order too; lengths add up to the content's.
+/// Extents are ascending and disjoint on the disk, so they ascend in content order too; their lengths add up to the
+/// content's.
 #[derive(Clone, Debug)]
 pub struct Layout {
     extents: Vec<Extent>,
     /// Where each extent starts in the content; same length as `extents`.
     starts: Vec<u64>,
     content_len: u64,
-    /// Ascending and disjoint, inside the disk, and away from extents, swap areas and what is deferred.
+    /// Ascending and disjoint, inside the disk, and apart from extents, swap areas and deferred ranges.
     zeros: Vec<DiskRange>,
     table: TableKind,
     is_whole_disk: bool,
@@ -119,11 +119,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Reads the extents out of a torrent's file names, and what else of the disk its facts speak of.
+    /// Reads the extents from a torrent's file names, and the other parts of the disk that its facts mention.
     ///
     /// # Errors
-    /// [`LayoutError::Name`], [`LayoutError::Overflow`] or [`LayoutError::Overlap`] for the first file that is wrong,
-    /// [`LayoutError::Zeros`] for the first zeros.
+    /// [`LayoutError::Name`], [`LayoutError::Overflow`] or [`LayoutError::Overlap`] for the first wrong file,
+    /// [`LayoutError::Zeros`] for the first wrong zeros.
     pub fn new(meta: &Metainfo) -> Result<Layout, LayoutError> {
         let extents =
             meta.files.iter().enumerate().map(|(index, file)| extent_of(index, file)).collect::<Result<Vec<_>, _>>()?;
@@ -138,10 +138,10 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The layout of bare extents, as a capture has them; they have to be ascending, disjoint and not empty.
+    /// The layout of bare extents, as a capture has them. They have to be ascending, disjoint and not empty.
     ///
     /// # Errors
-    /// [`LayoutError::Overlap`] or [`LayoutError::Overflow`] where they are not.
+    /// [`LayoutError::Overlap`] or [`LayoutError::Overflow`] if they are not.
     pub fn of_extents(extents: Vec<Extent>) -> Result<Layout, LayoutError> {
         let mut starts = Vec::with_capacity(extents.len());
         let mut content_len: u64 = 0;
@@ -153,7 +153,7 @@ impl Layout {
                 return Err(LayoutError::Overlap { index, disk: extent.disk.0, previous_end });
             }
             starts.push(content_len);
-            // Disjoint extents that end below i64::MAX cannot add up to more.
+            // Disjoint extents that end below i64::MAX cannot sum up to more than that.
             content_len += extent.len;
             previous_end = end;
         }
@@ -174,7 +174,7 @@ impl Layout {
         &self.extents
     }
 
-    /// What is zeros on the disk and not in the content, ascending and disjoint.
+    /// The ranges that are zeros on the disk and not content, ascending and disjoint.
     pub fn zeros(&self) -> &[DiskRange] {
         &self.zeros
     }
@@ -184,18 +184,18 @@ impl Layout {
         self.content_len
     }
 
-    /// How large a device has to be, in bytes: the end of the last extent or zeros.
+    /// The size that a device must have, in bytes: the end of the last extent or zeros.
     pub fn needed_len(&self) -> u64 {
         let extents = self.extents.last().map(Extent::end);
         extents.max(self.zeros.last().map(|range| range.end)).unwrap_or_default().0
     }
 
-    /// Size of the disk the image was captured from in bytes, if the torrent says; else [`Layout::needed_len`].
+    /// Size of the captured disk in bytes if the torrent has it, otherwise [`Layout::needed_len`].
     pub fn disk_size(&self) -> u64 {
         self.disk_size.unwrap_or(0).max(self.needed_len())
     }
 
-    /// Which partition table the image has, as far as the torrent says.
+    /// Which partition table the image has, if the torrent says so.
     pub fn table(&self) -> TableKind {
         self.table
     }
@@ -205,15 +205,16 @@ impl Layout {
         self.sector_size
     }
 
-    /// Whether the image is known to be of a disk, not of one partition: it has a partition table, or says so.
+    /// Whether the image is known to be of a whole disk, not of one partition: it has a partition table, or its facts
+    /// say so.
     pub fn is_whole_disk(&self) -> bool {
         self.is_whole_disk
     }
 
     /// Checks everything that can be checked before the first write.
     ///
-    /// A device has to be as large as the disk that was captured, not only as far as there is content: partitions and file
-    /// systems reach to their end, used or not.
+    /// A device has to be as large as the captured disk, even if the content ends earlier: partitions and file systems
+    /// extend to their end, used or not.
     ///
     /// `device_len` and `sector_size` are in bytes. A device without sectors (a regular file) passes `None`.
     ///
@@ -232,7 +233,7 @@ impl Layout {
 
     /// Splits a half-open range of content into the disk extents that hold it.
     ///
-    /// They come out in content order, non-empty, and inside the image's extents; their lengths add up to the range's.
+    /// They are in content order, not empty, and inside the image's extents; their lengths add up to the range's.
     ///
     /// # Errors
     /// [`LayoutError::PastEnd`] if the range is not inside the content.
@@ -258,7 +259,8 @@ impl Layout {
         deferred(self.table, self.disk_size(), device_len)
     }
 
-    /// The image's zeros, if they are in nobody's way. What is deferred is decided by the partition table, on every disk anew.
+    /// The image's zeros, if they overlap nothing else. The deferred ranges come from the partition table, so each disk
+    /// has different ones.
     fn checked_zeros(&self, facts: &ImageFacts) -> Result<Vec<DiskRange>, LayoutError> {
         let zeros: Vec<_> = facts.zeros.ranges().iter().cloned().map(DiskRange::new).collect();
         if zeros.is_empty() {
@@ -280,9 +282,9 @@ impl Layout {
     }
 }
 
-/// The ranges of a device of `device_len` bytes that are written last, ascending and disjoint: the first MiB, and
-/// for an image with a partition table the last MiB of the device and of the disk of `disk_size` bytes that it came from.
-/// Without them no firmware finds anything to boot.
+/// The ranges of a device of `device_len` bytes that are written last, ascending and disjoint. They are the first MiB
+/// and, for an image with a partition table, the last MiB of the device and of the captured disk of `disk_size` bytes.
+/// Without them, firmware finds nothing to boot.
 pub fn deferred(table: TableKind, disk_size: u64, device_len: u64) -> Vec<DiskRange> {
     let mut ends = vec![DEFERRED_LEN.min(device_len)];
     if table != TableKind::None {
@@ -304,7 +306,7 @@ fn swap_range(swap: &SwapFacts) -> DiskRange {
     DiskRange::new(swap.offset..swap.offset.saturating_add(swap.length))
 }
 
-/// The first of `ranges`, which are ascending and disjoint, that one of the others touches.
+/// The first of `ranges`, which are ascending and disjoint, that touches one of the others.
 fn first_overlap(ranges: &[DiskRange], others: Vec<DiskRange>) -> Option<&DiskRange> {
     let hit = |other: DiskRange| {
         let index = ranges.partition_point(|range| range.end <= other.start);

@@ -1,11 +1,10 @@
-//! GPT and MBR as far as capture and safe restore need them.
+//! GPT and MBR, to the extent that capture and safe restore need them.
 //!
-//! [`Table::read`] finds out how a disk is divided, and which of its bytes belong to no partition and still have
-//! to be in an image: the tables themselves and the gaps in which boot loaders live. It takes what the Linux kernel
-//! (`block/partitions`) and libblkid take: partitions in any order and on top of each other, of any type, odd chains of
-//! logical ones. It describes oddities as text. A GPT counts only behind a protective MBR, and a file system's own boot
-//! sector is no MBR. What it reads is hostile until checked: nothing is allocated or computed from a number before that
-//! is bounded.
+//! [`Table::read`] finds out how a disk is divided, and which bytes outside all partitions still belong into an image:
+//! the tables themselves and the gaps in which boot loaders live. It accepts what the Linux kernel (`block/partitions`)
+//! and libblkid accept: partitions of any type, in any order and overlapping, and odd chains of logical ones. It
+//! describes oddities as text. A GPT counts only after a protective MBR, and a file system's boot sector is no MBR. Its
+//! input is hostile until checked: a number is bounded before anything is allocated or computed from it.
 
 pub mod adapt;
 mod crc32;
@@ -23,12 +22,12 @@ use table::{Disk, GAP_HEAD_LEN};
 pub use table::{Partition, Table, TableError};
 
 /// A gap up to this long, in bytes, is kept whole: embedded boards and odd installers put boot loaders and their
-/// environment some ten MiB deep.
+/// environment as deep as about ten MiB.
 const GAP_WHOLE_MAX: u64 = 64 << 20;
-/// Most warnings about one table. More say nothing more.
+/// Most warnings about one table. More would not help.
 const WARNINGS_MAX: usize = 60;
 impl Table {
-    /// Reads the partition table of a disk of `disk_len` bytes; no table at all is an answer, not an error.
+    /// Reads the partition table of a disk of `disk_len` bytes. Having no table is a result, not an error.
     ///
     /// # Errors
     /// [`TableError`] if the disk cannot be read or its table cannot be trusted.
@@ -60,15 +59,15 @@ impl Table {
         }
     }
 
-    /// Keeps the gap between the bytes `from` and `until`: whole up to [`GAP_WHOLE_MAX`], else its head.
+    /// Keeps the gap between the bytes `from` and `until`: all of it up to [`GAP_WHOLE_MAX`], otherwise only its start.
     fn keep_gap(&mut self, from: u64, until: u64) {
         let len = until.saturating_sub(from);
         let kept = if len <= GAP_WHOLE_MAX { len } else { GAP_HEAD_LEN };
         self.own.push(DiskRange::new(from..from + kept));
     }
 
-    /// Adds `partition`, which has `count` sectors from `lba` on: as much of it as is on the disk, with a warning if
-    /// that is not all.
+    /// Adds `partition`, which has `count` sectors from `lba` on. Only the part that is on the disk is added, with a
+    /// warning if that is not all of it.
     fn take<R: Read + Seek>(
         &mut self,
         disk: &Disk<'_, R>,
@@ -95,8 +94,8 @@ impl Table {
         Ok(())
     }
 
-    /// Says which partitions share bytes, but for logical ones with the extended one that holds them. Each is named
-    /// with the one before it that reaches farthest.
+    /// Warns about partitions that share bytes, except logical ones inside their extended one. Each is reported with
+    /// the partition before it that extends farthest.
     fn warn_of_overlaps(&mut self) {
         let mut found = Vec::new();
         let is_inner = |partition: &&Partition| !partition.is_extended;
@@ -129,9 +128,9 @@ impl Table {
     }
 }
 
-/// The sector sizes, in bytes, that a disk or its image may have been used with, as far as its GPT tells: those at which
-/// a first header that matches its checksum lies, or if there is none, at which something lies that calls itself one.
-/// A disk may have several, left by tools that thought otherwise of its sectors; an MBR does not say.
+/// The sector sizes, in bytes, that a disk or its image may have been used with, judged by its GPT. A size counts if a
+/// first header with a matching checksum lies where this size puts it; if there is none, the header's signature is
+/// enough. A disk may have several, left by tools that assumed other sector sizes; an MBR does not record the size.
 ///
 /// # Errors
 /// [`TableError::Read`].

@@ -1,4 +1,4 @@
-//! Tables made by sgdisk and sfdisk, adapted, and looked at by both again. `scripts/setup` installs them.
+//! Tables made by sgdisk and sfdisk are adapted, and both programs check the result. `scripts/setup` installs them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -22,9 +22,9 @@ fn sparse(dir: &TempDir, name: &str, len: u64) -> PathBuf {
     path
 }
 
-/// Runs a partitioning program and returns all that it says.
+/// Runs a partitioning program and returns all its output.
 fn run(program: &str, args: &[&str], disk: &Path, input: &str) -> String {
-    // Where Debian puts them, and an ordinary user does not look.
+    // Debian puts them there, and it is not in an ordinary user's path.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let mut child = Command::new(program)
         .env("PATH", path)
@@ -65,7 +65,7 @@ fn write(made: &Adapted, disk: &Path) {
     }
 }
 
-/// Both programs find nothing wrong, and what sgdisk finds unusual it finds in the image too.
+/// Asserts that both programs find no fault, and that sgdisk finds the same oddities in the image.
 fn assert_good(device: &Path, image: &Path, kind: TableKind) {
     let said = run("sfdisk", &["--verify"], device, "");
     assert!(said.contains("No errors detected"), "{said}");
@@ -92,7 +92,7 @@ fn table(disk: &Path) -> Table {
     Table::read(&mut file, len, 512).expect("good table")
 }
 
-/// Adapts `image` to a disk of `device_len`, has it looked at, and goes all the way back.
+/// Adapts `image` to a disk of `device_len`, checks the result with both programs, and reverts it.
 fn check(dir: &TempDir, image: &Path, kind: TableKind, device_len: u64, wish: &Wish) -> (PathBuf, Adapted) {
     let image_len = image.metadata().expect("there").len();
     let head = head(image);
@@ -115,7 +115,7 @@ fn check(dir: &TempDir, image: &Path, kind: TableKind, device_len: u64, wish: &W
     (device, made)
 }
 
-/// A GPT of three partitions, the last one to the end.
+/// A GPT of three partitions; the last one extends to the end.
 fn gpt_by(program: &str, dir: &TempDir, len: u64) -> PathBuf {
     let image = sparse(dir, "image", len);
     match program {

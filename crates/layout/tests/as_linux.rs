@@ -1,9 +1,9 @@
-//! Ten thousand generated tables, read here and by `partx`, which shows what libblkid reads. Where the two differ a named
-//! decision has to explain it, or the test fails. `scripts/setup` installs util-linux.
+//! Ten thousand generated tables are read here and by `partx`, which shows what libblkid reads. Where the two differ, a
+//! named decision has to explain it, or the test fails. `scripts/setup` installs util-linux.
 //!
-//! How that is checked: `model` reads a table a third time, with one switch for each decision. With all switches off it
-//! has to give exactly what we read, with all of them on exactly what partx shows, and the decisions that count for a
-//! table are those whose switch changes something there. Nothing is explained by a difference of another kind.
+//! `model` reads a table a third time, with one switch for each decision. With all switches off, its result must equal
+//! ours; with all switches on, it must equal partx's. The decisions that count for a table are those whose switch
+//! changes its result. No other difference explains anything.
 
 #[path = "as_linux/disk.rs"]
 mod disk;
@@ -28,7 +28,7 @@ const THREADS: usize = 2;
 /// Number, start and length in sectors of 512 bytes.
 type Row = (u32, u64, u64);
 
-/// What a table was found to be.
+/// The result for one table.
 struct Compared {
     kind: &'static str,
     reasons: BTreeSet<&'static str>,
@@ -80,7 +80,7 @@ fn tables_are_read_as_linux_reads_them() {
     assert!(equal >= 5000, "most tables are nothing to decide about");
 }
 
-/// Reads table `seed` in all ways.
+/// Reads table `seed` in all three ways.
 fn compare(seed: u64, program: &Path, file: &Path) -> Result<Compared, String> {
     let case = generate::case(seed);
     case.disk.write_to(file);
@@ -150,7 +150,7 @@ fn partx(program: &Path, disk: &Path, sector_size: u64) -> Vec<Row> {
     String::from_utf8_lossy(&output.stdout).lines().map(row).collect()
 }
 
-/// Where partx is: to look for it ten thousand times takes longer than what it does.
+/// The path of partx: searching it ten thousand times takes longer than running it.
 fn partx_path() -> PathBuf {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let found = std::env::split_paths(&path).map(|dir| dir.join("partx")).find(|program| program.is_file());

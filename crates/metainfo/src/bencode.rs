@@ -1,7 +1,7 @@
-//! A check of bencode that cannot be made to recurse, allocate or read out of bounds, done before anything is decoded.
+//! A check of bencode that runs before anything is decoded. No input makes it recurse, allocate or read out of bounds.
 //!
-//! Typed decoding is `serde_bencode`'s work. It trusts lengths and nests as deep as the input says, so [`check`] goes
-//! first; and because an infohash is taken over the bytes of `info` as they came, [`dict_value`] finds those.
+//! `serde_bencode` does the typed decoding. It trusts lengths and nests as deep as the input says, so [`check`] runs
+//! first. An infohash is taken over the bytes of `info` exactly as received, and [`dict_value`] finds those bytes.
 
 use std::ops::Range;
 
@@ -11,13 +11,13 @@ pub const MAX_DEPTH: usize = 32;
 /// Why bytes are not one bencoded value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BencodeError {
-    /// The value goes on past the last byte.
+    /// The value continues past the last byte.
     #[error("cut off at byte {0}")]
     Truncated(usize),
     /// A byte that cannot stand here.
     #[error("unexpected byte {1:#04x} at byte {0}")]
     Unexpected(usize, u8),
-    /// An integer or length that is empty, has a leading zero, or does not fit 64 bits.
+    /// An integer or length that is empty, has a leading zero, or does not fit into 64 bits.
     #[error("bad number at byte {0}")]
     BadNumber(usize),
     /// More than [`MAX_DEPTH`] lists and dictionaries inside each other.
@@ -31,16 +31,16 @@ pub enum BencodeError {
 /// Checks that `bytes` are exactly one well-formed bencoded value (BEP 3).
 ///
 /// # Errors
-/// What is wrong first, with its offset in bytes.
+/// The first fault, with its offset in bytes.
 pub fn check(bytes: &[u8]) -> Result<(), BencodeError> {
     let end = value_end(bytes, 0)?;
     if end == bytes.len() { Ok(()) } else { Err(BencodeError::Trailing(end)) }
 }
 
-/// The bytes of the value under `key` in the dictionary that `bytes` are, or `None` if it is not there.
+/// The bytes of the value under `key` in the dictionary in `bytes`, or `None` if the key is missing.
 ///
 /// # Errors
-/// If `bytes` are not a well-formed dictionary as far as had to be read.
+/// If the part of `bytes` that was read is not a well-formed dictionary.
 pub fn dict_value(bytes: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, BencodeError> {
     match bytes.first() {
         Some(b'd') => {}
@@ -59,7 +59,8 @@ pub fn dict_value(bytes: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, Benc
     Ok(None)
 }
 
-/// The offset just past the value that starts at `at`. Works with a stack of its own, so input cannot exhaust ours.
+/// The offset just past the value that starts at `at`. It keeps an explicit stack, so input cannot exhaust the call
+/// stack.
 fn value_end(bytes: &[u8], mut at: usize) -> Result<usize, BencodeError> {
     #[derive(Clone, Copy, PartialEq)]
     enum Open {
@@ -90,7 +91,7 @@ fn value_end(bytes: &[u8], mut at: usize) -> Result<usize, BencodeError> {
             }
             _ => return Err(BencodeError::Unexpected(at, byte)),
         }
-        // A value or key has just ended: in a dictionary the other of the two comes next.
+        // A value or key has just ended; in a dictionary, the other of the two comes next.
         match depth.checked_sub(1).map(|top| &mut open[top]) {
             None => return Ok(at),
             Some(top @ Open::Key) => *top = Open::Value,

@@ -3,34 +3,34 @@
 use std::fmt;
 use std::ops::Range;
 
-/// Length of the unit of the peer wire, in bytes: what every stock client asks for (BEP 3).
+/// Length of a block, the unit of the peer wire, in bytes. Every stock client requests this length (BEP 3).
 pub const BLOCK_LEN: u32 = 16 * 1024;
-/// Smallest piece length read, in bytes.
+/// Smallest accepted piece length, in bytes.
 pub const MIN_PIECE_LEN: u32 = 16 * 1024;
-/// Largest piece length read, in bytes: a whole piece has to fit a client of 512 MB, several times.
+/// Largest accepted piece length, in bytes: several whole pieces have to fit into the memory of a client with 512 MB.
 pub const MAX_PIECE_LEN: u32 = 64 * 1024 * 1024;
-/// [`usual_piece_len`] keeps to these, in bytes, where the number of pieces allows.
+/// Range of [`usual_piece_len`], in bytes, as long as the number of pieces allows it.
 const USUAL_LEN_MIN: u32 = 256 * 1024;
 const USUAL_LEN_MAX: u32 = 4 * 1024 * 1024;
-/// It never gives more, in bytes: a client holds several pieces in its memory.
+/// Largest result of [`usual_piece_len`], in bytes: a client holds several pieces in memory.
 const LEN_MAX: u32 = 16 * 1024 * 1024;
-/// Least and most pieces that an image should have.
+/// Fewest and most pieces that an image should have.
 const PIECES_WANTED: u64 = 4_000;
 const PIECES_MAX: u64 = 20_000;
 
 /// The number of a piece in its torrent, from 0.
 ///
-/// Made by [`Geometry`] only, so the torrent that it was made for has such a piece.
+/// Only [`Geometry`] makes it, so its torrent has such a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PieceIndex(u32);
 
 impl PieceIndex {
-    /// As the peer wire has it.
+    /// The number as the peer wire carries it.
     pub fn get(self) -> u32 {
         self.0
     }
 
-    /// As an index into a slice that holds one item a piece.
+    /// The number as an index into a slice with one item per piece.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).expect("usize has at least 32 bits on every supported machine")
     }
@@ -44,7 +44,7 @@ impl fmt::Display for PieceIndex {
 
 /// How a torrent's content is cut into pieces and blocks.
 ///
-/// Made by [`Geometry::new`] only, so the piece count fits 32 bits and no length is zero.
+/// Only [`Geometry::new`] makes it, so the piece count fits into 32 bits and no length is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     content_len: u64,
@@ -54,7 +54,7 @@ pub struct Geometry {
 
 impl Geometry {
     /// Takes both lengths in bytes; `None` unless `piece_len` is a power of two between [`MIN_PIECE_LEN`] and
-    /// [`MAX_PIECE_LEN`], `content_len` is not zero, and the piece count fits 32 bits.
+    /// [`MAX_PIECE_LEN`], `content_len` is not zero, and the piece count fits into 32 bits.
     pub fn new(content_len: u64, piece_len: u32) -> Option<Geometry> {
         let lengths_are_sane =
             content_len > 0 && piece_len.is_power_of_two() && (MIN_PIECE_LEN..=MAX_PIECE_LEN).contains(&piece_len);
@@ -70,7 +70,7 @@ impl Geometry {
         self.content_len
     }
 
-    /// Length of every piece but perhaps the last, in bytes.
+    /// Length of every piece except perhaps the last, in bytes.
     pub fn piece_len(&self) -> u32 {
         self.piece_len
     }
@@ -80,12 +80,12 @@ impl Geometry {
         self.piece_count
     }
 
-    /// The piece of that number, if the torrent has one.
+    /// The piece with this number, if the torrent has one.
     pub fn piece(&self, index: u32) -> Option<PieceIndex> {
         (index < self.piece_count()).then_some(PieceIndex(index))
     }
 
-    /// The piece that holds this byte of the content, if the torrent has it.
+    /// The piece that holds this byte of the content, if the torrent has this byte.
     pub fn piece_at(&self, content_offset: u64) -> Option<PieceIndex> {
         let index = content_offset / u64::from(self.piece_len);
         (content_offset < self.content_len).then(|| PieceIndex(u32::try_from(index).expect("checked by new")))
@@ -102,13 +102,13 @@ impl Geometry {
         start..(start + u64::from(self.piece_len)).min(self.content_len)
     }
 
-    /// Length of this piece in bytes; only the last may be short. Zero if the torrent has no such piece.
+    /// Length of this piece in bytes; only the last piece may be shorter. Zero if the torrent has no such piece.
     pub fn len_of(&self, piece: PieceIndex) -> u32 {
         let range = self.piece_range(piece);
         u32::try_from(range.end.saturating_sub(range.start)).expect("at most piece_len")
     }
 
-    /// How many blocks of [`BLOCK_LEN`] this piece has; only its last may be short.
+    /// How many blocks of [`BLOCK_LEN`] this piece has; only its last block may be shorter.
     pub fn blocks_of(&self, piece: PieceIndex) -> u32 {
         self.len_of(piece).div_ceil(BLOCK_LEN)
     }
@@ -123,9 +123,9 @@ impl Geometry {
 
 /// The piece length that suits content of this many bytes.
 ///
-/// A room loses about ten to twenty times the time of a piece before every link is busy, whatever the size of the image,
-/// so pieces are the longest that still make at least [`PIECES_WANTED`], from 256 KiB to 4 MiB: longer ones cost fewer
-/// messages and less of a processor. Beyond [`PIECES_MAX`] they grow to 16 MiB, so that the torrent stays short.
+/// Whatever the size of the image, a room loses about ten to twenty piece times before every link is busy. So pieces
+/// are as long as possible, from 256 KiB to 4 MiB, while there are still at least [`PIECES_WANTED`]: longer pieces cost
+/// fewer messages and less CPU time. Beyond [`PIECES_MAX`] they grow to 16 MiB, so that the torrent stays short.
 pub fn usual_piece_len(content_len: u64) -> u32 {
     let count = |len: u32| content_len.div_ceil(u64::from(len));
     let mut len = USUAL_LEN_MIN;

@@ -1,4 +1,4 @@
-//! What a `.torrent` says: bencode, the typed metainfo of BEP 3, its infohash, and piece geometry.
+//! The content of a `.torrent`: bencode, the typed metainfo of BEP 3, its infohash, and piece geometry.
 //!
 //! Everything here is pure: bytes in, values out. A torrent is hostile until [`Metainfo::parse`] has accepted it.
 

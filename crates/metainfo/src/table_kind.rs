@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Which partition table a disk has; in torrents and manifests `gpt`, `mbr` or `none`.
+/// Which partition table a disk has; torrents and manifests write `gpt`, `mbr` or `none`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum TableKind {
@@ -12,24 +12,24 @@ pub enum TableKind {
     Gpt,
     /// The PC's master boot record, with logical partitions.
     Mbr,
-    /// None: at most a file system on the whole device.
+    /// No table: at most one file system on the whole device.
     #[default]
     None,
 }
 
-/// A partition table of an image that this version does not know. What a restore has to keep for last depends on it, so such
-/// an image is refused.
+/// An image's partition table that this version does not know. Such an image is refused, because the table decides what
+/// a restore has to write last.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name:?} is not a partition table that this version knows (gpt, mbr, none): a newer EZIO made this image")]
 pub struct UnknownTable {
-    /// What the image says.
+    /// The name in the image.
     pub name: String,
 }
 
 impl TableKind {
     const ALL: [TableKind; 3] = [TableKind::Gpt, TableKind::Mbr, TableKind::None];
 
-    /// As torrents and manifests write it.
+    /// The name in torrents and manifests.
     pub fn as_str(self) -> &'static str {
         match self {
             TableKind::Gpt => "gpt",

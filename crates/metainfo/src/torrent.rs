@@ -1,4 +1,4 @@
-//! The typed `.torrent` (BEP 3, version 1), with the facts about the image that ride inside `info`.
+//! The typed `.torrent` (BEP 3, version 1), with the image's facts inside `info`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,13 +12,14 @@ use crate::geometry::{Geometry, MAX_PIECE_LEN, MIN_PIECE_LEN, PieceIndex};
 use crate::table_kind::TableKind;
 use crate::zeros::Zeros;
 
-/// Largest torrent that is made, or taken by machines, in bytes. 500,000 extents make 31 MB; it has to fit their memory.
+/// Largest torrent that is made, or accepted by machines, in bytes. 500,000 extents make 31 MB; the torrent has to fit
+/// into a machine's memory.
 pub const TORRENT_LEN_MAX: u64 = 128 << 20;
 
 /// SHA-1 of one piece.
 pub type PieceHash = [u8; 20];
 
-/// SHA-1 over the bencoded `info` as it came: the torrent's identity on the wire (BEP 3).
+/// SHA-1 over the bencoded `info` exactly as received: the torrent's identity on the wire (BEP 3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Infohash(pub [u8; 20]);
 
@@ -61,8 +62,8 @@ pub struct FileEntry {
     pub path: Vec<String>,
 }
 
-/// What `/init` has to know of an image and cannot see in the list of files; our own key `ezio` in `info`,
-/// covered by the infohash and ignored by stock clients.
+/// What `/init` has to know about an image that the list of files does not show. The key `ezio` in `info` holds it: the
+/// infohash covers it, and stock clients ignore it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageFacts {
     /// Version of this structure; 1.
@@ -71,23 +72,23 @@ pub struct ImageFacts {
     pub disk_size: u64,
     /// Its logical sector size in bytes.
     pub sector_size: u32,
-    /// Its partition table; a device without one is mostly a single partition.
+    /// Its partition table; a device without one is usually a single partition.
     pub table: TableKind,
-    /// `disk` for a whole disk without a partition table; empty where that is not known, or there is a table.
+    /// `disk` for a whole disk without a partition table; empty if that is unknown, or if there is a table.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// Swap areas, which are made again from a recipe, not copied.
+    /// Swap areas, which are recreated from a recipe instead of copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub swap: Vec<SwapFacts>,
-    /// Stretches in use that are zeros, which are made again from a recipe, not copied.
+    /// Stretches in use that hold zeros, which are recreated from a recipe instead of copied.
     #[serde(default, skip_serializing_if = "Zeros::is_empty")]
     pub zeros: Zeros,
 }
 
-/// Swap areas of one image at most: as many as a GPT usually has entries.
+/// Most swap areas of one image: as many as a GPT usually has entries.
 const MAX_SWAPS: usize = 128;
 
-/// A swap area: enough to make it again.
+/// A swap area, with enough data to recreate it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwapFacts {
     /// Where it starts on the disk, in bytes.
@@ -112,22 +113,22 @@ pub enum MetainfoError {
     /// Bencode without the dictionary that makes a torrent.
     #[error("not a torrent: it has no info dictionary")]
     NoInfo,
-    /// `info` is there, and something else than a dictionary.
+    /// `info` is present but is not a dictionary.
     #[error("not a torrent: info is not a dictionary")]
     InfoKind,
-    /// A torrent of BEP 52 alone: hashes of files (SHA-256) and no `pieces`.
+    /// A torrent of BEP 52 only: it has hashes of files (SHA-256) but no `pieces`.
     #[error("this is a v2 torrent; EZIO reads v1 (and hybrid) torrents: make it again as one of these")]
     OnlyV2,
     /// A key of `info` is missing or of the wrong type.
     #[error("not a torrent: its info dictionary does not fit")]
     Shape(#[source] serde_bencode::Error),
-    /// Piece length that is no power of two or out of bounds.
+    /// The piece length is not a power of two, or is out of bounds.
     #[error("piece length {0} is not a power of two from {MIN_PIECE_LEN} to {MAX_PIECE_LEN} bytes")]
     PieceLen(u64),
     /// `pieces` is not a whole number of SHA-1 hashes.
     #[error("the piece hashes are {0} bytes, not a multiple of 20")]
     PiecesLen(usize),
-    /// More or fewer hashes than the lengths ask for.
+    /// There are more or fewer hashes than the lengths require.
     #[error("{hashes} piece hashes, but {content_len} bytes of content make {pieces} pieces")]
     PieceCount {
         /// Hashes present.
@@ -137,16 +138,16 @@ pub enum MetainfoError {
         /// Sum of the files' lengths.
         content_len: u64,
     },
-    /// A file of no bytes, or lengths that overflow, or no file.
+    /// A file is empty, the sum of the lengths overflows, or there is no file.
     #[error("file {0} of the torrent has an impossible length")]
     FileLen(usize),
-    /// A single-file torrent: it names no disk offsets.
+    /// A single-file torrent, which names no disk offsets.
     #[error("this is a single-file torrent; an image has one file per extent, named by its offset on the disk")]
     SingleFile,
     /// More swap areas than a partition table holds.
     #[error("{0} swap areas; at most {MAX_SWAPS} are made")]
     Swaps(usize),
-    /// Text that is no infohash.
+    /// Text that is not an infohash.
     #[error("an infohash is 40 hex digits")]
     Infohash,
 }
@@ -166,7 +167,7 @@ pub struct Metainfo {
     pub geometry: Geometry,
     /// In content order.
     pub files: Vec<FileEntry>,
-    /// Present in images that `ezio capture` made.
+    /// Present in images made by `ezio capture`.
     pub facts: Option<ImageFacts>,
     hashes: Vec<u8>,
 }
@@ -193,7 +194,7 @@ impl Metainfo {
     ///
     /// # Errors
     /// Anything that would make it unsafe to use later: broken bencode, missing keys, lengths and hashes that do not
-    /// agree, zero lengths, sums past 64 bits. Whether its files are extents of a disk is for `layout` to say.
+    /// agree, zero lengths, sums past 64 bits. `layout` checks whether its files are extents of a disk.
     pub fn parse(bytes: &[u8]) -> Result<Metainfo, MetainfoError> {
         bencode::check(bytes).map_err(MetainfoError::Bencode)?;
         let info_bytes = info_bytes(bytes)?;
@@ -228,23 +229,23 @@ impl Metainfo {
         })
     }
 
-    /// What the piece's bytes have to hash to.
+    /// The hash that the piece's bytes must have.
     ///
     /// # Panics
-    /// If the torrent has no such piece; a [`PieceIndex`] from its own [`Geometry`] is always good.
+    /// If the torrent has no such piece; a [`PieceIndex`] from the torrent's [`Geometry`] is always valid.
     pub fn piece_hash(&self, piece: PieceIndex) -> &PieceHash {
         let start = piece.as_usize() * 20;
         self.hashes[start..start + 20].try_into().expect("20 bytes")
     }
 
-    /// Whether `data` is what the torrent says this piece is.
+    /// Whether `data` matches this piece's hash in the torrent.
     pub fn piece_is_right(&self, piece: PieceIndex, data: &[u8]) -> bool {
         let hash: PieceHash = Sha1::digest(data).into();
         hash == *self.piece_hash(piece)
     }
 }
 
-/// The bytes of `info`: a dictionary, and not one of version 2 alone.
+/// The bytes of `info`: a dictionary that is not of version 2 only.
 fn info_bytes(bytes: &[u8]) -> Result<&[u8], MetainfoError> {
     let is_dict = |value: &[u8]| value.first() == Some(&b'd');
     if !is_dict(bytes) {
@@ -256,7 +257,7 @@ fn info_bytes(bytes: &[u8]) -> Result<&[u8], MetainfoError> {
         return Err(MetainfoError::InfoKind);
     }
     let has = |key: &[u8]| bencode::dict_value(info, key).map(|value| value.is_some()).map_err(MetainfoError::Bencode);
-    // BEP 52: `meta version` and `file tree` are required; a hybrid has `pieces` beside them.
+    // BEP 52: `meta version` and `file tree` are required; a hybrid torrent also has `pieces`.
     if !has(b"pieces")? && (has(b"meta version")? || has(b"file tree")?) {
         return Err(MetainfoError::OnlyV2);
     }
@@ -277,7 +278,7 @@ fn sum_of_lengths(files: &[FileEntry]) -> Result<u64, MetainfoError> {
     if sum == 0 { Err(MetainfoError::FileLen(0)) } else { Ok(sum) }
 }
 
-/// The parts of a torrent about to be written.
+/// The parts of a torrent that is about to be written.
 #[derive(Clone, Debug)]
 pub struct NewTorrent {
     /// `info.name`.
@@ -288,9 +289,9 @@ pub struct NewTorrent {
     pub piece_len: u32,
     /// Files in content order.
     pub files: Vec<FileEntry>,
-    /// One hash a piece, in order.
+    /// One hash per piece, in order.
     pub hashes: Vec<PieceHash>,
-    /// Our own key in `info`.
+    /// The facts under the key `ezio` in `info`.
     pub facts: Option<ImageFacts>,
     /// BEP 27; images are private.
     pub private: bool,
@@ -322,7 +323,7 @@ impl NewTorrent {
     /// The bencoded torrent. The same parts give the same bytes, so the same infohash.
     ///
     /// # Errors
-    /// [`MetainfoError`] if [`Metainfo::parse`] would not take what came out.
+    /// [`MetainfoError`] if [`Metainfo::parse`] would refuse the result.
     pub fn to_bytes(self) -> Result<Vec<u8>, MetainfoError> {
         let bytes = serde_bencode::to_bytes(&RawNewTop {
             announce: self.announce,
@@ -405,7 +406,7 @@ mod tests {
         torrent.facts.as_mut().expect("facts").swap = vec![SwapFacts::default(); MAX_SWAPS];
         assert!(torrent.clone().to_bytes().is_ok());
         torrent.facts.as_mut().expect("facts").swap.push(SwapFacts::default());
-        // Whatever is written is parsed before it is given away.
+        // Every torrent that is written is parsed before it is returned.
         let refused = torrent.to_bytes().expect_err("too many");
         assert_eq!(refused.to_string(), "129 swap areas; at most 128 are made");
     }
@@ -423,7 +424,7 @@ mod tests {
         assert_eq!(meta.facts.expect("facts").zeros, zeros);
         assert_ne!(meta.infohash, Metainfo::parse(&plain).expect("own torrent").infohash);
         let at = bytes.windows(8).position(|window| window == b"5:zeros3").expect("the key");
-        // 256 blocks in front take two bytes, 16 blocks one.
+        // A gap of 256 blocks takes two bytes, 16 blocks take one.
         assert_eq!(&bytes[at + 7..at + 12], b"3:\x80\x02\x10");
         let mut hostile = bytes.clone();
         hostile[at + 11] = 0;
@@ -471,7 +472,7 @@ mod tests {
         assert!(matches!(error, MetainfoError::OnlyV2), "{error:?}");
         let words = error.to_string();
         assert!(words.contains("this is a v2 torrent; EZIO reads v1 (and hybrid) torrents"), "{words}");
-        // One of the two is enough to tell.
+        // One of the two keys is enough to recognise version 2.
         let damaged = format!("d4:infod{tree}4:name1:x12:piece lengthi16384eee");
         assert!(matches!(Metainfo::parse(damaged.as_bytes()), Err(MetainfoError::OnlyV2)));
 
@@ -494,7 +495,7 @@ mod tests {
             let error = Metainfo::parse(other.as_bytes()).expect_err(other);
             assert!(matches!(error, MetainfoError::NoInfo), "{other}: {error:?}");
         }
-        // Neither of version 1 nor of version 2: what is missing is named.
+        // It is neither version 1 nor version 2, so the error names what is missing.
         let error = Metainfo::parse(b"d4:infod4:name1:x12:piece lengthi16384eee").expect_err("no pieces");
         let cause = std::error::Error::source(&error).expect("a cause").to_string();
         assert!(cause.contains("pieces"), "{cause}");

@@ -1,8 +1,9 @@
-//! Stretches of the disk that are zeros and not content: a recipe that travels in a torrent's facts.
+//! Stretches of the disk that hold zeros and are not content: a recipe that travels in a torrent's facts.
 //!
-//! On the wire one string of bytes: for each range two numbers, how many blocks of 64 KiB lie between it and the one before
-//! it, and how many it has; each in groups of seven bits, the lowest first, the top bit set in all bytes but the last
-//! (unsigned LEB128). So ranges cannot be out of order or on top of each other, and most of them take two or three bytes.
+//! On the wire it is one string of bytes. Each range has two numbers: how many blocks of 64 KiB lie between it and the
+//! previous range, and how many blocks it has. A number is written in groups of seven bits, the lowest first, with the
+//! top bit set in all bytes but the last (unsigned LEB128). So ranges cannot be out of order or overlap, and most of
+//! them take two or three bytes.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,15 +12,15 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::{ByteBuf, Bytes};
 
-/// Ranges begin and end at multiples of this, in bytes. Every range costs the torrent an extent more (66 bytes), and a disk
-/// a seek, so shorter runs of zeros are better copied.
+/// Ranges begin and end at multiples of this, in bytes. Every range costs the torrent one more extent (66 bytes) and
+/// the disk a seek, so it is better to copy shorter runs of zeros.
 pub const ZERO_BLOCK_LEN: u64 = 64 << 10;
 
-/// As many ranges as a torrent may have: 4 MiB of memory, less than the extents around them take.
+/// Most ranges that a torrent may have: 4 MiB of memory, less than the extents around them take.
 pub const MAX_ZERO_RANGES: usize = 1 << 18;
 
-/// Half-open ranges of disk bytes that are zeros: ascending, disjoint, not touching, never empty, whole blocks, and below
-/// the largest offset a file can have.
+/// Half-open ranges of disk bytes that hold zeros: ascending, disjoint, not touching, never empty, in whole blocks, and
+/// below the largest offset that a file can have.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Zeros {
     ranges: Vec<Range<u64>>,
@@ -28,13 +29,14 @@ pub struct Zeros {
 /// Why ranges are not [`Zeros`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ZerosError {
-    /// A range that is empty, no whole blocks, touches the one before it, or is past the largest disk there can be.
+    /// A range is empty, is not in whole blocks, touches the previous one, or is past the end of the largest possible
+    /// disk.
     #[error("range {0} of zeros cannot be")]
     Range(usize),
     /// The bytes end inside a range.
     #[error("range {0} of zeros is cut off")]
     Truncated(usize),
-    /// A number that does not fit 64 bits, or is longer than it has to be.
+    /// A number does not fit into 64 bits, or is longer than necessary.
     #[error("range {0} of zeros has a bad number")]
     BadNumber(usize),
     /// More ranges than [`MAX_ZERO_RANGES`].
@@ -43,7 +45,7 @@ pub enum ZerosError {
 }
 
 impl Zeros {
-    /// Takes ranges as they are.
+    /// Accepts the ranges unchanged.
     ///
     /// # Errors
     /// [`ZerosError::Range`] or [`ZerosError::TooMany`].
@@ -68,14 +70,14 @@ impl Zeros {
         &self.ranges
     }
 
-    /// Whether there is none.
+    /// Whether there are no ranges.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
     /// Bytes in all of them.
     pub fn len(&self) -> u64 {
-        // Disjoint ranges below i64::MAX cannot add up to more.
+        // Disjoint ranges below i64::MAX cannot sum up to more than that.
         self.ranges.iter().map(|range| range.end - range.start).sum()
     }
 
@@ -147,7 +149,7 @@ fn number(bytes: &mut &[u8], index: usize) -> Result<u64, ZerosError> {
         }
         value |= bits << shift;
         if byte & 0x80 == 0 {
-            // One way to write a number: else the same ranges could have several infohashes.
+            // Only the shortest form of a number is accepted; otherwise the same ranges could have several infohashes.
             return if byte == 0 && shift > 0 { Err(ZerosError::BadNumber(index)) } else { Ok(value) };
         }
     }
@@ -188,7 +190,7 @@ mod tests {
             (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 1], ZerosError::BadNumber(0)),
             (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1], ZerosError::Range(0)),
             (&[0x80; 20], ZerosError::BadNumber(0)),
-            // Block 2^47 starts just past what fits a file, and the one before it ends there.
+            // Block 2^47 starts just past the largest file offset, and the block before it ends there.
             (&[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20, 1], ZerosError::Range(0)),
             (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 1], ZerosError::Range(0)),
         ] {

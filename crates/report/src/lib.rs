@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Longest name of a stage that is kept, in bytes.
+/// Longest name of a stage that is kept, in bytes; longer names are cut.
 const STAGE_LEN_MAX: usize = 24;
 
 /// Where a machine is on its way from power-on to the new system, in the order it happens.
@@ -25,7 +25,7 @@ pub enum Stage {
     Fetch,
     /// Choosing the disk and checking that the image fits.
     Disk,
-    /// In the swarm, writing verified pieces.
+    /// Writing verified pieces while in the swarm.
     Restore,
     /// Reading everything back from the medium and hashing it again.
     Verify,
@@ -37,11 +37,11 @@ pub enum Stage {
     Done,
     /// Ended without success; `error` says why.
     Failed,
-    /// One of a newer machine, by its name.
+    /// A stage of a newer machine, by its name.
     Unknown(StageName),
 }
 
-/// The name of a stage that this version does not know, at most 24 bytes of it.
+/// The name of a stage that this version does not know, cut to 24 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StageName {
     bytes: [u8; STAGE_LEN_MAX],
@@ -85,7 +85,7 @@ impl From<Stage> for String {
 }
 
 impl Stage {
-    /// Those that this version knows, in the order in which they happen.
+    /// The stages that this version knows, in the order in which they happen.
     pub const ALL: [Stage; 9] = [
         Stage::Network,
         Stage::Fetch,
@@ -114,7 +114,7 @@ impl Stage {
         }
     }
 
-    /// Whether the machine will do no more for this deployment.
+    /// Whether the machine is finished with this deployment.
     pub fn is_final(self) -> bool {
         matches!(self, Stage::Done | Stage::Failed)
     }
@@ -140,8 +140,8 @@ pub struct StageTime {
     pub seconds: f64,
 }
 
-/// How far a machine is in its stage, and what it has moved since the restore began. One type from the restore to the
-/// table that people read.
+/// How far a machine is in its stage, and what it has moved since the restore began. The restore, the report and the
+/// table that people read share this type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
@@ -176,16 +176,16 @@ impl Progress {
     }
 }
 
-/// One report. Every field but `mac` and `stage` may be missing, so that an older machine can talk to a newer server; stages
-/// and fields that are not known are kept as they came, so that a newer machine can talk to an older one.
+/// One report. Every field except `mac` and `stage` may be missing, so that an older machine can talk to a newer
+/// server. Unknown stages and fields are kept as received, so that a newer machine can talk to an older server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The network card's address, `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
-    /// The deployment this belongs to, as `ezio.conf` named it (`DEPLOYMENT`).
+    /// The deployment of this report, as `ezio.conf` named it (`DEPLOYMENT`).
     #[serde(default)]
     pub deployment: String,
-    /// IPv4 address, or empty before there is one.
+    /// IPv4 address, or empty before the machine has one.
     #[serde(default)]
     pub ip: String,
     /// SMBIOS system serial number, or empty.
@@ -194,30 +194,30 @@ pub struct Report {
     /// The image's name, or empty before it is known.
     #[serde(default)]
     pub image: String,
-    /// Where the machine is.
+    /// The current stage.
     pub stage: Stage,
-    /// How far it is.
+    /// How far the stage is.
     #[serde(flatten)]
     pub progress: Progress,
     /// Bytes of content that were on the disk already.
     #[serde(default)]
     pub kept: u64,
-    /// The chosen disk in words: name, model, serial, size.
+    /// The chosen disk as text: name, model, serial, size.
     #[serde(default)]
     pub disk: String,
-    /// Whether this machine only says what it would do.
+    /// Whether this machine only reports what it would do.
     #[serde(default)]
     pub dry_run: bool,
-    /// What it has to say besides, in words: what was kept, what a dry run found, what could not be done.
+    /// Anything else to report, as text: what was kept, what a dry run found, what could not be done.
     #[serde(default)]
     pub note: String,
-    /// Why it failed, in words with the cause chain; `None` unless failed.
+    /// Why it failed, as text with the cause chain; `None` unless failed.
     #[serde(default)]
     pub error: Option<String>,
     /// Stages so far, in order.
     #[serde(default)]
     pub times: Vec<StageTime>,
-    /// What a newer machine says besides.
+    /// Fields of a newer machine that this version does not know.
     #[serde(flatten)]
     pub more: BTreeMap<String, Value>,
 }

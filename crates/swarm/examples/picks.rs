@@ -1,4 +1,4 @@
-//! How fast the picker decides: 20,000 pieces of 4 MiB from 40 peers, each of which has a random half or everything.
+//! Measures how fast the picker decides: 20,000 pieces of 4 MiB from 40 peers, each with a random half or everything.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use swarm::picker::{Picker, Received};
 const PIECES: u32 = 20_000;
 const PEERS: u32 = 40;
 const BUDGET: u64 = 64 << 20;
-/// Blocks asked of a peer at a time.
+/// Blocks requested from a peer at a time.
 const AHEAD: usize = 32;
 
 fn main() {

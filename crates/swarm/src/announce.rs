@@ -1,7 +1,7 @@
 //! Announcing to trackers and learning about peers (BEP 3, BEP 23).
 //!
-//! A room that has just been switched on has to find itself: announces come every few seconds in the first minute,
-//! failed ones are tried again in 0.3 to 5 seconds, without end.
+//! In a room that has just been switched on, machines have to find each other: they announce every few seconds in the
+//! first minute, and retry failed announces after 0.3 to 5 seconds, without end.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -10,12 +10,12 @@ use metainfo::{Infohash, bencode};
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-/// What a tracker answered.
+/// A tracker's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// When it wants to hear from us again.
+    /// When it expects the next announce.
     pub interval: Option<Duration>,
-    /// Where others listen.
+    /// Where other peers listen.
     pub peers: Vec<SocketAddr>,
 }
 
@@ -26,13 +26,13 @@ pub enum AnnounceError {
     /// No connection, no answer, no 200.
     #[error("the tracker cannot be reached")]
     Http(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Something that is no tracker's reply.
+    /// The answer is not a tracker's reply.
     #[error("the tracker's reply is not bencode")]
     Bencode(#[source] bencode::BencodeError),
-    /// The tracker will not have us.
+    /// The tracker refuses us.
     #[error("the tracker refuses: {0}")]
     Refused(String),
-    /// A reply without peers, or with peers of an unknown shape.
+    /// The reply has no peers, or peers in an unknown form.
     #[error("the tracker's reply has no list of peers")]
     Shape,
 }
@@ -43,10 +43,10 @@ struct DictPeer {
     port: u16,
 }
 
-/// Reads a reply, with peers in the compact form, as a list of dictionaries, or both for IPv6.
+/// Reads a reply. The peers are in the compact form, in a list of dictionaries, or in both for IPv6.
 ///
 /// # Errors
-/// [`AnnounceError::Refused`] if the tracker said no, else whatever is wrong with the bytes.
+/// [`AnnounceError::Refused`] if the tracker refused, otherwise the fault in the bytes.
 pub fn parse_reply(bytes: &[u8]) -> Result<Reply, AnnounceError> {
     bencode::check(bytes).map_err(AnnounceError::Bencode)?;
     let value = |key: &str| -> Result<Option<&[u8]>, AnnounceError> {
@@ -90,14 +90,14 @@ pub fn parse_reply(bytes: &[u8]) -> Result<Reply, AnnounceError> {
     Ok(Reply { interval: interval.map(Duration::from_secs), peers })
 }
 
-/// What is told with one announce.
+/// The progress that one announce reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     /// Payload bytes sent.
     pub uploaded: u64,
     /// Payload bytes received.
     pub downloaded: u64,
-    /// Bytes still lacking.
+    /// Bytes still missing.
     pub left: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Announces for as long as a swarm lives.
+//! Announces as long as a swarm lives.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use crate::engine::Shared;
 
 /// Longest time one announce may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest goodbye: a machine that wants to reboot does not wait for a dead server.
+/// Longest time for the last announce: a machine that is about to reboot does not wait for a dead server.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between announces in the first minute, whatever the tracker says, and least and most later on.
+/// Interval of announces in the first minute, whatever the tracker says, and its bounds later on.
 const INTERVAL_YOUNG: Duration = Duration::from_secs(5);
 const INTERVAL_LIMITS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 const YOUNG: Duration = Duration::from_secs(60);
-/// Between attempts that fail.
+/// Pause between failed attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
-/// Longest reply read: thousands of peers.
+/// Longest reply that is read, in bytes: thousands of peers.
 const MAX_REPLY: u64 = 1 << 20;
 
-/// Announces to one tracker until the swarm ends; then says goodbye.
+/// Announces to one tracker until the swarm ends, then announces that it stopped.
 pub(crate) async fn run(shared: Arc<Shared>, tracker: String) {
     let started = Instant::now();
     let mut told_started = false;

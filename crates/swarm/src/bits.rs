@@ -1,4 +1,4 @@
-//! A set of pieces, one bit each, and its form on the wire.
+//! A set of pieces, with one bit per piece, and its form on the wire.
 
 use metainfo::{Geometry, PieceIndex};
 
@@ -11,13 +11,13 @@ pub struct PieceSet {
 }
 
 impl PieceSet {
-    /// None of the pieces.
+    /// The empty set.
     pub fn new(geometry: Geometry) -> PieceSet {
         let words = usize::try_from(geometry.piece_count().div_ceil(64)).expect("fits usize");
         PieceSet { words: vec![0; words], geometry, count: 0 }
     }
 
-    /// All of the pieces.
+    /// The set of all pieces.
     pub fn full(geometry: Geometry) -> PieceSet {
         let mut set = PieceSet::new(geometry);
         geometry.pieces().for_each(|piece| {
@@ -57,7 +57,7 @@ impl PieceSet {
         piece.get() < self.geometry.piece_count() && self.words[piece.as_usize() / 64] & (1 << (piece.get() % 64)) != 0
     }
 
-    /// Puts `piece` in; false if it was there or is past the end.
+    /// Adds `piece`; false if it was there or is past the end.
     pub fn insert(&mut self, piece: PieceIndex) -> bool {
         let is_new = piece.get() < self.geometry.piece_count() && !self.contains(piece);
         if is_new {
@@ -67,7 +67,7 @@ impl PieceSet {
         is_new
     }
 
-    /// Takes `piece` out; false if it was not there.
+    /// Removes `piece`; false if it was not there.
     pub fn remove(&mut self, piece: PieceIndex) -> bool {
         let was_there = self.contains(piece);
         if was_there {
@@ -82,7 +82,7 @@ impl PieceSet {
         self.count
     }
 
-    /// Puts the pieces of `other` in; those that were not there, ascending.
+    /// Adds the pieces of `other`; returns those that were not there, ascending.
     pub fn unite(&mut self, other: &PieceSet) -> Vec<PieceIndex> {
         let mut news = Vec::new();
         for (at, (mine, theirs)) in self.words.iter_mut().zip(&other.words).enumerate() {
@@ -103,13 +103,13 @@ impl PieceSet {
         self.words.iter().enumerate().flat_map(|(at, &word)| ones(self.geometry, at, word))
     }
 
-    /// The pieces in both sets, ascending; 64 a step, so cheap when there are few.
+    /// The pieces in both sets, ascending. Each step handles 64 pieces, so it is cheap if there are few.
     pub fn common<'a>(&'a self, other: &'a PieceSet) -> impl Iterator<Item = PieceIndex> + 'a {
         self.words.iter().zip(&other.words).enumerate().flat_map(|(at, (a, b))| ones(self.geometry, at, a & b))
     }
 }
 
-/// Bytes of a bitfield over `len` pieces.
+/// Length of a bitfield over `len` pieces, in bytes.
 pub fn wire_len(len: u32) -> usize {
     usize::try_from(len.div_ceil(8)).expect("fits usize")
 }

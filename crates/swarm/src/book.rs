@@ -1,16 +1,16 @@
-//! Addresses of peers: who to dial, and when again. Pure.
+//! Addresses of peers: which to dial, and when to try again. Pure.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Between attempts to reach a peer: a machine that reboots must not be waited for, nor hammered.
+/// Pause between attempts to reach a peer: the pause must neither delay a machine that reboots nor flood it.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
-/// Between attempts to reach somebody with whom there is nothing to exchange.
+/// Pause between attempts to reach a peer with which there is nothing to exchange.
 const REDIAL_USELESS: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a good one.
 const GOOD: Duration = Duration::from_secs(5);
-/// Most addresses remembered; trackers may send any number.
+/// Most addresses that are remembered; trackers may send any number.
 const MAX_ADDRS: usize = 2048;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +20,9 @@ enum State {
     Connected {
         since: Duration,
     },
-    /// Ours, or somebody's whom we have banned.
+    /// Our own address, or that of a banned peer.
     Never,
-    /// Another name of the peer with this id; not dialled while that one is connected.
+    /// Another address of the peer with this id; not dialled while that peer is connected.
     Alias([u8; 20]),
 }
 
@@ -31,11 +31,11 @@ struct Entry {
     state: State,
     due: Duration,
     wait: Duration,
-    /// Named by the owner, not by a tracker: dialled before others, and never forgotten.
+    /// The owner named it, not a tracker: it is dialled before others, and never forgotten.
     is_given: bool,
 }
 
-/// Every address heard of.
+/// Every known address.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     entries: HashMap<SocketAddr, Entry>,
@@ -48,7 +48,7 @@ impl Book {
             return false;
         }
         if self.entries.len() >= MAX_ADDRS {
-            // Machines that rebooted leave their old ports behind; nobody has answered there for a while.
+            // Machines that rebooted leave their old ports behind; such a port has not answered for a while.
             let is_dead = |entry: &Entry| entry.state == State::Idle && entry.wait == REDIAL.1 && !entry.is_given;
             let dead = self.entries.iter().find(|(_, entry)| is_dead(entry)).map(|(&addr, _)| addr);
             dead.map(|addr| self.entries.remove(&addr));
@@ -68,8 +68,8 @@ impl Book {
         is_new
     }
 
-    /// At most `limit` addresses to dial now; they count as being dialled. Those that the owner named come first, then
-    /// whoever has been due for longest: however many are dead, each has its turn.
+    /// At most `limit` addresses to dial now; they count as being dialled. Addresses that the owner named come first,
+    /// then those that have been due for longest. So each gets its turn, however many are dead.
     pub(crate) fn due(
         &mut self,
         now: Duration,
@@ -100,7 +100,7 @@ impl Book {
         self.entries.values().filter(|entry| entry.state == State::Dialling).count()
     }
 
-    /// The dialled peer is connected.
+    /// The dialled peer has connected.
     pub(crate) fn connected(&mut self, addr: SocketAddr, now: Duration) {
         self.set(addr, State::Connected { since: now });
     }
@@ -110,8 +110,8 @@ impl Book {
         self.set(addr, State::Never);
     }
 
-    /// The address leads to a peer that is connected already. That peer may take the attempt for a sign that the other
-    /// link is dead and close it: then the other address has to be dialled first, or this would go on for ever.
+    /// The address leads to a peer that is already connected. That peer may take the attempt as a sign that the other
+    /// link is dead, and close it. Then the other address has to be dialled first, or this would never end.
     pub(crate) fn alias(&mut self, addr: SocketAddr, peer_id: [u8; 20], now: Duration) {
         self.lost(addr, now, false);
         if let Some(entry) = self.entries.get_mut(&addr) {
@@ -120,7 +120,7 @@ impl Book {
         }
     }
 
-    /// The connection has gone, or there never was one.
+    /// The connection is gone, or never existed.
     pub(crate) fn lost(&mut self, addr: SocketAddr, now: Duration, is_useless: bool) {
         let Some(entry) = self.entries.get_mut(&addr) else { return };
         if entry.state == State::Never {
@@ -198,7 +198,7 @@ mod tests {
             }
         }
         assert_eq!(dialled[11][0], given, "the owner's come first");
-        // 500 others in rounds of 27, once each.
+        // The 500 others come in rounds of 27, once each.
         assert!(dialled[11..=30].iter().flatten().any(|&addr| addr == live));
         (0..500).for_each(|port| assert!(dialled.iter().flatten().any(|&called| called == addr(port)), "{port}"));
     }

@@ -1,4 +1,4 @@
-//! Bytes in memory: pieces on their way in, and the cache that uploads are served from. Both have a budget.
+//! Bytes in memory: incoming pieces, and the cache that serves uploads. Both have a budget.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,33 +7,33 @@ use metainfo::{BLOCK_LEN, PieceIndex};
 
 /// Uploads read the store in runs of this many bytes, so that a 64 MiB piece is not read whole for one block.
 pub(crate) const SEGMENT_LEN: u32 = 1 << 20;
-/// Bytes of empty buffers kept for reuse: fresh memory costs a page fault every 4 KiB.
+/// Bytes of empty buffers that are kept for reuse: new memory costs a page fault every 4 KiB.
 const SPARE_BYTES: usize = 16 << 20;
 
-/// Locks a mutex; what a panicking thread left behind is still consistent, as no lock here is held across user code.
+/// Locks a mutex. The data is consistent even after a thread panicked, because no lock here is held across user code.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A piece that is being filled, by several links at once. A block is stored once; after [`PieceBuf::take`], never.
+/// A piece that several links fill at once. A block is stored only once, and none after [`PieceBuf::take`].
 pub(crate) struct PieceBuf {
     inner: Mutex<Option<Filling>>,
 }
 
 struct Filling {
     data: Vec<u8>,
-    /// Which link gave each block; 0 for none yet.
+    /// The link that delivered each block; 0 if none has.
     from: Vec<u64>,
 }
 
 impl PieceBuf {
-    /// Over memory from [`Pool::get`].
+    /// A piece buffer in memory from [`Pool::get`].
     pub(crate) fn new(data: Vec<u8>) -> PieceBuf {
         let blocks = data.len().div_ceil(usize::try_from(BLOCK_LEN).expect("fits usize"));
         PieceBuf { inner: Mutex::new(Some(Filling { data, from: vec![0; blocks] })) }
     }
 
-    /// Stores a block from link `from` (never 0); false if it is there already or the piece is closed.
+    /// Stores a block from link `from` (never 0); false if the block is already there or the piece is closed.
     pub(crate) fn put(&self, block: u32, bytes: &[u8], from: u64) -> bool {
         let mut inner = lock(&self.inner);
         let Some(filling) = inner.as_mut() else { return false };
@@ -46,7 +46,7 @@ impl PieceBuf {
         true
     }
 
-    /// Closes the piece: its bytes, and the links that gave them, each once.
+    /// Closes the piece; returns its bytes, and the links that delivered them, each once.
     pub(crate) fn take(&self) -> Option<(Vec<u8>, Vec<u64>)> {
         let Filling { data, mut from } = lock(&self.inner).take()?;
         from.sort_unstable();
@@ -56,21 +56,21 @@ impl PieceBuf {
     }
 }
 
-/// Empty buffers, kept for the next piece.
+/// Empty buffers that are kept for the next piece.
 #[derive(Default)]
 pub(crate) struct Pool {
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Pool {
-    /// A buffer of exactly `len` bytes with anything in them.
+    /// A buffer of exactly `len` bytes with arbitrary contents.
     pub(crate) fn get(&self, len: usize) -> Vec<u8> {
         let mut buffer = lock(&self.spare).pop().unwrap_or_default();
         buffer.resize(len, 0);
         buffer
     }
 
-    /// Takes a buffer back.
+    /// Returns a buffer to the pool.
     pub(crate) fn put(&self, buffer: Vec<u8>) {
         let mut spare = lock(&self.spare);
         let held: usize = spare.iter().map(Vec::capacity).sum();
@@ -89,7 +89,7 @@ enum Part {
     Segment(u32),
 }
 
-/// Pieces just verified and segments just read: least recently used goes first.
+/// Pieces just verified and segments just read; the least recently used entry is dropped first.
 pub(crate) struct Cache {
     entries: HashMap<Key, (Arc<Vec<u8>>, u64)>,
     by_age: BTreeMap<u64, Key>,
@@ -104,7 +104,7 @@ impl Cache {
         Cache { entries: HashMap::new(), by_age: BTreeMap::new(), clock: 0, bytes: 0, limit }
     }
 
-    /// The bytes that hold offset `begin` of a piece, and the offset of their first in the piece.
+    /// The cached bytes that include offset `begin` of a piece, and the offset of their first byte in the piece.
     pub(crate) fn get(&mut self, piece: PieceIndex, begin: u32) -> Option<(Arc<Vec<u8>>, u32)> {
         let segment = begin / SEGMENT_LEN;
         for (part, base) in [(Part::Whole, 0), (Part::Segment(segment), segment * SEGMENT_LEN)] {
@@ -119,12 +119,12 @@ impl Cache {
         None
     }
 
-    /// Keeps a whole piece. Gives back buffers that nobody uses any more.
+    /// Keeps a whole piece. Returns buffers that are no longer in use.
     pub(crate) fn put_piece(&mut self, piece: PieceIndex, data: Vec<u8>) -> Vec<Vec<u8>> {
         self.put((piece, Part::Whole), Arc::new(data))
     }
 
-    /// Keeps the segment of a piece that starts at `base`. Gives back buffers that nobody uses any more.
+    /// Keeps the segment of a piece that starts at `base`. Returns buffers that are no longer in use.
     pub(crate) fn put_segment(&mut self, piece: PieceIndex, base: u32, data: Arc<Vec<u8>>) -> Vec<Vec<u8>> {
         self.put((piece, Part::Segment(base / SEGMENT_LEN)), data)
     }

@@ -1,13 +1,15 @@
-//! One torrent's swarm as a value: what peers said, blocks, verdicts and ticks go in; what to say, to serve, to hash and
-//! to close comes out.
+//! One torrent's swarm as a value. Messages of peers, blocks, verdicts and ticks go in; messages, pieces to hash and
+//! links to close come out.
 //!
 //! There is no lock, socket, thread or clock in here: times are durations since a start that the caller chooses, and
-//! randomness comes with [`Setup`]. The engine drives this over sockets, the simulator in the tests over simulated links.
-//! Bytes of blocks never pass through: a driver keeps them, and says which block has come or gone.
+//! randomness comes with [`Setup`]. The engine drives this core over sockets, the simulator in the tests over simulated
+//! links. The bytes of blocks never pass through it: a driver keeps them, and reports which block has arrived or was
+//! sent.
 //!
-//! Every input may leave [`Action`]s behind, which the driver takes with [`Core::take_actions`] and carries out. For each
-//! peer that is to be woken it calls [`Core::compose`] and sends that, and serves it as long as [`Core::next_upload`]
-//! names something. A piece goes through *asked* → [`Action::Verify`] → [`Core::verified`] or [`Core::failed`].
+//! Every input may produce [`Action`]s, which the driver takes with [`Core::take_actions`] and carries out. For each
+//! peer that it has to wake, it calls [`Core::compose`], sends the result, and serves the peer as long as
+//! [`Core::next_upload`] returns a range. A piece goes through *asked* → [`Action::Verify`] → [`Core::verified`] or
+//! [`Core::failed`].
 
 mod exchange;
 mod peer;
@@ -29,36 +31,36 @@ use crate::core::turns::Turns;
 use crate::picker::{Ask, PeerKey, Picker};
 use crate::super_seeding::SuperSeeding;
 
-/// What a swarm starts with.
+/// The initial values of a swarm.
 #[derive(Debug)]
 pub struct Setup {
-    /// How the content is cut.
+    /// How the content is divided.
     pub geometry: Geometry,
-    /// Bytes of the image that a full block stands for, a multiple of [`BLOCK_LEN`]. More than that only in a simulation,
-    /// which moves several blocks as one to save time: windows and turns are in bytes of the image.
+    /// Bytes of the image that a full block stands for, a multiple of [`BLOCK_LEN`]. Only a simulation uses more than
+    /// that: it moves several blocks as one to save time. Windows and turns are in bytes of the image.
     pub block_bytes: u32,
-    /// What the store holds; `None` if its owner is still looking, see [`Core::found`] and [`Core::lacks`].
+    /// The pieces that the store holds; `None` if its owner is still checking, see [`Core::found`] and [`Core::lacks`].
     pub have: Option<PieceSet>,
-    /// Most bytes of pieces on their way in, in the geometry's bytes. One piece is always allowed.
+    /// Most bytes of incoming pieces, in the geometry's bytes. One piece is always allowed.
     pub budget: u64,
-    /// Peers served at the same moment, at least one.
+    /// Peers that are served at the same time, at least one.
     pub upload_slots: usize,
-    /// Where all random choices come from.
+    /// The source of all random choices.
     pub rng: StdRng,
 }
 
-/// What the driver has to do.
+/// A task for the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// There may be something to say to this peer, or to serve.
+    /// There may be a message or a block to send to this peer.
     Wake(PeerKey),
-    /// All blocks of this piece have come: hash and write it, then tell the core.
+    /// All blocks of this piece have arrived: hash and write it, then report the verdict to the core.
     Verify(PieceIndex),
-    /// This piece is given up for now; its bytes may go.
+    /// This piece is abandoned for now; its bytes may be dropped.
     Abandon(PieceIndex),
-    /// Neither end of this link can ever give the other anything: close it.
+    /// Neither end of this link can ever send the other anything useful: close it.
     Finish(PeerKey),
-    /// Every piece is held.
+    /// The swarm holds every piece.
     Complete,
 }
 
@@ -68,18 +70,18 @@ pub struct Core {
     geometry: Geometry,
     block_bytes: u32,
     picker: Picker,
-    /// For a seeder, whose pieces nobody else has at first.
+    /// The plan of a seeder whose pieces no other peer has at first.
     plan: Option<SuperSeeding>,
-    /// Pieces verified since the start, in that order; each peer's entry knows how far that peer was told.
+    /// Pieces verified since the start, in that order; each peer's entry records how many of them that peer knows.
     have_log: Vec<PieceIndex>,
     bytes_have: u64,
     peers: BTreeMap<PeerKey, Peer>,
     next_key: PeerKey,
-    /// Peers we have told that we are interested.
+    /// Number of peers that know we are interested.
     interesting: u32,
     turns: Turns,
     rng: StdRng,
-    /// Bounded by the driver, which empties it after each input: a few for each peer or piece of that input.
+    /// The driver empties it after each input, so it holds only a few entries for each peer or piece of that input.
     actions: Vec<Action>,
 }
 
@@ -110,15 +112,16 @@ impl Core {
         }
     }
 
-    /// What the inputs since the last call have led to, in their order.
+    /// The actions caused by the inputs since the last call, in order.
     #[must_use]
     pub fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
 
-    // Who is in.
+    // Membership.
 
-    /// A peer is connected. Its key, which no other peer gets ever again, and the bitfield to send, if it is to see one.
+    /// A peer has connected. Returns its key, which no other peer ever gets, and the bitfield to send, if the peer gets
+    /// one.
     pub fn join(&mut self, now: Duration) -> (PeerKey, Option<PieceSet>) {
         let key = self.next_key;
         self.next_key += 1;
@@ -133,7 +136,7 @@ impl Core {
         (key, (!shows_little && have.count() > 0).then(|| have.clone()))
     }
 
-    /// A peer has gone; what it was asked for is free again. False if it had gone before.
+    /// A peer is gone; blocks requested from it are free again. False if it was gone before.
     pub fn leave(&mut self, key: PeerKey, now: Duration) -> bool {
         let Some(peer) = self.peers.remove(&key) else { return false };
         self.interesting -= u32::from(peer.is_interesting);
@@ -146,32 +149,33 @@ impl Core {
         true
     }
 
-    // Verdicts, the owner's news, time.
+    // Verdicts, reports of the owner, time.
 
-    /// The piece's hash is right and it is written.
+    /// The piece's hash is right, and the piece is written.
     pub fn verified(&mut self, piece: PieceIndex) {
         self.picker.verified(piece);
         self.now_held(&[piece]);
-        // Who waits for something that it asked of us hears of the piece together with that, in one packet: it has enough
-        // to ask for, and a packet for each piece to each peer is a good part of the load. Anything it says wakes its link.
+        // A peer that waits for data from us gets the news together with that data, in one packet: it has enough to
+        // request, and one packet per piece and peer is a good part of the load. Any message from it wakes its link.
         let listening = self.peers.iter().filter(|(_, peer)| peer.is_hungry || peer.uploads.is_empty());
         self.actions.extend(listening.map(|(&key, _)| Action::Wake(key)));
     }
 
-    /// The piece's hash is wrong: all of it is asked for again, of a single peer if `givers` were several.
+    /// The piece's hash is wrong: all of it is requested again, from a single peer if it had several `givers`.
     pub fn failed(&mut self, piece: PieceIndex, givers: usize) {
         self.picker.failed(piece, givers > 1);
         self.wake(true);
     }
 
-    /// The owner has looked: the store holds these pieces, right. What was known already is passed over.
+    /// The owner has checked: the store holds these pieces, and they are right. Pieces that were already known are
+    /// ignored.
     pub fn found(&mut self, pieces: &[PieceIndex]) {
         let news: Vec<PieceIndex> = pieces.iter().copied().filter(|&piece| self.picker.found(piece)).collect();
         self.now_held(&news);
         self.wake(true);
     }
 
-    /// The owner has looked: the store does not hold these pieces, which are wanted from now on.
+    /// The owner has checked: the store does not hold these pieces; they are wanted from now on.
     pub fn lacks(&mut self, pieces: &[PieceIndex]) {
         for &piece in pieces {
             self.picker.lacks(piece);
@@ -179,7 +183,7 @@ impl Core {
         self.wake(true);
     }
 
-    /// Looks at deadlines; to be called every [`TICK`](crate::pace::TICK).
+    /// Checks deadlines; to be called every [`TICK`](crate::pace::TICK).
     pub fn tick(&mut self, now: Duration) {
         let overdue = self.picker.tick(now);
         for (key, ask) in overdue.cancels {
@@ -190,24 +194,24 @@ impl Core {
         self.wake(all);
     }
 
-    // How it stands.
+    // State.
 
     /// The pieces that are held.
     pub fn have(&self) -> &PieceSet {
         self.picker.have()
     }
 
-    /// Bytes in those pieces.
+    /// Bytes in the pieces that are held.
     pub fn bytes_have(&self) -> u64 {
         self.bytes_have
     }
 
-    /// Peers connected.
+    /// Number of connected peers.
     pub fn peer_count(&self) -> usize {
         self.peers.len()
     }
 
-    /// Those of them that have everything.
+    /// Number of connected peers that have everything.
     pub fn seeder_count(&self) -> usize {
         self.peers.keys().filter(|&&key| self.picker.is_seeder(key)).count()
     }
@@ -217,7 +221,7 @@ impl Core {
         self.picker.nowhere()
     }
 
-    /// How long no block has come from the peer or gone to it; `None` if it is not connected.
+    /// How long ago the last block came from the peer or went to it; `None` if it is not connected.
     pub fn idle(&self, key: PeerKey, now: Duration) -> Option<Duration> {
         self.peers.get(&key).map(|peer| now.saturating_sub(peer.last_payload.unwrap_or(peer.since)))
     }
@@ -241,14 +245,14 @@ impl Core {
         }
     }
 
-    /// Wakes all peers' links, or those of peers that could be asked for more.
+    /// Wakes the links of all peers, or only of those that could get more requests.
     fn wake(&mut self, all: bool) {
         let woken = self.peers.iter().filter(|(_, peer)| all || peer.is_hungry);
         self.actions.extend(woken.map(|(&key, _)| Action::Wake(key)));
     }
 }
 
-/// The image itself, of whose bytes each of the geometry's stands for `times`.
+/// The geometry of the image itself: each byte of the given geometry stands for `times` bytes of it.
 fn scaled(geometry: Geometry, times: u32) -> Geometry {
     let piece_len = geometry.piece_len().checked_mul(times);
     let scaled = piece_len.and_then(|len| Geometry::new(geometry.content_len() * u64::from(times), len));

@@ -1,4 +1,5 @@
-//! What all links of a swarm share: the core, the buffers, who is connected; and what the core wants done.
+//! State that all links of a swarm share: the core, the buffers, the connected peers. It also carries out the core's
+//! actions.
 //!
 //! One lock guards every decision ([`State`]); it is held for microseconds and never across I/O, hashing or a copy.
 
@@ -31,21 +32,21 @@ use crate::pace::TICK;
 use crate::picker::PeerKey;
 use crate::{Have, Options, Stats, Storage};
 
-/// Wrong pieces after which a peer is not talked to again.
+/// Number of wrong pieces after which a peer is banned.
 const STRIKES: u32 = 2;
 
 pub(crate) type Outcome = Option<Result<(), SwarmError>>;
 
-/// Why a link is not taken in.
+/// Why a link is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// We have dialled ourselves.
+    /// We have dialled our own address.
     Own,
     /// It sent wrong pieces before.
     Banned,
-    /// There is a link to that peer already.
+    /// There is already a link to that peer.
     Connected,
-    /// No room.
+    /// There is no room.
     Full,
 }
 
@@ -76,7 +77,7 @@ pub(crate) struct Shared {
     pub(crate) down: Limiter,
     pub(crate) counters: Counters,
     pub(crate) hashing: Mutex<Hashing>,
-    /// Somebody may have to be dialled.
+    /// There may be an address to dial.
     pub(crate) dial: Notify,
     state: Mutex<State>,
     started: Instant,
@@ -86,11 +87,11 @@ pub(crate) struct Shared {
     outcome: watch::Sender<Outcome>,
 }
 
-/// What the lock guards: the core, and what its keys and pieces stand for.
+/// The data under the lock: the core, and the links and buffers that its keys and pieces stand for.
 struct State {
     core: Core,
     links: HashMap<PeerKey, Arc<Link>>,
-    /// Of pieces that are being asked for, so bounded by the picker's budget.
+    /// Buffers of pieces that are being requested; the picker's budget bounds them.
     buffers: HashMap<PieceIndex, Arc<PieceBuf>>,
     book: Book,
     strikes: HashMap<[u8; 20], u32>,
@@ -114,7 +115,7 @@ impl Shared {
                 set
             }
         };
-        // Two thirds for what is on its way; what is left of the budget after at least one piece is cache.
+        // Two thirds are for incoming pieces, at least one piece; the rest of the budget is cache.
         let piece_bytes = usize::try_from(geometry.piece_len()).expect("fits usize");
         let in_flight = (options.memory_bytes / 3 * 2).max(piece_bytes);
         let cache = options.memory_bytes.saturating_sub(in_flight);
@@ -187,14 +188,14 @@ impl Shared {
         matches!(*self.outcome.borrow(), Some(Err(_)))
     }
 
-    /// The store cannot be written: nothing more is received or served.
+    /// The store cannot be written: the swarm receives and serves nothing more.
     pub(crate) fn fail(&self, error: SwarmError) {
         log::error!("swarm {}: {error}", self.meta.infohash);
         self.end_with(Err(error));
         lock(&self.state).links.values().for_each(|link| link.close.notify_one());
     }
 
-    /// Looks at deadlines until the swarm ends.
+    /// Checks deadlines until the swarm ends.
     pub(crate) async fn run_ticks(self: Arc<Self>) {
         let mut ending = self.ending();
         loop {
@@ -212,16 +213,17 @@ impl Shared {
 
     // The core.
 
-    /// Locks the state, and carries out what the core decides meanwhile.
+    /// Locks the state, runs `act`, and carries out the core's actions.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let state = &mut *lock(&self.state);
         let result = act(state);
-        // Pieces become full by blocks alone, and who has brought those has taken care of them.
+        // Only blocks make pieces full, and the code that stored those blocks has handled the pieces.
         let _ = self.perform(state);
         result
     }
 
-    /// Carries out what the core has decided, except for hashing, for which the lock is not held: those pieces come back.
+    /// Carries out the core's actions, except hashing, which must not happen under the lock: the pieces to hash are
+    /// returned.
     #[must_use]
     fn perform(&self, state: &mut State) -> Vec<Full> {
         let mut full = Vec::new();
@@ -241,7 +243,7 @@ impl Shared {
         full
     }
 
-    /// The first outcome stays.
+    /// The first outcome counts.
     fn end_with(&self, result: Result<(), SwarmError>) {
         self.outcome.send_if_modified(|outcome| {
             let is_first = outcome.is_none();
@@ -287,7 +289,7 @@ impl Shared {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! A swarm's shared state without a swarm: no sockets, no ticks.
+    //! A swarm's shared state alone: without sockets and ticks.
 
     use std::io;
 
@@ -309,7 +311,7 @@ pub(crate) mod testing {
         }
     }
 
-    /// Of an image of so many pieces, all zeros.
+    /// The state for an image of this many pieces, all zeros.
     pub(crate) fn shared(pieces: u32, piece_len: u32, options: &Options) -> Arc<Shared> {
         let hash = Sha1::digest(vec![0; usize::try_from(piece_len).expect("fits usize")]).into();
         let files = vec![FileEntry { length: u64::from(pieces) * u64::from(piece_len), path: vec!["0".into()] }];
@@ -320,7 +322,7 @@ pub(crate) mod testing {
         Arc::new(Shared::new(Arc::new(meta), Arc::new(Zeros), options, 1))
     }
 
-    /// Looks at deadlines.
+    /// Checks deadlines.
     pub(crate) fn tick(shared: &Shared) {
         shared.tick();
     }

@@ -1,4 +1,5 @@
-//! Connections that have not said who they are: so many at a time, and a quarter of them from one address.
+//! Limits connections that have not yet identified themselves: a fixed number at a time, and a quarter of them per
+//! address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,23 +7,23 @@ use std::sync::{Arc, Mutex};
 
 use crate::buffers::lock;
 
-/// Connections that have not said who they are.
+/// Most connections that have not yet identified themselves.
 const MAX_HANDSHAKES: usize = 64;
 
-/// How much of `places` one address may take: a room behind one router needs many, a stranger must not have all. `None` on
-/// loopback, where many peers share an address.
+/// How many of `places` one address may have: a room behind one router needs many, but a stranger must not have all.
+/// `None` on loopback, where many peers share an address.
 pub(crate) fn share(places: usize, ip: IpAddr) -> Option<usize> {
     (!ip.to_canonical().is_loopback()).then(|| places.div_ceil(4))
 }
 
-/// The places for connections whose handshake is still to come, each counted against its address.
+/// The places for connections before their handshake, each counted for its address.
 #[derive(Default)]
 pub(crate) struct HandshakeSlots {
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl HandshakeSlots {
-    /// A place for a handshake until it is dropped, if there is one.
+    /// A place for a handshake, if one is free; dropping it frees the place.
     pub(crate) fn enter(self: &Arc<Self>, ip: IpAddr) -> Option<HandshakeSlot> {
         let mut taken = lock(&self.taken);
         let from_there = taken.get(&ip).copied().unwrap_or(0);
@@ -35,7 +36,7 @@ impl HandshakeSlots {
     }
 }
 
-/// The place of one connection, given back when dropped.
+/// The place of one connection; it is freed when this is dropped.
 pub(crate) struct HandshakeSlot {
     slots: Arc<HandshakeSlots>,
     ip: IpAddr,

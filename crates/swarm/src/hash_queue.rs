@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use metainfo::PieceIndex;
 
-/// A piece with all its blocks, and who gave them.
+/// A piece with all its blocks, and the links that delivered them.
 pub(crate) struct Job {
     pub(crate) piece: PieceIndex,
     pub(crate) data: Vec<u8>,

@@ -1,8 +1,8 @@
 //! A BitTorrent engine for a room of machines that start together: one torrent, one LAN, all peers cooperative.
 //!
-//! [`Swarm::start`] is all a caller needs, with a [`Storage`] that takes verified pieces; [`Tracker`] is what the server
-//! mounts over HTTP. Everything that decides is pure; sockets, threads and clocks are in the modules that drive it.
-//! No byte reaches a [`Storage`] before its piece's hash matched.
+//! A caller needs only [`Swarm::start`] and a [`Storage`] for verified pieces; the server offers [`Tracker`] over HTTP.
+//! All decisions are in pure modules; sockets, threads and clocks are in the modules that drive them. No byte reaches a
+//! [`Storage`] before its piece's hash matched.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(

@@ -1,14 +1,14 @@
-//! A limit on bytes a second.
+//! A limit on bytes per second.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::buffers::lock;
 
-/// A limit in bytes a second, shared by all links; without one it costs nothing.
+/// A limit in bytes per second, shared by all links; it costs nothing if no limit is set.
 pub(crate) struct Limiter {
     bytes_per_s: Option<u64>,
-    /// When everything let through so far has been paid for.
+    /// When the limit will have allowed all bytes passed so far.
     paid_until: Mutex<Instant>,
 }
 

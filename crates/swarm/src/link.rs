@@ -1,4 +1,4 @@
-//! One connected peer, as the engine's tasks see it.
+//! One connected peer, from the view of the engine's tasks.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,23 +10,23 @@ use tokio::sync::Notify;
 use crate::buffers::PieceBuf;
 use crate::picker::{Ask, PeerKey};
 
-/// What others may touch of a link: its name, its alarm bells, and where the blocks asked of it go.
+/// The parts of a link that other tasks use: its key, its notifications, and the destination of requested blocks.
 pub(crate) struct Link {
-    /// The core's name for it.
+    /// The peer's key in the core.
     pub(crate) key: PeerKey,
     pub(crate) peer_id: [u8; 20],
     pub(crate) addr: SocketAddr,
-    /// Whether we dialled; then `addr` is where the peer listens.
+    /// Whether we dialled; in that case the peer listens at `addr`.
     pub(crate) is_dialled: bool,
     pub(crate) since: Duration,
-    /// There may be something to say to this peer, or to serve.
+    /// There may be a message or a block to send to this peer.
     pub(crate) wake: Notify,
-    /// The link has to go.
+    /// The link must be closed.
     pub(crate) close: Notify,
-    /// The link has nothing to do any more: both ends have everything.
+    /// The link has nothing left to do: both ends have everything.
     pub(crate) finish: Notify,
-    /// Where the bytes of blocks asked of the peer go; it is filled under the engine's lock. What is not in here is not
-    /// taken.
+    /// The destination of blocks requested from the peer; it is filled under the engine's lock. Blocks that are not in
+    /// here are not accepted.
     pub(crate) asked: Mutex<HashMap<Ask, Arc<PieceBuf>>>,
 }
 

@@ -1,4 +1,4 @@
-//! What the caller decides about a swarm.
+//! The caller's decisions about a swarm.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -12,14 +12,14 @@ pub enum Have {
     None,
     /// Everything: a seeder.
     All,
-    /// One entry a piece; missing entries count as not held.
+    /// One entry per piece; missing entries count as not held.
     These(Vec<bool>),
-    /// Nobody knows yet. The owner looks, and says it with [`crate::Swarm::found`] and [`crate::Swarm::lacks`]; until then
-    /// a piece is neither asked for nor given.
+    /// This is not known yet. The owner checks, and reports it with [`crate::Swarm::found`] and
+    /// [`crate::Swarm::lacks`]; until then a piece is neither requested nor given.
     Unknown,
 }
 
-/// How one swarm is to run. [`Options::default`] suits a receiver of 512 MB.
+/// Options of one swarm. [`Options::default`] suits a receiver of 512 MB.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where peers reach us; port 0 means any free one.
@@ -28,17 +28,17 @@ pub struct Options {
     pub trackers: Vec<String>,
     /// Peers known beforehand.
     pub peers: Vec<SocketAddr>,
-    /// What the store holds at the start.
+    /// The pieces that the store holds at the start.
     pub have: Have,
-    /// Bytes for pieces on their way in and for the upload cache, together. One piece is always allowed.
+    /// Bytes for incoming pieces and for the upload cache, together. One piece is always allowed.
     pub memory_bytes: usize,
-    /// How many peers are served at the same moment; everybody may ask.
+    /// How many peers are served at the same time; every peer may make requests.
     pub upload_slots: usize,
     /// Most links to other peers.
     pub max_peers: usize,
-    /// Limit on payload sent, in bytes a second.
+    /// Limit on payload sent, in bytes per second.
     pub up_bytes_per_s: Option<u64>,
-    /// Limit on payload received, in bytes a second.
+    /// Limit on payload received, in bytes per second.
     pub down_bytes_per_s: Option<u64>,
 }
 

@@ -1,12 +1,13 @@
-//! Which block to ask of whom next: rarest first, ties at random. Pure: no I/O, no clock, no randomness of its own.
+//! Decides which block to request next from which peer: rarest first, ties at random. Pure: no I/O, no clock, no
+//! internal randomness.
 //!
-//! States of a piece: *missing* (in the bucket of its availability) → *started* (blocks free, asked or got) → *hashing* →
-//! *have*, or back to *missing* if the hash was wrong. Only missing pieces are in buckets, only started ones have blocks.
-//! A piece may begin as *unknown*: its owner is still looking whether it is there.
+//! States of a piece: *missing* (in the bucket of its availability) → *started* (blocks free, requested or received) →
+//! *hashing* → *have*, or back to *missing* if the hash was wrong. Only missing pieces are in buckets, and only started
+//! ones have blocks. A piece may begin as *unknown*: its owner is still checking whether it is there.
 //!
-//! A peer is asked, in this order, for: the piece it is giving; a piece whose giver has gone; a new piece, if memory
-//! allows; a share of a piece that others are giving (this is how large pieces come from many peers); and when nothing
-//! is left to start, blocks that others were asked for and have not sent.
+//! A peer gets requests in this order: for the piece it is giving; for a piece whose giver is gone; for a new piece, if
+//! memory allows; for a share of a piece that others are giving (this is how large pieces come from many peers); and,
+//! when no piece is left to start, for blocks that were requested from others and have not arrived.
 
 mod buckets;
 mod choice;
@@ -21,21 +22,21 @@ use rand::seq::SliceRandom;
 
 use crate::bits::PieceSet;
 
-/// An answer may take this long, or four times as long as this peer's usually do.
+/// An answer may take this long, or four times as long as this peer's answers usually take.
 const DEADLINE_MIN: Duration = Duration::from_secs(2);
-/// But no longer than this, however slow the peer has been: else each answer could come a little later than the one
-/// before, without end. On slow links requests wait their turn for a minute or so: with 20 seconds here, fifty machines on
-/// links of 3 Mbit/s took four times as long in the simulator.
+/// The upper bound, however slow the peer has been: otherwise each answer could come a little later than the one
+/// before, without end. On slow links, requests wait their turn for a minute or so: with 20 seconds here, fifty
+/// machines on links of 3 Mbit/s took four times as long in the simulator.
 const DEADLINE_MAX: Duration = Duration::from_secs(300);
-/// Who has a piece to itself may take this long for it before somebody else gets it, twice as long at its next try, and so
-/// on: an honest one that is slow needs the time, and a liar has to be got round.
+/// A peer that has a piece alone may take this long before another peer gets it, twice as long at its next try, and so
+/// on. An honest slow peer needs the time, and a liar has to be bypassed.
 const ALONE_PATIENCE: Duration = Duration::from_secs(20);
-/// A piece that holds memory while nothing of it arrives is given up after this, if the memory is needed.
+/// A piece that holds memory while none of its blocks arrive is abandoned after this time, if the memory is needed.
 const ABANDON_AFTER: Duration = Duration::from_secs(4);
-/// A peer that was late is tried again after this: the others may be worse, or gone.
+/// A peer that was late is tried again after this time: the others may be worse, or gone.
 const PROBE_AFTER: Duration = Duration::from_secs(2);
-/// Blocks asked for this long, or twice as long as their giver usually takes, may be asked of a second peer in the end
-/// game.
+/// Blocks requested this long ago, or twice as long as their giver usually takes, may be requested from a second peer
+/// in the end game.
 const END_GAME_AGE: Duration = Duration::from_millis(100);
 /// Blocks that an idle peer takes over at a time in the end game.
 const END_GAME_BLOCKS: usize = 16;
@@ -43,7 +44,7 @@ const END_GAME_BLOCKS: usize = 16;
 /// A peer's number, chosen by the caller.
 pub type PeerKey = u32;
 
-/// One block to ask for or to cancel.
+/// One block to request or to cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ask {
     /// Which piece.
@@ -52,26 +53,26 @@ pub struct Ask {
     pub block: u32,
 }
 
-/// What an arriving block was.
+/// The result of an arriving block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
     /// New.
     Fresh {
         /// Whether the piece now has all its blocks and waits for its hash.
         piece_complete: bool,
-        /// A peer that was asked for the same block and need not send it.
+        /// A peer that has a request for the same block and need not send it.
         cancel: Option<PeerKey>,
     },
-    /// Already here, or not needed.
+    /// The block is already here, or not needed.
     Useless,
 }
 
-/// What time has undone.
+/// The effects of passed deadlines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Overdue {
     /// Requests to cancel.
     pub cancels: Vec<(PeerKey, Ask)>,
-    /// Pieces given up for now; their bytes may be dropped.
+    /// Pieces abandoned for now; their bytes may be dropped.
     pub abandoned: Vec<PieceIndex>,
 }
 
@@ -102,12 +103,12 @@ struct Started {
     last_block_at: Duration,
 }
 
-/// A piece whose hash was wrong with several givers: one giver alone next time, so that we learn who lies.
+/// A piece whose hash was wrong with several givers. Next time it comes from one giver alone, which shows who lies.
 #[derive(Debug, Default)]
 struct Alone {
-    /// Who is to give all of it, and since when.
+    /// The peer that has to deliver all of it, and since when.
     giver: Option<(PeerKey, Duration)>,
-    /// Givers that did not finish it, once for each time.
+    /// Givers that did not finish it, one entry per try.
     tried: Vec<PeerKey>,
 }
 
@@ -129,7 +130,7 @@ impl Alone {
     }
 
     fn patience(&self, peer: PeerKey) -> Duration {
-        // Ten tries are five hours.
+        // Ten tries take five hours.
         ALONE_PATIENCE * (1 << self.tries(peer).min(10))
     }
 }
@@ -137,17 +138,17 @@ impl Alone {
 #[derive(Debug)]
 struct View {
     has: PieceSet,
-    /// Pieces it has and we do not.
+    /// Pieces that it has and we lack.
     wanted: u32,
-    /// Those of them that are missing, not started.
+    /// Those of them that are missing and not started.
     unstarted: u32,
     giving: Option<PieceIndex>,
     asked: VecDeque<(Ask, Duration)>,
     outstanding: usize,
     usual: Duration,
     can_ask: bool,
-    /// It was late: it is asked for one block at a time until it answers, and until `probe_at` only for what nobody better
-    /// has.
+    /// It was late: until it answers, it gets one request at a time, and before `probe_at` only for blocks that no
+    /// better peer has.
     is_snubbed: bool,
     probe_at: Duration,
 }
@@ -157,7 +158,7 @@ impl View {
         !self.is_snubbed || now >= self.probe_at
     }
 
-    /// Whether it may be asked for the piece and is not late.
+    /// Whether the piece may be requested from it and it is not late.
     fn may_give(&self, piece: PieceIndex) -> bool {
         self.can_ask && !self.is_snubbed && self.has.contains(piece)
     }
@@ -218,7 +219,7 @@ impl Picker {
         picker
     }
 
-    /// The same, but whether the pieces are there has still to be found out, by [`Picker::found`] and [`Picker::lacks`].
+    /// The same, but [`Picker::found`] and [`Picker::lacks`] have yet to report which pieces are there.
     pub fn of_unknown(geometry: Geometry, budget: u64, rng: &mut impl Rng) -> Picker {
         let mut picker = Picker::new(geometry, &PieceSet::full(geometry), budget, rng);
         picker.have = PieceSet::new(geometry);
@@ -227,7 +228,7 @@ impl Picker {
         picker
     }
 
-    /// An unknown piece is there, and right. True if that is news.
+    /// An unknown piece is there, and right. True if this is new.
     pub fn found(&mut self, piece: PieceIndex) -> bool {
         if self.state.get(piece.as_usize()) != Some(&State::Unknown) {
             return false;
@@ -237,7 +238,7 @@ impl Picker {
         true
     }
 
-    /// An unknown piece is not there, or not right: it is wanted from now on. True if that is news.
+    /// An unknown piece is missing or wrong: it is wanted from now on. True if this is new.
     pub fn lacks(&mut self, piece: PieceIndex) -> bool {
         if self.state.get(piece.as_usize()) != Some(&State::Unknown) {
             return false;
@@ -263,7 +264,7 @@ impl Picker {
         self.buckets.first().map_or(0, Vec::len)
     }
 
-    /// A peer that has nothing so far and may not be asked yet.
+    /// Adds a peer without pieces that allows no requests yet.
     pub fn add_peer(&mut self, peer: PeerKey) {
         let view = View {
             has: PieceSet::new(self.geometry),
@@ -280,7 +281,7 @@ impl Picker {
         self.peers.insert(peer, view);
     }
 
-    /// A peer has gone; what it was asked for is free again.
+    /// A peer is gone; blocks requested from it are free again.
     pub fn remove_peer(&mut self, peer: PeerKey) {
         self.release_all(peer);
         let Some(view) = self.peers.remove(&peer) else { return };
@@ -307,7 +308,7 @@ impl Picker {
         self.peers.get(&peer).is_some_and(|view| view.wanted > 0)
     }
 
-    /// Blocks asked of the peer and not here yet.
+    /// Number of blocks requested from the peer and not received yet.
     pub fn outstanding(&self, peer: PeerKey) -> usize {
         self.peers.get(&peer).map_or(0, |view| view.outstanding)
     }
@@ -317,7 +318,8 @@ impl Picker {
         self.peers.get(&peer).is_some_and(|view| view.has.is_full())
     }
 
-    /// The peer lets us ask, or no longer does; then what it was asked for is free again, and it counts as late.
+    /// The peer allows requests, or no longer does; in that case blocks requested from it are free again, and it counts
+    /// as late.
     pub fn set_can_ask(&mut self, peer: PeerKey, can_ask: bool) {
         if let Some(view) = self.peers.get_mut(&peer) {
             view.can_ask = can_ask;
@@ -333,7 +335,7 @@ impl Picker {
         }
     }
 
-    /// Blocks to ask of `peer` so that it has `limit` outstanding; they count as asked from now on.
+    /// Blocks to request from `peer` so that it has `limit` outstanding; they count as requested from now on.
     pub fn request(&mut self, peer: PeerKey, limit: usize, now: Duration, rng: &mut impl Rng) -> Vec<Ask> {
         let mut asks = Vec::new();
         let Some(view) = self.peers.get(&peer) else { return asks };
@@ -357,7 +359,7 @@ impl Picker {
         asks
     }
 
-    /// A block has come from `peer`, who was asked for it at some time.
+    /// A block that was requested from `peer` at some time has arrived from it.
     pub fn received(&mut self, peer: PeerKey, ask: Ask, now: Duration) -> Received {
         let Some(started) = self.started.get_mut(&ask.piece) else { return Received::Useless };
         let index = usize::try_from(ask.block).expect("fits usize");
@@ -366,7 +368,7 @@ impl Picker {
         let mut was_asked = None;
         match *block {
             Block::Got => return Received::Useless,
-            // Released from this peer, but here all the same.
+            // The request was taken back, but the block arrived all the same.
             Block::Free => {
                 started.free -= 1;
                 if started.free == 0 {
@@ -405,7 +407,7 @@ impl Picker {
         Received::Fresh { piece_complete, cancel }
     }
 
-    /// The piece's hash was right and it is written.
+    /// The piece's hash was right, and the piece is written.
     pub fn verified(&mut self, piece: PieceIndex) {
         if self.state[piece.as_usize()] != State::Hashing {
             return;
@@ -423,12 +425,12 @@ impl Picker {
         }
     }
 
-    /// Whether no new piece can be started any more.
+    /// Whether no further piece can be started.
     fn is_all_started(&self) -> bool {
         self.missing.count() == 0 && self.unknown == 0
     }
 
-    /// The piece's hash was wrong: all of it is asked for again, `alone` from a single peer.
+    /// The piece's hash was wrong: all of it is requested again, from a single peer if `alone`.
     pub fn failed(&mut self, piece: PieceIndex, alone: bool) {
         if self.state[piece.as_usize()] != State::Hashing {
             return;
@@ -441,7 +443,7 @@ impl Picker {
         self.back_to_missing(piece);
     }
 
-    /// Takes requests away from peers that have not answered in time and gives up pieces that only hold memory.
+    /// Takes requests back from peers that have not answered in time, and abandons pieces that only hold memory.
     pub fn tick(&mut self, now: Duration) -> Overdue {
         let mut overdue = Overdue::default();
         let late: Vec<PeerKey> = self.peers.keys().copied().collect();

@@ -1,4 +1,4 @@
-//! What a swarm has done so far, as one snapshot.
+//! Statistics of a swarm, as one snapshot.
 
 use std::time::Instant;
 
@@ -15,20 +15,20 @@ pub struct Stats {
     pub downloaded: u64,
     /// Block bytes sent.
     pub uploaded: u64,
-    /// Block bytes received in vain: twice, unasked, or in a piece whose hash was wrong.
+    /// Block bytes received in vain: twice, without a request, or in a piece whose hash was wrong.
     pub wasted: u64,
     /// Peers connected.
     pub peers: usize,
-    /// Those of them that have everything.
+    /// Connected peers that have everything.
     pub seeders: usize,
-    /// Pieces that are missing and that no connected peer has shown to have.
+    /// Missing pieces that no connected peer has announced.
     pub pieces_nowhere: usize,
     /// Pieces whose hash was wrong.
     pub bad_pieces: u64,
-    /// Messages that broke the protocol; each cost its sender the connection.
+    /// Messages that broke the protocol; each of them closed its sender's connection.
     pub bad_packets: u64,
     /// When the last block was sent.
     pub last_upload: Option<Instant>,
-    /// What went wrong at the last announce, until one succeeds.
+    /// The error of the last announce, until one succeeds.
     pub tracker_error: Option<String>,
 }

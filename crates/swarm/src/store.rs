@@ -1,10 +1,10 @@
-//! Where pieces live, seen from the engine.
+//! The engine's view of where pieces are stored.
 
 use std::io;
 
 use metainfo::PieceIndex;
 
-/// Where pieces live. Blocking calls; the engine calls them from blocking threads, several at a time.
+/// Where pieces are stored. The calls block; the engine makes them from blocking threads, several at a time.
 pub trait Storage: Send + Sync + 'static {
     /// Writes one whole piece whose hash has been checked.
     ///
@@ -15,6 +15,6 @@ pub trait Storage: Send + Sync + 'static {
     /// Reads `buf.len()` bytes from byte `offset` of a piece this store holds.
     ///
     /// # Errors
-    /// An error costs the peer that asked its connection; the swarm goes on.
+    /// An error closes the connection of the peer that made the request; the swarm continues.
     fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()>;
 }

@@ -1,8 +1,10 @@
-//! Super-seeding (BEP 16): what a seeder shows to whom, so that first copies leave it once. Pure.
+//! Super-seeding (BEP 16): decides which pieces a seeder shows to which peer, so that it sends each first copy once.
+//! Pure.
 //!
-//! While pieces are left that no peer has, each peer is shown a small window of them that no other peer is shown
-//! (the idea of BEP 16), refilled the moment one has been sent; no peer waits for proof that it was passed on. So all
-//! receivers pull different pieces, and get the rest from each other. Then everybody is shown everything.
+//! While some pieces are on no peer yet, each peer is shown a small window of such pieces that no other peer is shown
+//! (the idea of BEP 16). The window is refilled the moment one has been sent; no peer waits for proof that it was
+//! passed on. So all receivers fetch different pieces, and get the rest from each other. After that, every peer is
+//! shown everything.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -14,23 +16,23 @@ use rand::seq::SliceRandom;
 
 use crate::bits::PieceSet;
 
-/// Bytes shown to one peer ahead of what it has been sent: more than it keeps requested, so that it never runs dry.
+/// Bytes shown to one peer beyond what was sent to it: more than it keeps requested, so that it never runs dry.
 const WINDOW_BYTES: u32 = 8 << 20;
-/// Pieces shown at least, for pieces larger than that, and at most, for tiny ones.
+/// Fewest pieces shown, if pieces are larger than that, and most pieces shown, if they are tiny.
 const WINDOW_PIECES: (u32, u32) = (2, 256);
 
-/// How long fast peers wait for the very last first copies before they may fetch them too.
+/// How long fast peers wait for the last first copies before they may fetch them too.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The seeder's plan for the pieces that nobody else has.
+/// The seeder's plan for the pieces that no other peer has.
 #[derive(Debug)]
 pub struct SuperSeeding {
     geometry: Geometry,
     window: usize,
-    /// Shown to nobody yet, in random order.
+    /// Not shown to any peer yet, in random order.
     fresh: VecDeque<PieceIndex>,
     peers: BTreeMap<u32, Shown>,
-    /// Since when somebody fast has had nothing to fetch while the last first copies are on their way.
+    /// The time since which a fast peer has had nothing to fetch while the last first copies are being sent.
     waiting_since: Option<Duration>,
     is_over: bool,
 }
@@ -38,7 +40,7 @@ pub struct SuperSeeding {
 #[derive(Debug)]
 struct Shown {
     pieces: PieceSet,
-    /// Shown and not yet sent in full, with the bytes still to go.
+    /// Shown and not yet sent in full, with the bytes that remain.
     open: Vec<(PieceIndex, u32)>,
 }
 
@@ -59,7 +61,7 @@ impl SuperSeeding {
         }
     }
 
-    /// Whether every piece has left once: show everything to everybody from now on.
+    /// Whether every piece has been sent once: from now on, show everything to every peer.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
@@ -70,7 +72,7 @@ impl SuperSeeding {
         self.peers.insert(peer, Shown { pieces, open: Vec::new() });
     }
 
-    /// A peer has gone; what it was shown but not sent goes to somebody else.
+    /// A peer is gone; pieces that were shown to it but not sent go to another peer.
     pub fn leave(&mut self, peer: u32) {
         let Some(shown) = self.peers.remove(&peer) else { return };
         for (piece, _) in shown.open {
@@ -80,7 +82,7 @@ impl SuperSeeding {
         }
     }
 
-    /// `bytes` of `piece` have gone to `peer`; true if that made room in its window.
+    /// `bytes` of `piece` were sent to `peer`; true if that made room in its window.
     pub fn sent(&mut self, peer: u32, piece: PieceIndex, bytes: u32) -> bool {
         let Some(shown) = self.peers.get_mut(&peer) else { return false };
         let Some(at) = shown.open.iter().position(|&(open, _)| open == piece) else { return false };
@@ -94,7 +96,7 @@ impl SuperSeeding {
         true
     }
 
-    /// A peer says it has `piece`: nobody needs a first copy from us any more. True if that made room somewhere.
+    /// A peer announces `piece`, so we need not send a first copy of it. True if that made room in a window.
     pub fn seen(&mut self, piece: PieceIndex) -> bool {
         self.close_everywhere(piece)
     }
@@ -109,7 +111,7 @@ impl SuperSeeding {
         made_room
     }
 
-    /// What to show to `peer` now. `is_held` says whether some other peer has a piece already.
+    /// The pieces to show to `peer` now. `is_held` says whether another peer already has a piece.
     pub fn refill(&mut self, peer: u32, now: Duration, is_held: impl Fn(PieceIndex) -> bool) -> Vec<PieceIndex> {
         let mut news = Vec::new();
         if self.is_over || !self.peers.contains_key(&peer) {
@@ -123,7 +125,8 @@ impl SuperSeeding {
             }
         }
         if self.fresh.is_empty() && self.open(peer) == 0 {
-            // This one was fast: it takes over one that somebody else was shown and has got nothing of yet.
+            // This peer was fast: it takes over a piece that was shown to another peer, which has received nothing of
+            // it yet.
             match self.take_untouched(peer) {
                 Some(piece) => self.show(peer, piece, &mut news),
                 None if self.peers.values().all(|shown| shown.open.is_empty()) => self.is_over = true,
@@ -133,7 +136,7 @@ impl SuperSeeding {
         news
     }
 
-    /// Ends the plan if only pieces in transit are left and their receivers are slow; true if it has just ended.
+    /// Ends the plan if only pieces in transit are left and their receivers are slow; true if it ended now.
     pub fn tick(&mut self, now: Duration) -> bool {
         let has_waited = self.waiting_since.is_some_and(|since| now.saturating_sub(since) >= PATIENCE);
         let ends = has_waited && !self.is_over;

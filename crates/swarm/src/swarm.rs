@@ -1,4 +1,4 @@
-//! The swarm as its owner sees it: start, watch, finish.
+//! The swarm from its owner's view: start, watch, finish.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,9 +14,9 @@ use crate::error::SwarmError;
 use crate::handshake_slots::HandshakeSlots;
 use crate::{Options, Stats, Storage, announcer, peer};
 
-/// After a failed accept.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often addresses are looked through for one that is due.
+/// How often the addresses are checked for one that is due.
 const DIAL_TICK: Duration = Duration::from_millis(100);
 
 /// One torrent being received and served. Dropping it stops everything.
@@ -30,7 +30,7 @@ impl Swarm {
     /// Opens the listening port and starts dialling, announcing, receiving and serving.
     ///
     /// # Errors
-    /// [`SwarmError::Listen`] if the port cannot be had; everything later shows in [`Swarm::stats`] or
+    /// [`SwarmError::Listen`] if the port cannot be used; later errors show in [`Swarm::stats`] or
     /// [`Swarm::completed`].
     pub async fn start(meta: Arc<Metainfo>, storage: Arc<dyn Storage>, options: Options) -> Result<Swarm, SwarmError> {
         let listen_error = |source: io::Error| SwarmError::Listen { addr: options.listen, source: Arc::new(source) };
@@ -50,12 +50,12 @@ impl Swarm {
         self.local_addr
     }
 
-    /// Makes a peer known; it is dialled at once, and again when the connection is lost.
+    /// Adds a peer; it is dialled at once, and again when the connection is lost.
     pub fn add_peer(&self, addr: SocketAddr) {
         self.shared.add_peer(addr);
     }
 
-    /// What has happened so far.
+    /// The statistics so far.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }
@@ -65,13 +65,13 @@ impl Swarm {
         self.shared.holds(piece)
     }
 
-    /// The owner has looked, and the store holds these pieces, right: they are given to others from now on. For a swarm
-    /// that began with [`crate::Have::Unknown`]; pieces that were known already are passed over.
+    /// The owner has checked: the store holds these pieces, and they are right. They are given to others from now on.
+    /// This is for a swarm that began with [`crate::Have::Unknown`]; pieces that were already known are ignored.
     pub fn found(&self, pieces: &[PieceIndex]) {
         self.shared.found(pieces);
     }
 
-    /// The owner has looked, and the store does not hold these pieces: they are asked for from now on.
+    /// The owner has checked: the store does not hold these pieces. They are requested from now on.
     pub fn lacks(&self, pieces: &[PieceIndex]) {
         self.shared.lacks(pieces);
     }
@@ -79,17 +79,17 @@ impl Swarm {
     /// Waits until every piece is verified and written.
     ///
     /// # Errors
-    /// [`SwarmError::Write`] if the store refused a piece; the swarm has stopped then.
+    /// [`SwarmError::Write`] if the store refused a piece; in that case the swarm has stopped.
     pub async fn completed(&self) -> Result<(), SwarmError> {
         let mut completion = self.shared.completion();
         match completion.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-            // The sender lives in `shared`, which `self` holds.
+            // This cannot happen: the sender lives in `shared`, which `self` holds.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Tells the trackers goodbye, a second at most, and closes every connection.
+    /// Announces to the trackers that it stops, which takes a second at most, and closes every connection.
     pub async fn shutdown(mut self) {
         self.shared.end();
         for announcer in std::mem::take(&mut self.announcers) {
@@ -104,7 +104,7 @@ impl Drop for Swarm {
     }
 }
 
-/// Takes connections in until the swarm ends.
+/// Accepts connections until the swarm ends.
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     let mut ending = shared.ending();
     let slots = Arc::new(HandshakeSlots::default());
@@ -115,12 +115,12 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, addr)) => {
-                // Strangers that connect and say nothing cost their place for a few seconds, not us our memory.
+                // A stranger that connects and sends nothing takes a place for a few seconds, but no memory.
                 let Some(slot) = slots.enter(addr.ip()) else { continue };
                 tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, slot));
             }
             Err(error) => {
-                // Out of file descriptors, most likely: they come back when links close.
+                // Most likely there are no file descriptors left: they become available when links close.
                 log::warn!("accepting a peer failed: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -128,7 +128,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-/// Dials whoever is due until the swarm ends.
+/// Dials addresses that are due until the swarm ends.
 async fn dial(shared: Arc<Shared>) {
     let mut ending = shared.ending();
     loop {

@@ -1,4 +1,5 @@
-//! The tracker's state (BEP 3, BEP 23): who is in which swarm. Pure: addresses and times come in, replies go out.
+//! The tracker's state (BEP 3, BEP 23): which peers are in which swarm. Pure: addresses and times come in, replies go
+//! out.
 //!
 //! Only infohashes that were allowed are tracked, so no client can fill our memory with invented swarms.
 
@@ -10,30 +11,31 @@ use metainfo::Infohash;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Seconds between announces of a peer that came less than [`YOUNG`] ago: a starting room has to find itself.
+/// Seconds between announces of a peer that came less than [`YOUNG`] ago: in a starting room, machines have to find
+/// each other.
 const INTERVAL_YOUNG: u64 = 5;
 /// Seconds between announces later on.
 const INTERVAL: u64 = 60;
 /// How long a peer counts as new.
 const YOUNG: Duration = Duration::from_secs(60);
-/// A peer that has not announced for this long has been switched off without a word. More than two intervals.
+/// A peer that has not announced for this long was switched off without notice. It is more than two intervals.
 const EXPIRY: Duration = Duration::from_secs(150);
-/// Most peers remembered in one swarm; a /22 full of machines, in 100 KB or so.
+/// Most peers remembered in one swarm: a /22 full of machines, in about 100 KB.
 const MAX_PEERS: usize = 1024;
-/// Peers in a reply if the query does not say, and most that it can ask for.
+/// Peers in a reply if the query gives no number, and the most that a query can ask for.
 const NUMWANT: usize = 50;
 const MAX_NUMWANT: usize = 200;
 
-/// What an announce said about the peer's progress.
+/// The event in an announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The regular announce.
     None,
-    /// The first one.
+    /// The first announce.
     Started,
     /// The download has just finished.
     Completed,
-    /// Goodbye.
+    /// The peer leaves.
     Stopped,
 }
 
@@ -42,36 +44,36 @@ pub enum Event {
 pub struct AnnounceQuery {
     /// Which swarm.
     pub infohash: Infohash,
-    /// The peer's own random name.
+    /// The random name that the peer chose.
     pub peer_id: [u8; 20],
     /// Where it listens.
     pub port: u16,
-    /// Bytes it still lacks, if it said so.
+    /// Bytes that it still lacks, if it reported them.
     pub left: Option<u64>,
-    /// What happened.
+    /// The event.
     pub event: Event,
     /// How many peers it wants.
     pub numwant: Option<usize>,
-    /// Whether it takes the compact form (BEP 23); most insist on it.
+    /// Whether it accepts the compact form (BEP 23); most clients insist on it.
     pub compact: bool,
 }
 
-/// Why an announce is refused; the text goes back as `failure reason`.
+/// Why an announce is refused; the text is returned as `failure reason`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    /// A key that must be there is not.
+    /// A required key is missing.
     #[error("the announce lacks {0}")]
     Missing(&'static str),
-    /// A value that cannot be.
+    /// A value is invalid.
     #[error("the announce has a bad {0}")]
     Bad(&'static str),
 }
 
 impl AnnounceQuery {
-    /// Parses the raw query string: what follows `?` in the request line, percent-encoded as it came.
+    /// Parses the raw query string: the part after `?` in the request line, percent-encoded as received.
     ///
     /// # Errors
-    /// What is missing or malformed first.
+    /// The first thing that is missing or malformed.
     pub fn parse(raw: &str) -> Result<AnnounceQuery, QueryError> {
         let (mut infohash, mut peer_id, mut port) = (None, None, None);
         let (mut left, mut event, mut numwant, mut compact) = (None, Event::None, None, true);
@@ -148,7 +150,7 @@ struct Members {
     peers: Vec<Entry>,
 }
 
-/// Who is in which swarm.
+/// Which peers are in which swarm.
 pub struct Tracker {
     swarms: HashMap<Infohash, Members>,
     rng: StdRng,
@@ -166,7 +168,7 @@ impl Tracker {
         Tracker::with_rng(StdRng::from_os_rng())
     }
 
-    /// The same, with the caller's source of randomness for who is told about whom.
+    /// The same, with the caller's source of randomness for the choice of peers in replies.
     pub fn with_rng(rng: StdRng) -> Tracker {
         Tracker { swarms: HashMap::new(), rng }
     }
@@ -181,7 +183,7 @@ impl Tracker {
         self.swarms.remove(infohash);
     }
 
-    /// Allows the infohash, and names one of our own seeders in each of its replies until [`Tracker::remove_seeder`].
+    /// Allows the infohash, and lists one of our seeders in each reply until [`Tracker::remove_seeder`].
     pub fn add_seeder(&mut self, infohash: Infohash, addr: SocketAddr) {
         let seeders = &mut self.swarms.entry(infohash).or_default().seeders;
         if !seeders.contains(&addr) {
@@ -189,26 +191,26 @@ impl Tracker {
         }
     }
 
-    /// No longer names this seeder.
+    /// No longer lists this seeder.
     pub fn remove_seeder(&mut self, infohash: &Infohash, addr: SocketAddr) {
         if let Some(members) = self.swarms.get_mut(infohash) {
             members.seeders.retain(|&known| known != addr);
         }
     }
 
-    /// How many peers of this swarm announced lately (`leechers`, `seeders`), our own seeders not among them.
+    /// How many peers of this swarm announced lately (`leechers`, `seeders`), not counting our own seeders.
     pub fn counts(&self, infohash: &Infohash) -> (usize, usize) {
         let Some(members) = self.swarms.get(infohash) else { return (0, 0) };
         let complete = members.peers.iter().filter(|peer| peer.complete).count();
         (members.peers.len() - complete, complete)
     }
 
-    /// Takes one announce that came from `from` at `now`, and gives the bencoded reply.
+    /// Handles one announce that came from `from` at `now`, and returns the bencoded reply.
     pub fn announce(&mut self, query: &AnnounceQuery, from: IpAddr, now: Instant) -> Vec<u8> {
         let Some(members) = self.swarms.get_mut(&query.infohash) else {
             return failure("this tracker does not serve that torrent");
         };
-        // A dual-stack socket shows IPv4 peers as ::ffff:a.b.c.d, which nobody on the LAN can dial.
+        // A dual-stack socket shows IPv4 peers as ::ffff:a.b.c.d, which no machine on the LAN can dial.
         let addr = SocketAddr::new(from.to_canonical(), query.port);
         members.peers.retain(|peer| now.saturating_duration_since(peer.last_seen) < EXPIRY);
         let known = members.peers.iter().position(|peer| peer.addr == addr);
@@ -221,7 +223,7 @@ impl Tracker {
             (_, Some(index)) => {
                 let peer = &mut members.peers[index];
                 if peer.peer_id != query.peer_id {
-                    // The same machine, started again.
+                    // It is the same machine after a restart.
                     (peer.peer_id, peer.first_seen) = (query.peer_id, now);
                 }
                 peer.last_seen = now;
@@ -252,7 +254,7 @@ impl Tracker {
     }
 }
 
-/// A random subset of at most `numwant` peers: our seeders first, never the asker, and no seeders for seeders.
+/// A random subset of at most `numwant` peers: our seeders first, never the peer that asks, and no seeders for seeders.
 fn choose(
     members: &Members,
     asker: SocketAddr,
@@ -284,7 +286,7 @@ fn reply(
 ) -> Vec<u8> {
     let mut out = format!("d8:completei{complete}e10:incompletei{incomplete}e8:intervali{interval}e").into_bytes();
     if interval == INTERVAL_YOUNG {
-        // Some clients never ask more often than once a minute unless this allows it.
+        // Without this, some clients never ask more often than once a minute.
         out.extend(format!("12:min intervali{interval}e").into_bytes());
     }
     let (mut four, mut six, mut dicts) = (Vec::new(), Vec::new(), Vec::new());

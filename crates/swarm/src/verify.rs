@@ -1,4 +1,4 @@
-//! Pieces that have all their blocks: hash, write, tell; on a few blocking threads.
+//! Hashes and writes pieces that have all their blocks, and reports the result, on a few blocking threads.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -10,11 +10,12 @@ use crate::engine::{Shared, count};
 use crate::error::SwarmError;
 use crate::hash_queue::Job;
 
-/// Threads that hash and write. SHA-1 does more than a gigabyte a second on one; more only make a disk seek.
+/// Threads that hash and write. One thread hashes more than a gigabyte of SHA-1 per second; more threads only make a
+/// disk seek.
 const MAX_WORKERS: usize = 4;
 
 impl Shared {
-    /// Hands a full piece to a hashing thread.
+    /// Passes a full piece to a hashing thread.
     pub(crate) fn hash_soon(self: &Arc<Self>, piece: PieceIndex, data: Vec<u8>, givers: Vec<u64>) {
         let mut hashing = lock(&self.hashing);
         hashing.jobs.push_back(Job { piece, data, givers });
@@ -60,7 +61,7 @@ impl Shared {
             self.fail(SwarmError::Write { piece, source: Arc::new(error) });
             return;
         }
-        // Into the cache before anybody hears of it: a fresh piece is a rare one, and is asked for at once.
+        // Put it into the cache before any peer learns of it: a fresh piece is rare, and is requested at once.
         let unused = lock(&self.cache).put_piece(piece, data);
         unused.into_iter().for_each(|buffer| self.pool.put(buffer));
         self.piece_verified(piece);

@@ -17,20 +17,20 @@ use crate::bits::{PieceSet, wire_len};
 
 /// Length of a handshake in bytes.
 pub const HANDSHAKE_LEN: usize = 68;
-/// Longest block somebody may ask of us; stock clients ask for 16 KiB, a few for 32.
+/// Longest block that a peer may request; stock clients request 16 KiB, a few request 32 KiB.
 pub const MAX_REQUEST_LEN: u32 = 128 * 1024;
-/// Longest message of a kind we ignore (extensions, unknown ids): a LAN peer has no reason for more.
+/// Longest message of a kind that is ignored (extensions, unknown ids): a LAN peer has no reason for longer ones.
 const MAX_IGNORED_LEN: usize = 64 * 1024;
 const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
 
-/// What broke the protocol. The connection is closed then: after a wrong length nothing can be trusted.
+/// What broke the protocol. The connection is then closed, because after a wrong length no byte can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
     /// The first 20 bytes are not BitTorrent's.
     #[error("the handshake is not BitTorrent's")]
     Protocol,
-    /// A length no message of this torrent can have.
+    /// A length that no message of this torrent can have.
     #[error("a message of {0} bytes")]
     TooLong(u32),
     /// A length that does not fit the message's id.
@@ -44,7 +44,7 @@ pub enum WireError {
     /// A piece, or a range in it, that the torrent does not have.
     #[error("piece {piece} from {begin}, {len} bytes, is not in this torrent")]
     Range {
-        /// Piece number as it came.
+        /// Piece number as received.
         piece: u32,
         /// Offset in the piece.
         begin: u32,
@@ -56,14 +56,14 @@ pub enum WireError {
     Bitfield,
 }
 
-/// What opens a connection, both ways.
+/// The message that opens a connection, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake {
     /// Extension bits.
     pub reserved: [u8; 8],
     /// Which torrent.
     pub infohash: Infohash,
-    /// The sender's own random name.
+    /// The random name that the sender chose.
     pub peer_id: [u8; 20],
 }
 
@@ -81,7 +81,7 @@ impl Handshake {
     /// Reads a handshake.
     ///
     /// # Errors
-    /// [`WireError::Protocol`] if it is something else.
+    /// [`WireError::Protocol`] if the bytes are not a handshake.
     pub fn decode(bytes: &[u8; HANDSHAKE_LEN]) -> Result<Handshake, WireError> {
         if bytes[..20] != PROTOCOL[..] {
             return Err(WireError::Protocol);
@@ -95,7 +95,7 @@ impl Handshake {
     }
 }
 
-/// A range of one piece, as asked for; checked against the torrent.
+/// A requested range of one piece, checked against the torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// Which piece.
@@ -116,21 +116,21 @@ impl Request {
 /// One message, checked against the torrent's geometry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message<'a> {
-    /// Nothing, so that the connection stays.
+    /// An empty message that keeps the connection open.
     KeepAlive,
-    /// We may not ask.
+    /// We may not make requests.
     Choke,
-    /// We may ask.
+    /// We may make requests.
     Unchoke,
-    /// The peer wants something of ours.
+    /// The peer wants pieces of ours.
     Interested,
-    /// The peer wants nothing of ours.
+    /// The peer wants none of our pieces.
     NotInterested,
-    /// The peer has got a piece.
+    /// The peer has received a piece.
     Have(PieceIndex),
-    /// What the peer has.
+    /// The peer's pieces.
     Bitfield(PieceSet),
-    /// The peer asks for a range.
+    /// The peer requests a range.
     Request(Request),
     /// A range of a piece.
     Piece {
@@ -143,14 +143,14 @@ pub enum Message<'a> {
     },
     /// The peer no longer wants a range.
     Cancel(Request),
-    /// Something we do not speak, by its id.
+    /// A message of an unsupported kind, by its id.
     Ignored(u8),
 }
 
-/// Takes one message off the front of `bytes`: the message and how many bytes it was, or `None` if it is not all there.
+/// Takes one message from the front of `bytes`. Returns the message and its length, or `None` if it is not complete.
 ///
 /// # Errors
-/// [`WireError`] as soon as the bytes present show that no good message can come of them.
+/// [`WireError`] as soon as the available bytes show that no valid message can follow.
 pub fn decode<'a>(bytes: &'a [u8], geometry: &Geometry) -> Result<Option<(Message<'a>, usize)>, WireError> {
     let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
     let announced = u32::from_be_bytes(*prefix);
@@ -235,7 +235,7 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
     }
 }
 
-/// What stands before the data of a piece message.
+/// The bytes before the data of a piece message.
 pub fn piece_header(piece: PieceIndex, begin: u32, len: u32) -> [u8; 13] {
     let mut out = [0; 13];
     out[..4].copy_from_slice(&(len + 9).to_be_bytes());

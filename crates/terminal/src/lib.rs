@@ -1,4 +1,4 @@
-//! What a command shows on a terminal, in a pipe or in a log, and how Ctrl-C reaches it.
+//! Output of a command to a terminal, a pipe or a log, and how Ctrl-C reaches it.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -16,7 +16,8 @@ pub use self::progress::Progress;
 pub use self::say::{err, has_failed, out, plain};
 pub use self::throttle::Throttle;
 
-/// As `println!`. Whoever closes the pipe has seen enough; another failure is told once on standard error.
+/// Like `println!`. A closed pipe is no failure: its reader has seen enough. Any other failure is reported once on
+/// standard error.
 #[macro_export]
 macro_rules! say {
     ($($text:tt)*) => {
@@ -24,7 +25,7 @@ macro_rules! say {
     };
 }
 
-/// As `eprintln!`. If that fails there is nobody left to tell.
+/// Like `eprintln!`. A failure is ignored, because there is no other place to report it.
 #[macro_export]
 macro_rules! complain {
     ($($text:tt)*) => {

@@ -1,4 +1,4 @@
-//! How far a long job is: a bar on a terminal, plain lines in a log.
+//! Progress of a long job: a bar on a terminal, plain lines in a log.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
-/// How often a plain line is printed: often enough to see that it lives, seldom enough for a log.
+/// How often a plain line is printed: often enough to show that the job is alive, seldom enough for a log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows progress on standard error.
@@ -21,7 +21,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts counting to `total` bytes; `what` is a participle such as `capturing`.
+    /// Starts counting towards `total` bytes; `what` is a participle such as `capturing`.
     pub fn new(what: &'static str, total: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{msg} {percent:>3}% [{wide_bar}] {size} of {whole}, {rate}, {eta} left";
@@ -54,7 +54,7 @@ impl Progress {
         }
     }
 
-    /// Ends the bar and says how fast it went, in bytes per second.
+    /// Ends the bar and returns the rate, in bytes per second.
     pub fn finish(self) -> f64 {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -76,13 +76,13 @@ impl Progress {
             units::size(self.done),
             units::size(self.total),
             text_of(rate),
-            // A rate near zero makes a time that no Duration holds.
+            // A rate near zero gives a time that does not fit into a Duration.
             HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX))
         )
     }
 }
 
-/// A rate in bytes per second, in words.
+/// A rate in bytes per second, as text.
 fn text_of(rate: f64) -> String {
     #[expect(
         clippy::cast_possible_truncation,

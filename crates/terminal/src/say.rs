@@ -1,7 +1,7 @@
-//! Lines on standard output and standard error that never end the work: `println!` panics once its reader has gone.
+//! Lines on standard output and standard error that never end the work: `println!` panics if its reader is gone.
 //!
-//! They contain text from outside: reports, torrents, manifests, what a tracker said. None of it moves the cursor, changes
-//! colours or names a window.
+//! They contain text from outside: reports, torrents, manifests, answers of a tracker. Such text cannot move the
+//! cursor, change colours or set the window title.
 
 use std::borrow::Cow;
 use std::fmt::Arguments;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Whether standard output has failed before.
 static HAS_FAILED: AtomicBool = AtomicBool::new(false);
 
-/// What [`crate::say!`] does.
+/// The function behind [`crate::say!`].
 pub fn out(line: Arguments<'_>) {
     let Err(error) = write_line(io::stdout().lock(), line) else { return };
     if error.kind() != io::ErrorKind::BrokenPipe && !HAS_FAILED.swap(true, Ordering::Relaxed) {
@@ -19,23 +19,23 @@ pub fn out(line: Arguments<'_>) {
     }
 }
 
-/// Whether anything that was said did not arrive. A closed pipe is no such thing.
+/// Whether any output was lost. A closed pipe does not count.
 pub fn has_failed() -> bool {
     HAS_FAILED.load(Ordering::Relaxed)
 }
 
-/// What [`crate::complain!`] does.
+/// The function behind [`crate::complain!`].
 pub fn err(line: Arguments<'_>) {
     let _ = write_line(io::stderr().lock(), line);
 }
 
-/// In one piece if it is short, or lines of several processes would mix.
+/// Writes a short line in one piece; otherwise lines of several processes would mix.
 fn write_line(mut to: impl Write, line: Arguments<'_>) -> io::Result<()> {
     to.write_all(plain(&format!("{line}\n")).as_bytes())?;
     to.flush()
 }
 
-/// A text with spaces for control characters; only ends of lines stay.
+/// The text with spaces instead of control characters; only line ends stay.
 pub fn plain(text: &str) -> Cow<'_, str> {
     let is_bad = |c: char| c.is_control() && c != '\n';
     if text.contains(is_bad) { text.replace(is_bad, " ").into() } else { text.into() }

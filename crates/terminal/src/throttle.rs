@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lets a burst of lines by and then one every so often. The next line that is let by tells how many were not.
+/// Lets a burst of lines pass, and then one line per interval. The next line that passes says how many were held back.
 pub struct Throttle {
     burst: u32,
     every: Duration,
@@ -12,17 +12,17 @@ pub struct Throttle {
 }
 
 struct State {
-    /// When the lines let by so far would have been due at one every so often.
+    /// When the lines that passed so far would have been due at one per interval.
     due: Option<Instant>,
     held_back: u64,
 }
 
-/// How many lines were held back, as the end of a line; nothing for none.
+/// How many lines were held back, as the end of a line; empty if none were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldBack(u64);
 
 impl Throttle {
-    /// So many lines at once, then one per `every`.
+    /// Lets `burst` lines pass at once, then one per `every`.
     pub const fn new(burst: u32, every: Duration) -> Throttle {
         Throttle { burst, every, state: Mutex::new(State { due: None, held_back: 0 }) }
     }
@@ -67,7 +67,7 @@ mod tests {
         let line = throttle.pass_at(start + second).expect("one a second");
         assert_eq!(line.to_string(), " … and 98 more like it");
         assert_eq!(throttle.pass_at(start + second), None);
-        // After a pause the burst is there again.
+        // After a pause, a whole burst may pass again.
         let passed = (0..100).filter_map(|_| throttle.pass_at(start + 60 * second));
         assert_eq!(passed.map(|line| line.to_string()).collect::<Vec<_>>(), [" … and 1 more like it", "", ""]);
     }

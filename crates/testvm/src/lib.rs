@@ -1,7 +1,9 @@
-//! A small virtual machine with Debian's kernel, which mounts what this machine's kernel cannot. For tests only.
+//! A small virtual machine with Debian's kernel, which mounts file systems that this machine's kernel cannot mount. For
+//! tests only.
 //!
-//! Needs programs of Debian (qemu-system-x86, busybox-static, cpio, kmod), and its generic kernel: from the cache of
-//! `make image FLAVOUR=generic` if that ran, else by `apt-get download`. It needs no root and no KVM, and has no network.
+//! It needs programs of Debian (qemu-system-x86, busybox-static, cpio, kmod) and Debian's generic kernel. The kernel
+//! comes from the cache of `make image FLAVOUR=generic` if that ran, otherwise from `apt-get download`. It needs no
+//! root and no KVM, and has no network.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -18,14 +20,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-/// How long one run may take: emulated, on a machine that is busy with other tests.
+/// How long one run may take: it is emulated, on a machine that is busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(1800);
-/// Debian's package whose dependency is the kernel.
+/// Debian's package that depends on the kernel.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
-/// What each machine loads before what its test wants.
+/// Modules that every machine loads before those that its test asks for.
 const DISK_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
-/// For lvm without udev and without a list of devices.
+/// Configuration for lvm without udev and without a list of devices.
 pub const LVM: &str = r#"
 mkdir -p /etc/lvm /run/lock/lvm /run/lvm
 cat >/etc/lvm/lvm.conf <<'CONF'
@@ -35,7 +37,7 @@ CONF
 lvm() { /bin/lvm "$@" >/tmp/said 2>&1 || { cat /tmp/said; failed lvm "$@"; }; }
 "#;
 
-/// A command for the script: stand still. Nothing that was read before is remembered after it.
+/// A command for the script that pauses it, and then drops everything cached from earlier reads.
 pub const WAIT: &str = "echo VM-WAIT; read answer; echo 3 >/proc/sys/vm/drop_caches\n";
 
 const INIT: &str = r#"#!/bin/busybox sh
@@ -54,7 +56,7 @@ echo VM-DONE
 poweroff -f
 "#;
 
-/// Finds a program also where Debian keeps system tools; its absence fails the test.
+/// Finds a program, also where Debian keeps system tools. A missing program fails the test.
 pub fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
@@ -62,7 +64,7 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not installed: run scripts/setup"))
 }
 
-/// Runs a program to its end and gives back what it said.
+/// Runs a program to its end and returns its output.
 pub fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
@@ -70,8 +72,9 @@ pub fn run(command: &mut Command) -> String {
     said
 }
 
-/// makefs writes the superblock of UFS2 where that of UFS1 is, and says so in it. BSD looks there too, Linux does not:
-/// for it, it has to be where newfs would have written it. With these options unused inodes are there.
+/// Moves the superblock of UFS2 to where newfs would have written it. makefs writes it where that of UFS1 is, and
+/// records that place in it. BSD looks there too, but Linux does not. With these options, unused inodes lie at the new
+/// place.
 ///
 /// # Panics
 /// If the place is not free.
@@ -88,7 +91,7 @@ pub fn move_superblock(volume: &Path, is_big_endian: bool) {
     fs::write(volume, bytes).expect("the volume");
 }
 
-/// What `make clean` removes; what was downloaded lives on there until then.
+/// `make clean` removes this directory; downloads stay in it until then.
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../build");
 
 /// Directory with `boot/vmlinuz-*` and `lib/modules/*` of Debian's generic kernel.
@@ -117,7 +120,7 @@ fn kernel() -> &'static Path {
             let deb = fs::read_dir(fresh.path()).expect("downloaded").next().expect("a package").expect("its name");
             let contents = fresh.path().join("unpacked");
             run(Command::new(program("dpkg-deb")).arg("-x").arg(deb.path()).arg(&contents));
-            // Whoever comes second finds it there and keeps that.
+            // If another process was faster, its copy is kept.
             fs::rename(contents, &unpacked)
                 .or_else(|error| if unpacked.is_dir() { Ok(()) } else { Err(error) })
                 .expect("kept");
@@ -126,7 +129,7 @@ fn kernel() -> &'static Path {
     })
 }
 
-/// Every module file of the kernel by its name.
+/// Path of every module file of the kernel, by module name.
 fn module_files() -> &'static BTreeMap<String, PathBuf> {
     static FILES: OnceLock<BTreeMap<String, PathBuf>> = OnceLock::new();
     FILES.get_or_init(|| {
@@ -146,7 +149,7 @@ fn module_files() -> &'static BTreeMap<String, PathBuf> {
     })
 }
 
-/// Adds a module behind what it depends on; one that is no file is built in.
+/// Adds a module after the modules it depends on; a module without a file is built in.
 fn add_module(name: &str, order: &mut Vec<PathBuf>) {
     let Some(file) = module_files().get(&name.replace('-', "_")) else { return };
     if order.contains(file) {
@@ -159,7 +162,7 @@ fn add_module(name: &str, order: &mut Vec<PathBuf>) {
     order.push(file.clone());
 }
 
-/// A machine that is switched off whatever becomes of its test.
+/// A machine that is switched off however its test ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -170,27 +173,27 @@ impl Drop for Running {
     }
 }
 
-/// A machine before it runs.
+/// A machine that does not run yet.
 pub struct Vm<'a> {
-    /// Where its initramfs goes.
+    /// Directory for its initramfs.
     pub work: &'a Path,
     /// Modules that it loads.
     pub modules: &'a [&'a str],
-    /// Programs of this machine that it has too, with their libraries.
+    /// Programs of this machine that it gets as well, with their libraries.
     pub programs: &'a [&'a str],
     /// Its disks, from `/dev/vda` on.
     pub disks: &'a [&'a Path],
 }
 
 impl Vm<'_> {
-    /// Boots, runs the script for busybox's shell, powers off; gives back the lines it printed. A line that starts with
+    /// Boots, runs the script in busybox's shell, powers off, and returns the lines it printed. A line that starts with
     /// `FAILED` fails the test.
     pub fn run(&self, script: &str) -> Vec<String> {
         self.run_with(script, |_| {})
     }
 
-    /// The same, but where the script says [`WAIT`], it waits until `meanwhile` is done with the disks that the machine
-    /// does not use then; that is given the lines so far.
+    /// The same, but at each [`WAIT`] the script pauses until `meanwhile` returns. `meanwhile` gets the lines so far
+    /// and may use the disks, which the machine does not use then.
     pub fn run_with(&self, script: &str, mut meanwhile: impl FnMut(&[String])) -> Vec<String> {
         let initrd = self.initrd(script);
         let vmlinuz =
@@ -232,7 +235,7 @@ impl Vm<'_> {
             }
         };
         let is_in_time = started.elapsed() < DEADLINE + waited;
-        // After its last line it has no more to say; if it hangs, it has said why.
+        // After its last line there is no more output; if it hangs, the output shows why.
         drop(running);
         reader.join().expect("the reader ends with the output");
         let said = lines.join("\n");

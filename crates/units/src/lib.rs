@@ -1,6 +1,7 @@
 //! Sizes, rates and counts as people read them.
 //!
-//! Sizes have binary units, as `lsblk` and `fdisk` count: 1 KiB is 1024 bytes. A drive that is sold as 500 GB has 465.8 GiB.
+//! Sizes have binary units, as in `lsblk` and `fdisk`: 1 KiB is 1024 bytes. A drive that is sold as 500 GB has 465.8
+//! GiB.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -10,7 +11,7 @@
 
 use std::fmt::Display;
 
-/// Each is 1024 times the one before; the last one holds any `u64`.
+/// Each unit is 1024 times the previous one; the last can express any `u64`.
 const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// A number of bytes, with one decimal from 1 KiB on.
@@ -20,7 +21,7 @@ pub fn size(bytes: u64) -> String {
     }
     let (mut unit, mut name) = (1024, UNITS[0]);
     for larger in &UNITS[1..] {
-        // A tenth is the last digit shown: 1023.95 KiB is 1.0 MiB already.
+        // The last digit shown is a tenth, so 1023.95 KiB is shown as 1.0 MiB.
         if tenths(bytes, unit) < 10 * 1024 {
             break;
         }
@@ -35,7 +36,7 @@ pub fn rate(bytes_per_s: u64) -> String {
     format!("{}/s", size(bytes_per_s))
 }
 
-/// A number of things; `one` is the word for a single one, whose plural ends with s.
+/// A number of things; `one` is the singular of their name, and its plural ends with s.
 pub fn count(number: impl Display, one: &str) -> String {
     match number.to_string() {
         number if number == "1" => format!("1 {one}"),

@@ -1,4 +1,4 @@
-//! JFS: the block allocation map, which is the file of aggregate inode 2.
+//! JFS: reads the block allocation map, which is the file of aggregate inode 2.
 //!
 //! ```text
 //! byte 0x8000 superblock · 0xb000 aggregate inode table, 512 bytes an inode · 0xf000 second superblock
@@ -6,10 +6,11 @@
 //! dmap: blocks u32, free u32, first block u64, tree, working map at 2048, persistent map at 3072
 //! ```
 //!
-//! After 1024 dmaps another level 0 page comes, after 1024 of those another level 1. A bit of a map is one block, the
-//! highest bit of a 32-bit word first, set if used. The working map runs ahead of the persistent one while the volume is
-//! mounted; a block is free here only if it is in both. The map ends before the work space of fsck and the inline log,
-//! which end the volume and are copied. Source: Linux, `fs/jfs/jfs_{superblock,dmap,xtree,filsys}.h`.
+//! After 1024 dmaps comes another level 0 page, after 1024 of those another level 1 page. A bit of a map stands for one
+//! block, the highest bit of a 32-bit word first, set if used. The working map runs ahead of the persistent one while
+//! the volume is mounted; here a block is free only if both maps say so. The map ends before the work space of fsck and
+//! the inline log, which are at the end of the volume and are copied. Source: Linux,
+//! `fs/jfs/jfs_{superblock,dmap,xtree,filsys}.h`.
 
 use std::io::{Read, Seek};
 
@@ -24,7 +25,7 @@ const INODE_LEN: u64 = 512;
 const MAP_INODE: u64 = 2;
 /// The fixed area at the start: superblocks, first pages of the inode map and table.
 const FIXED_LEN: u64 = 0x1_0000;
-/// Block size, and size of every page of the map, in bytes. JFS knows smaller blocks; Linux and its mkfs do not.
+/// Block size, and size of every page of the map, in bytes. JFS allows smaller blocks, but Linux and its mkfs do not.
 const PAGE: u64 = 4096;
 const BLOCKS_PER_DMAP: u64 = 8192;
 
@@ -77,7 +78,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let mut ranges = Ranges::new(volume.len());
     ranges.insert(0..FIXED_LEN);
     let mut own_end = end;
-    // Inline log and work space; with a log elsewhere there is no such extent.
+    // Inline log and work space; if the log is elsewhere, there is no such extent.
     for (name, at, is_there) in [("log", 72, flags & INLINE_LOG != 0), ("work space", 80, true)] {
         let (first, count) = extent_at(&bytes, at);
         if !is_there || count == 0 {
@@ -90,7 +91,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
         ranges.insert(first * PAGE..extent_end);
         own_end = own_end.max(extent_end);
     }
-    // Between the map's end and the log nothing is free, whatever is there.
+    // Nothing between the map's end and the log is free, whatever is there.
     ranges.insert(end / PAGE * PAGE..own_end);
 
     let extents = map_extents(volume, block_count)?;
@@ -129,7 +130,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     Ok(Used { ranges: ranges.finish(), spans: own_end, block_size: 4096, is_clean: Some(true), notes })
 }
 
-/// Page of the map file that holds a dmap: behind the control page and three levels, with the level 0 and level 1 pages
+/// Page of the map file that holds a dmap: it follows the control page, three levels, and the level 0 and level 1 pages
 /// that come in between.
 fn dmap_page(dmap: u64) -> u64 {
     dmap + (dmap >> 10) + (dmap >> 20) + 4
@@ -147,7 +148,7 @@ fn is_set(page: &[u8], map: usize, bit: u64) -> bool {
     page[map + bit / 32 * 4 + 3 - bit % 32 / 8] & (0x80 >> (bit % 8)) != 0
 }
 
-/// Whether a dmap is that of these blocks and agrees with itself.
+/// Whether a dmap belongs to these blocks and agrees with itself.
 fn check_dmap<S: Read + Seek>(volume: &Volume<'_, S>, page: &[u8], first: u64, count: u64) -> Result<(), UsedError> {
     let fields = Fields::little(page);
     if fields.u64(8) != first || u64::from(fields.u32(0)) != count {
@@ -170,18 +171,19 @@ fn map_page(volume: &mut Volume<'_, impl Read + Seek>, extents: &[Extent], page:
     }
 }
 
-/// Where the map file is, ascending, from the extent tree whose root is in its inode.
+/// Where the map file is, ascending, according to the extent tree whose root is in its inode.
 fn map_extents(volume: &mut Volume<'_, impl Read + Seek>, block_count: u64) -> Result<Vec<Extent>, UsedError> {
     let inode = volume.read(INODE_TABLE + MAP_INODE * INODE_LEN, INODE_LEN)?;
     if u64::from(Fields::little(&inode).u32(8)) != MAP_INODE {
         return Err(volume.damaged("the inode of its map is not there"));
     }
-    // An extent has at least one block of the map, so there are not more of them than it has pages; the same for nodes.
+    // An extent has at least one block of the map, so there are at most as many extents as pages; the same holds for
+    // nodes.
     let extents_max = usize::try_from(dmap_page(block_count.div_ceil(BLOCKS_PER_DMAP)) + 64).unwrap_or(usize::MAX);
     let mut extents = Vec::new();
     let mut nodes_left = extents_max;
     let mut node = inode[224..].to_vec();
-    // Blocks of nodes still to be read, the next one last.
+    // Blocks of nodes that are still to be read, the next one last.
     let mut pending = Vec::new();
     loop {
         let (flags, next) = (node[16], usize::from(Fields::little(&node).u16(18)));
@@ -216,7 +218,7 @@ mod tests {
 
     #[test]
     fn dmaps_have_their_pages() {
-        // The level 0 page of the second thousand is page 1028, behind 1024 dmaps.
+        // The second thousand's level 0 page is page 1028, after 1024 dmaps.
         for (dmap, page) in [(0, 4), (1, 5), (1023, 1027), (1024, 1029), (2048, 2054), (1 << 20, (1 << 20) + 1024 + 5)]
         {
             assert_eq!(dmap_page(dmap), page, "dmap {dmap}");

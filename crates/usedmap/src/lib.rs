@@ -1,14 +1,14 @@
-//! Which bytes of a volume are in use, for file systems that Debian's partclone does not know; and for those that it
-//! does know, what a map of their used blocks has to agree with ([`landmarks`]).
+//! Finds which bytes of a volume are in use, for file systems that Debian's partclone does not know. For those that it
+//! knows, finds facts that a map of their used blocks has to agree with ([`landmarks`]).
 //!
-//! Each reader takes the volume as `Read + Seek` with a length and looks at nothing but the maps of free space. All of
-//! them follow one rule: **when unsure, more is copied, never less.** A group whose map fails its checks is copied whole
-//! and a note says so; a volume whose superblock makes no sense, or whose maps contradict its own sums, is an error, and
-//! the caller copies every byte. What a volume says about itself is compared with its length before it is believed, so
-//! no volume can make a reader panic, loop or allocate without bound.
+//! Each reader takes the volume as `Read + Seek` with a length, and reads only the maps of free space. All readers
+//! follow one rule: **when unsure, more is copied, never less.** A group whose map fails its checks is copied whole,
+//! and a note says so. A volume whose superblock makes no sense, or whose maps contradict its own sums, is an error,
+//! and the caller copies every byte. Each number in a volume is checked against the volume's length before it is used,
+//! so no volume can make a reader panic, loop or allocate without bound.
 //!
-//! Nothing here decides whether a volume may be captured: [`Used::is_clean`] is for the caller to judge. Written from
-//! the formats' public headers and documentation; pure, so there is no I/O but through the reader given.
+//! Nothing here decides whether a volume may be captured; the caller judges [`Used::is_clean`]. Written from the
+//! formats' public headers and documentation. Pure: all I/O goes through the given reader.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -37,7 +37,7 @@ use volume::Volume;
 /// A kind of volume that this crate can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// IBM's JFS as Linux has it: 4 KiB blocks.
+    /// IBM's JFS as on Linux, with 4 KiB blocks.
     Jfs,
     /// NILFS2.
     Nilfs2,
@@ -45,7 +45,7 @@ pub enum Kind {
     Reiserfs,
     /// UFS1 and UFS2, of either byte order.
     Ufs,
-    /// An LVM2 physical volume: extents, whatever is in them.
+    /// An LVM2 physical volume: its extents, whatever they contain.
     Lvm2,
     /// Swap space of Linux, of any page size and byte order.
     Swap,
@@ -55,8 +55,8 @@ impl Kind {
     /// Every kind.
     pub const ALL: [Kind; 6] = [Kind::Jfs, Kind::Nilfs2, Kind::Reiserfs, Kind::Ufs, Kind::Lvm2, Kind::Swap];
 
-    /// What `blkid` calls it. A caller should believe a signature only if both agree: a disk that was formatted anew
-    /// may still carry the signature of what was there before.
+    /// Its name in `blkid`. A caller should trust a signature only if both agree: a disk that was formatted again may
+    /// still carry the signature of its earlier contents.
     pub fn blkid_name(self) -> &'static str {
         match self {
             Kind::Jfs => "jfs",
@@ -68,13 +68,13 @@ impl Kind {
         }
     }
 
-    /// The kind that `blkid` calls by this name.
+    /// The kind with this name in `blkid`.
     pub fn from_blkid_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.blkid_name() == name)
     }
 }
 
-/// Which kind of volume this is, by its signature alone; `None` if it is none of these, or if it has the signatures of
+/// The kind of this volume, by its signature alone; `None` if it is none of these, or if it has the signatures of
 /// several.
 ///
 /// # Errors

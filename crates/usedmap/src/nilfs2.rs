@@ -1,15 +1,15 @@
-//! NILFS2: a log of segments; which of them are in use is in the segment usage file.
+//! NILFS2: a log of segments; the segment usage file says which of them are in use.
 //!
 //! ```text
 //! superblock (byte 1024; second: last whole 4 KiB) ─► last log ─► its last block: super root
 //! super root: inodes of DAT, cpfile, sufile · DAT: virtual → disk block · sufile: 16 bytes a segment, flags 0 = clean
 //! ```
 //!
-//! The block pointers of the DAT are disk blocks, those of the sufile virtual ones that the DAT translates. An inode has
-//! either six pointers or the root of a B-tree. A segment with any flag is copied whole; of a clean one the first block
-//! is copied too: recovery after a crash follows the log from segment to segment by what it finds there, and on a disk
-//! that held a later state of the same volume it must not find that. Superblock, log header and super root have
-//! checksums; the number of clean segments has to agree with the sufile's header. Source: Linux,
+//! The block pointers of the DAT are disk blocks, those of the sufile are virtual blocks that the DAT translates. An
+//! inode has either six pointers or the root of a B-tree. A segment with any flag is copied whole. The first block of a
+//! clean segment is copied too: recovery after a crash follows the log from segment to segment by the blocks it finds
+//! there. On a disk that held a later state of the same volume, it must not find that state. Superblock, log header and
+//! super root have checksums; the number of clean segments has to agree with the sufile's header. Source: Linux,
 //! `include/uapi/linux/nilfs2_ondisk.h`.
 
 use std::io::{Read, Seek};
@@ -21,11 +21,11 @@ use crate::volume::{Fields, Volume, crc32};
 
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_LEN: u64 = 1024;
-/// Fields of a superblock that are there in every version.
+/// Length of the fields of a superblock that every version has.
 const SUPERBLOCK_BYTES_MIN: u16 = 0x110;
 const MAGIC: u16 = 0x3434;
 const REVISION: u32 = 2;
-/// `s_state`: unmounted cleanly; errors were found; to be resized.
+/// `s_state`: unmounted cleanly; errors were found; a resize is pending.
 const STATE_VALID: u16 = 1;
 const STATE_MASK: u16 = 7;
 
@@ -35,7 +35,7 @@ const LOG_HEADER_LEN: usize = 64;
 const LOG_HAS_SUPER_ROOT: u16 = 4;
 const SUPER_ROOT_HEAD: usize = 16;
 
-/// Where an inode has its pointers, and how many bytes.
+/// Bytes of an inode that hold its pointers.
 const BMAP: Range<usize> = 56..112;
 const BMAP_IS_TREE: u8 = 1;
 const DIRECT_POINTERS: u64 = 6;
@@ -45,13 +45,13 @@ const NODE_HEAD: usize = 16;
 
 const SEGMENT_BLOCKS_MIN: u64 = 16;
 
-/// What of a superblock matters here.
+/// The important fields of a superblock.
 struct Superblock {
     bytes: Vec<u8>,
 }
 
 impl Superblock {
-    /// The one at this place, if it is valid.
+    /// The superblock at this place, if it is valid.
     fn read(volume: &mut Volume<'_, impl Read + Seek>, offset: u64) -> Result<Option<Superblock>, UsedError> {
         let Some(bytes) = volume.read_if_inside(offset, SUPERBLOCK_LEN)? else { return Ok(None) };
         let fields = Fields::little(&bytes);
@@ -64,7 +64,7 @@ impl Superblock {
         Ok((crc32(fields.u32(12), &copy) == fields.u32(16)).then_some(Superblock { bytes }))
     }
 
-    /// The valid one that was written last: the first, unless only the second knows the last checkpoint.
+    /// The valid superblock that was written last: the first, unless only the second knows the last checkpoint.
     fn find(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Option<Superblock>, UsedError> {
         let first = Superblock::read(volume, SUPERBLOCK)?;
         let second = match second_superblock(volume.len()) {
@@ -86,7 +86,7 @@ impl Superblock {
     }
 }
 
-/// Where the second superblock of a device of this many bytes is.
+/// The place of the second superblock on a device of this many bytes.
 fn second_superblock(len: u64) -> Option<u64> {
     (len >> 12).checked_sub(1).map(|block| block << 12)
 }
@@ -126,7 +126,8 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let mut ranges = Ranges::new(volume.len());
     ranges.insert_blocks(0..first_block, block_size);
     ranges.insert(0..2 * SUPERBLOCK_LEN);
-    // What is left of the device is no segment. The second superblock is there; it is looked for at the end of the volume.
+    // The remainder of the device is no segment. It contains the second superblock, which is searched at the end of the
+    // volume.
     let segments_end = segment_count * per_segment * block_size;
     ranges.insert(segments_end..device_len);
     for offset in [device_len, volume.len()].into_iter().filter_map(second_superblock) {
@@ -137,14 +138,14 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let entry_len = usize::from(fields.u16(0x96));
     let mut sufile_block: Option<(u64, Vec<u8>)> = None;
     let per_sufile_block = block_size / entry_len as u64;
-    // The header of 24 bytes takes as many whole entries.
+    // The header of 24 bytes takes a whole number of entries.
     let head = 24_usize.div_ceil(entry_len) as u64;
     for segment in 0..segment_count {
         let block = (segment + head) / per_sufile_block;
         if sufile_block.as_ref().is_none_or(|(number, _)| *number != block) {
             let bytes = match files.sufile_block(volume, block)? {
                 Some(bytes) => bytes,
-                // A hole: nothing in it was ever in use. Block 0 has the header and is always there.
+                // It is a hole: nothing in it was ever in use. Block 0 has the header and always exists.
                 None if block > 0 => vec![0; usize::try_from(block_size).expect("64 KiB at most")],
                 None => return Err(volume.damaged("its segment usage file has no first block")),
             };
@@ -171,7 +172,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     Ok(Used { ranges: ranges.finish(), spans, block_size: block_len, is_clean: Some(true), notes })
 }
 
-/// The two files that matter, and where the log ends.
+/// The two files that are needed, and the end of the log.
 struct Files {
     block_size: u64,
     dat: Vec<u8>,
@@ -239,10 +240,10 @@ impl Files {
         volume.read(disk_block.saturating_mul(self.block_size), self.block_size).map(Some)
     }
 
-    /// The disk block that a virtual one is in.
+    /// The disk block of a virtual block.
     fn translate(&self, volume: &mut Volume<'_, impl Read + Seek>, number: u64) -> Result<u64, UsedError> {
-        // Groups of as many entries as a block has bits: a block for the bitmap, then those of the entries; a block
-        // of four bytes a group before as many groups as it has room for.
+        // A group has as many entries as a block has bits: first a block for the bitmap, then the blocks of the
+        // entries. Before every run of groups there is a block with four bytes for each of them.
         let per_group = self.block_size * 8;
         let per_block = self.block_size / self.dat_entry_len;
         let group_blocks = per_group.div_ceil(per_block) + 1;
@@ -305,13 +306,13 @@ impl Files {
     }
 }
 
-/// What a node of a tree has for a key.
+/// The result of searching a node of a tree for a key.
 enum Found {
-    /// The child with the greatest key that is not greater.
+    /// The child with the greatest key that is not greater than the wanted one.
     Child { key: u64, pointer: u64 },
-    /// All keys are greater.
+    /// All keys are greater than the wanted one.
     Nothing,
-    /// More children than there is room for, or in disorder.
+    /// There are more children than fit, or they are out of order.
     Damaged,
 }
 

@@ -1,16 +1,17 @@
-//! Collects used ranges in any order and gives them back ascending, disjoint and coalesced.
+//! Collects used ranges in any order and returns them ascending, disjoint and merged.
 
 use std::ops::Range;
 
-/// Most ranges that come out. A volume with every second block free would have billions; beyond this, the smallest holes
-/// are copied along. Doubled, a torrent that names every range gets larger than anything that loads it would like.
+/// Most ranges that are returned. A volume with every second block free would have billions; beyond this limit, the
+/// smallest holes are captured too. With twice as many, a torrent that names every range would be too large for the
+/// programs that load it.
 pub(crate) const RANGES_MAX: usize = 1 << 19;
 
 /// Used ranges of a volume, in bytes, added in any order.
 ///
-/// There may be any number of them: what is kept is bounded. If too many remain, the smallest holes between them are
-/// joined to them, and no more of those than has to be. So nothing that was added is ever lost, and what is copied in
-/// vain is little.
+/// Any number of them may be added, because only a bounded number is kept. If too many remain, the smallest holes
+/// between them are joined to them, and only as many as necessary. So no added range is ever lost, and few bytes are
+/// copied in vain.
 ///
 /// ```
 /// let mut ranges = usedmap::Ranges::new(100);
@@ -28,13 +29,13 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// Nothing yet, of a volume of `len` bytes; at most 2^19 ranges come out.
+    /// An empty set, for a volume of `len` bytes; at most 2^19 ranges are returned.
     pub fn new(len: u64) -> Ranges {
         Ranges::with_limit(len, RANGES_MAX)
     }
 
-    /// Nothing yet, of a volume of `len` bytes. At most `ranges_max` ranges (at least one) come out; twice as many take
-    /// memory, 16 bytes each, and half as much again while they are sorted out.
+    /// An empty set, for a volume of `len` bytes. At most `ranges_max` ranges (at least one) are returned. Twice as
+    /// many take memory, 16 bytes each, and half as much again while they are sorted.
     pub fn with_limit(len: u64, ranges_max: usize) -> Ranges {
         Ranges { ranges: Vec::new(), len, ranges_max: ranges_max.max(1), joined: 0 }
     }
@@ -54,12 +55,12 @@ impl Ranges {
         }
     }
 
-    /// Adds blocks of this size; numbers that no volume has are cut off at its end.
+    /// Adds blocks of this size; blocks past the end of the volume are cut off.
     pub(crate) fn insert_blocks(&mut self, blocks: Range<u64>, block_size: u64) {
         self.insert(blocks.start.saturating_mul(block_size)..blocks.end.saturating_mul(block_size));
     }
 
-    /// Adds each block whose bit `is_used`; the first bit is block `first`.
+    /// Adds each block whose bit `is_used`; the first bit stands for block `first`.
     pub(crate) fn insert_bits(&mut self, first: u64, count: u64, block_size: u64, is_used: impl Fn(u64) -> bool) {
         let mut index = 0;
         while index < count {
@@ -74,19 +75,20 @@ impl Ranges {
         }
     }
 
-    /// The union of all: ascending, disjoint, coalesced.
+    /// The union of all ranges: ascending, disjoint, merged.
     pub fn finish(self) -> Vec<Range<u64>> {
         self.finish_counted().0
     }
 
-    /// The union of all, and how many bytes of holes were joined to it because there were too many: those are copied
-    /// along. Exact if the ranges came in ascending order; else it may also count bytes that were added later.
+    /// The union of all ranges, and how many bytes of holes were joined to it because there were too many; these are
+    /// copied too. The number is exact if the ranges came in ascending order; otherwise it may include bytes that were
+    /// added later.
     pub fn finish_counted(mut self) -> (Vec<Range<u64>>, u64) {
         self.compact();
         (self.ranges, self.joined)
     }
 
-    /// Makes room: no more ranges than allowed are left.
+    /// Makes room: at most the allowed number of ranges is left.
     fn compact(&mut self) {
         self.ranges.sort_unstable_by_key(|range| range.start);
         self.join(0, 0);
@@ -99,7 +101,8 @@ impl Ranges {
         self.join(largest, as_large);
     }
 
-    /// Joins ranges that overlap or touch, with holes smaller than this between them, or of this size, `as_large` times.
+    /// Joins ranges that overlap or touch, or have a hole smaller than this between them. Holes of exactly this size
+    /// are joined `as_large` times.
     fn join(&mut self, hole: u64, mut as_large: usize) {
         let mut joined = 0;
         self.ranges.dedup_by(|range, last| {
@@ -165,7 +168,7 @@ mod tests {
         assert_eq!(counted(0), (vec![0..100], 52), "none is no limit");
     }
 
-    /// What `partclone -D` says of the worst volume there is, in ascending order.
+    /// The output of `partclone -D` for the worst possible volume, in ascending order.
     #[test]
     fn millions_of_ranges_take_little_time_and_room() {
         const COUNT: u64 = 5_000_000;

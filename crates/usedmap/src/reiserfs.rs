@@ -1,12 +1,12 @@
-//! ReiserFS 3.5 and 3.6: a bitmap block for every `block size × 8` blocks.
+//! ReiserFS 3.5 and 3.6: it has one bitmap block for every `block size × 8` blocks.
 //!
 //! ```text
 //! byte 0x10000 (or 0x2000, before 1999) superblock · the block after it: first bitmap · then the journal
-//! the others: the first block of what they describe (before 1999: all of them in a row)
+//! the others: the first of the blocks they describe (before 1999: all of them in a row)
 //! ```
 //!
-//! A bit is one block, the lowest of a byte first, set if used. Bitmaps have no checksum; what speaks for one is that it
-//! says of itself and of the other fixed blocks that they are used, and that all of them together agree with the
+//! A bit stands for one block, the lowest bit of a byte first, set if used. Bitmaps have no checksum. A bitmap counts
+//! as good if it marks itself and the other fixed blocks as used, and if all bitmaps together agree with the
 //! superblock's number of free blocks. Source: Linux, `fs/reiserfs/reiserfs.h`; reiserfsprogs.
 
 use std::io::{Read, Seek};
@@ -15,17 +15,17 @@ use crate::ranges::Ranges;
 use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume};
 
-/// Where the superblock is, and where it was before the boot area grew.
+/// The place of the superblock, and its place before the boot area grew.
 const SUPERBLOCKS: [u64; 2] = [0x1_0000, 0x2000];
 const SUPERBLOCK_LEN: u64 = 204;
-/// Nothing in it is looked at, and all of it copied: boot loaders live there.
+/// This area is not read, and all of it is copied: boot loaders live there.
 const BOOT_LEN: u64 = 0x1_0000;
-/// 3.5, 3.6, and either with a journal of another place or size.
+/// 3.5, 3.6, and either of them with a journal of another place or size.
 const MAGICS: [&[u8]; 3] = [b"ReIsErFs", b"ReIsEr2Fs", b"ReIsEr3Fs"];
 /// `s_umount_state` after a clean unmount.
 const CLEAN: u16 = 1;
 
-/// The superblock that counts, and where it is.
+/// The superblock that counts, and its place.
 fn superblock(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Option<(u64, Vec<u8>)>, UsedError> {
     for offset in SUPERBLOCKS {
         if let Some(bytes) = volume.read_if_inside(offset, SUPERBLOCK_LEN)?

@@ -1,4 +1,4 @@
-//! Swap space of Linux: nothing but the page of its header is worth copying.
+//! Swap space of Linux: only the page of its header is worth copying.
 //!
 //! ```text
 //! header page of 4 to 64 KiB, as large as a page of the machine that made it; ends with "SWAPSPACE2" or "SWAP-SPACE"
@@ -6,9 +6,9 @@
 //! version 0: a bit for each page that may be used, from the first byte on
 //! ```
 //!
-//! The byte order is the one in which the version is 1. Of version 0, which no kernel since 2.5 takes, only the header is
-//! spoken for. A hibernated machine writes another signature, so its space is no swap space here. Source: Linux,
-//! `include/linux/swap.h`, `union swap_header`.
+//! The byte order is the one in which the version is 1. For version 0, which no kernel since 2.5 accepts, only the
+//! header is covered. A hibernated machine writes another signature, so its space does not count as swap space here.
+//! Source: Linux, `include/linux/swap.h`, `union swap_header`.
 
 use std::io::{Read, Seek};
 
@@ -21,12 +21,12 @@ const PAGES: [u32; 5] = [4096, 8192, 16_384, 32_768, 65_536];
 const SIGNATURE_LEN: usize = 10;
 const VERSION_0: &[u8] = b"SWAP-SPACE";
 const VERSION_1: &[u8] = b"SWAPSPACE2";
-/// Where the header of version 1 is, behind the boot loader.
+/// The place of the version 1 header, after the boot loader.
 const HEADER: usize = 1024;
-/// Where its list of bad pages starts, of four bytes each; it ends at the signature.
+/// Where its list of bad pages starts, with four bytes each; the list ends at the signature.
 const BAD_PAGES: usize = 1536;
 
-/// The header pages whose signature is there, the smallest first.
+/// The header pages with a signature, the smallest first.
 fn header_pages(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Vec<(u32, Vec<u8>)>, UsedError> {
     let mut found = Vec::new();
     for page in PAGES {
@@ -48,7 +48,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     let Some((_, largest)) = found.last() else {
         return Err(volume.damaged("it has no signature at the end of its first page"));
     };
-    // Another page's signature may be left from before: the header that it ends is the same, and says as much.
+    // A signature of another page size may be left from before. It ends the same header, which then means the same.
     let mut ranges = Ranges::new(volume.len());
     ranges.insert(0..largest.len() as u64);
     let mut first_error = None;
@@ -65,7 +65,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     Err(volume.damaged(first_error.unwrap_or_default()))
 }
 
-/// How many pages a header speaks for, itself included, or what of it makes no sense.
+/// How many pages a header covers, including itself, or which of its values makes no sense.
 fn pages(header: &[u8]) -> Result<u64, String> {
     if header.ends_with(VERSION_0) {
         return Ok(1);
@@ -95,7 +95,7 @@ mod tests {
         used(&mut Volume::new(&mut Cursor::new(bytes), bytes.len() as u64, "swap"))
     }
 
-    /// A version 1 space of this page, whose numbers are written so.
+    /// A version 1 space with this page size, with its numbers in this byte order.
     fn space(page: usize, fields: [u32; 3], is_big_endian: bool) -> Vec<u8> {
         let mut bytes = vec![0xa5; LEN as usize];
         for (at, field) in (HEADER..).step_by(4).zip(fields) {

@@ -1,15 +1,15 @@
-//! UFS1 and UFS2 (the fast file system of the BSDs and of Solaris), of either byte order: a map of free fragments in
-//! each cylinder group.
+//! UFS1 and UFS2 (the fast file system of the BSDs and of Solaris), of either byte order: each cylinder group has a map
+//! of free fragments.
 //!
 //! ```text
 //! superblock at 0x10000, 0x2000, 0 or 0x40000; its magic number at 1372
 //! group g: copy of the superblock, group block, inodes, data; in UFS1 shifted by `cgoffset × (g & !cgmask)`
 //! group block: magic 0x90255 at 4, number at 12, fragments at 20, free blocks and fragments at 28 and 36,
-//!              position of the map at 96; a bit is one fragment, the lowest of a byte first, set if free
+//!              position of the map at 96; a bit is one fragment, the lowest bit of a byte first, set if free
 //! ```
 //!
-//! A group's map is believed if its sums agree with it, and all of them together with the superblock's. Source: Linux,
-//! `fs/ufs/ufs_fs.h`; FreeBSD, `sys/ufs/ffs/fs.h`.
+//! A group's map is trusted if it agrees with the group's sums, and if all maps together agree with the superblock's
+//! sums. Source: Linux, `fs/ufs/ufs_fs.h`; FreeBSD, `sys/ufs/ffs/fs.h`.
 
 use std::io::{Read, Seek};
 
@@ -17,7 +17,7 @@ use crate::ranges::Ranges;
 use crate::used::{Used, UsedError};
 use crate::volume::{Fields, Volume};
 
-/// In the order in which FreeBSD looks.
+/// In the order in which FreeBSD searches.
 const SUPERBLOCKS: [u64; 4] = [0x1_0000, 0x2000, 0, 0x4_0000];
 const SUPERBLOCK_LEN: u64 = 8192;
 const MAGIC_AT: usize = 1372;
@@ -26,10 +26,10 @@ const UFS2: u32 = 0x1954_0119;
 const GROUP_MAGIC: u32 = 0x0009_0255;
 /// `fs_clean` after a clean unmount.
 const CLEAN: u8 = 1;
-/// `fs_flags`: not clean when it was mounted, needs fsck.
+/// `fs_flags`: it was not clean when it was mounted, or it needs fsck.
 const NEEDS_CHECK: u32 = 0x1 | 0x4;
 
-/// A superblock, where it is, and how its numbers are written.
+/// A superblock, its place, and its byte order.
 struct Superblock {
     offset: u64,
     bytes: Vec<u8>,
@@ -44,7 +44,7 @@ impl Superblock {
             for is_big_endian in [false, true] {
                 let fields = Fields::new(&bytes, is_big_endian);
                 let magic = fields.u32(MAGIC_AT);
-                // With blocks of 64 KiB the first copy of a UFS1 superblock is where that of UFS2 would be.
+                // With blocks of 64 KiB, the first copy of a UFS1 superblock is where the superblock of UFS2 would be.
                 let is_ufs2 = magic == UFS2;
                 let is_copy = !is_ufs2 && offset == SUPERBLOCKS[0];
                 if (magic == UFS1 || is_ufs2) && !is_copy && (!is_ufs2 || fields.u64(1000) == offset) {
@@ -63,7 +63,7 @@ impl Superblock {
         self.fields().u32(at).into()
     }
 
-    /// Of a field that UFS2 widened and moved.
+    /// The value of a field that UFS2 widened and moved.
     fn either(&self, ufs1: usize, ufs2: usize) -> u64 {
         if self.is_ufs2 { self.fields().u64(ufs2) } else { self.number(ufs1) }
     }
@@ -120,7 +120,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     for group in 0..group_count {
         let first = group * per_group;
         let count = per_group.min(fragment_count - first);
-        // More than 2^32 fragments of shift is nonsense, which ends outside of the volume.
+        // A shift of more than 2^32 fragments is nonsense; it ends outside the volume.
         let start = first.saturating_add(shift.saturating_mul(group & !mask & u64::from(u32::MAX)));
         ranges.insert_blocks(start.saturating_add(copy_at)..start.saturating_add(data_at), fragment_size);
         let group_offset = start.saturating_add(group_at).saturating_mul(fragment_size);
@@ -147,14 +147,14 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     Ok(Used { ranges: ranges.finish(), spans: end, block_size: block_len, is_clean: Some(true), notes })
 }
 
-/// The map of a cylinder group, and what is free in it.
+/// The map of a cylinder group, and its free fragments.
 struct FreeMap<'a> {
     bits: &'a [u8],
     blocks_free: u64,
     fragments_free: u64,
 }
 
-/// The map in this group block, if it is that of this group and agrees with its own sums.
+/// The map in this group block, if it belongs to this group and agrees with its sums.
 fn free_map(bytes: &[u8], is_big_endian: bool, group: u64, count: u64, per_block: u64) -> Option<FreeMap<'_>> {
     let fields = Fields::new(bytes, is_big_endian);
     let is_it =

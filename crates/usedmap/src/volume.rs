@@ -4,12 +4,12 @@ use std::io::{Read, Seek, SeekFrom};
 
 use crate::used::UsedError;
 
-/// Most that one read may ask for, in bytes: far more than any block or map of any kind here.
+/// Longest read, in bytes: far more than any block or map of any kind here.
 const READ_LEN_MAX: u64 = 32 << 20;
-/// More notes than this help nobody.
+/// Most notes. More would not help.
 const NOTES_MAX: usize = 20;
 
-/// A volume that is being looked through.
+/// A volume that is being read.
 pub(crate) struct Volume<'a, S> {
     source: &'a mut S,
     len: u64,
@@ -45,7 +45,7 @@ impl<'a, S: Read + Seek> Volume<'a, S> {
         Ok(bytes)
     }
 
-    /// The bytes `len` at `offset`, or `None` if the volume ends before.
+    /// The `len` bytes at `offset`, or `None` if the volume ends before them.
     pub(crate) fn read_if_inside(&mut self, offset: u64, len: u64) -> Result<Option<Vec<u8>>, UsedError> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => self.read(offset, len).map(Some),
@@ -78,8 +78,8 @@ impl<'a, S: Read + Seek> Volume<'a, S> {
     }
 }
 
-/// Numbers in a block that was read. Positions that come from the volume itself are compared with the block's length by
-/// the caller; those here are constants of the format.
+/// Numbers in a block that was read. The caller checks positions that come from the volume against the block's length;
+/// all other positions are constants of the format.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     bytes: &'a [u8],
@@ -126,7 +126,7 @@ pub(crate) fn crc32(seed: u32, bytes: &[u8]) -> u32 {
 /// CRC-32C (Castagnoli), least significant bit first, as Linux's `crc32c`: neither start nor result is inverted here.
 pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
-    /// Of each byte; nodes of trees are long.
+    /// The checksum of each byte, because nodes of trees are long.
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
         let mut index = 0;

@@ -1,5 +1,5 @@
-//! Volumes that lie: a reader always ends, does not panic, and gives ranges inside the volume or an error.
-//! And one bit that flips in a good volume never makes a used byte free.
+//! Volumes with wrong data: a reader always ends, does not panic, and returns ranges inside the volume or an error. One
+//! flipped bit in a good volume never makes a used byte free.
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use usedmap::{Kind, Landmarks, Used, UsedError, detect, landmarks, used};
 
-/// Longest that a reader may look at a volume of some MiB.
+/// Longest time that a reader may take for a volume of some MiB.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A volume with a few bytes of it replaced, which costs no copy. What is behind the base is zeros.
+/// A volume with a few bytes replaced, which costs no copy. The bytes after the base are zeros.
 struct Patched<'a> {
     base: &'a [u8],
     len: u64,
@@ -55,7 +55,7 @@ impl Seek for Patched<'_> {
     }
 }
 
-/// A fresh volume of the real mkfs, and what is used of it.
+/// A fresh volume of the real mkfs, and its used bytes.
 struct Good {
     name: &'static str,
     kind: Kind,
@@ -105,7 +105,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Reads a patched volume and checks what must hold whatever is in it.
+/// Reads a patched volume and checks properties that must hold whatever is in it.
 fn read(kind: Kind, base: &[u8], patches: Vec<(u64, Vec<u8>)>) -> Result<Used, UsedError> {
     let len = base.len() as u64;
     let started = Instant::now();
@@ -130,7 +130,7 @@ fn covers(outer: &[Range<u64>], inner: &[Range<u64>]) -> bool {
     inner.iter().all(is_inside)
 }
 
-/// A place in a good volume where something is written: near the start, or anywhere in use.
+/// A place in a good volume to overwrite: near the start, or anywhere in use.
 fn place(good: &Good, near: bool, pick: u64) -> u64 {
     let ranges = if near { &good.used.ranges[..1] } else { &good.used.ranges[..] };
     let used: u64 = ranges.iter().map(|range| range.end - range.start).sum();
@@ -143,13 +143,13 @@ fn place(good: &Good, near: bool, pick: u64) -> u64 {
         }
         left -= range.end - range.start;
     }
-    // Most of it is zeros: on to what is not.
+    // Most of it is zeros, so continue to the next byte that is not.
     let at = usize::try_from(at).expect("inside");
     let next = good.bytes[at..].iter().position(|byte| *byte != 0).unwrap_or(0);
     (at + next) as u64
 }
 
-/// CRC-32 as NILFS2 wants it.
+/// CRC-32 as NILFS2 uses it.
 fn crc32(seed: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(seed, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
@@ -184,7 +184,7 @@ proptest! {
         let _ = read(good.kind, &good.bytes, patches.collect());
     }
 
-    /// Fields that a checksum would protect are damaged before it is made.
+    /// Fields that a checksum would protect are damaged before the checksum is computed.
     #[test]
     fn a_superblock_of_nilfs2_may_say_anything(
         at in prop_oneof![Just(0x14u64), Just(0x18), Just(0x20), Just(0x28), Just(0x30), Just(0x40), Just(0x48),
@@ -242,7 +242,7 @@ fn every_truncation_is_an_error_or_keeps_what_is_left() {
     }
 }
 
-/// A file system that is shorter than its partition: what is behind it is not its business.
+/// The file system is shorter than its partition, and the space after it is not its concern.
 #[test]
 fn maps_say_how_far_they_speak() {
     for good in good() {
@@ -254,7 +254,7 @@ fn maps_say_how_far_they_speak() {
         assert_eq!(used.spans, good.used.spans, "{}", good.name);
         assert!(used.spans <= len && covers(&used.ranges, &good.used.ranges), "{}", good.name);
         let behind: u64 = used.ranges.iter().map(|range| range.end - range.start.max(len).min(range.end)).sum();
-        // NILFS2 is looked for at the end of the partition.
+        // NILFS2 is searched at the end of the partition.
         assert_eq!(behind, if good.kind == Kind::Nilfs2 { 1024 } else { 0 }, "{}", good.name);
         if good.kind == Kind::Nilfs2 {
             let second = len - 4096..len - 3072;
@@ -276,9 +276,9 @@ fn two_signatures_are_none() {
     assert_eq!(Kind::from_blkid_name("ext4"), None);
 }
 
-/// A fresh volume that has landmarks; what ends it, if it is zeros, is not kept.
+/// A fresh volume with landmarks, without the zeros at its end.
 struct Marked {
-    /// As blkid calls it.
+    /// Its name in blkid.
     name: &'static str,
     bytes: Vec<u8>,
     len: u64,
@@ -289,7 +289,7 @@ struct Marked {
     nodes: Vec<usize>,
 }
 
-/// Length of a node, in bytes.
+/// The length of a node, in bytes.
 const NODE_LEN: usize = 4096;
 
 fn marked() -> &'static [Marked] {
@@ -311,7 +311,7 @@ fn marked() -> &'static [Marked] {
             bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).expect("not empty") + 1);
             let found = read_marks(name, &bytes, len, Vec::new()).expect("a good volume");
             let fsid = bytes.get(0x1_0020..0x1_0030).unwrap_or_default().to_vec();
-            // In front of that, there is only the superblock.
+            // Before that, there is only the superblock.
             let nodes = (0x11_0000..bytes.len() - NODE_LEN).step_by(NODE_LEN);
             let nodes = nodes.filter(|&at| name == "btrfs" && bytes[at + 0x20..at + 0x30] == fsid).collect();
             Marked { name, bytes, len, found, numbers, nodes }
@@ -335,7 +335,7 @@ fn marked() -> &'static [Marked] {
     })
 }
 
-/// Reads the landmarks of a patched volume and checks what must hold whatever is in it.
+/// Reads the landmarks of a patched volume and checks properties that must hold whatever is in it.
 fn read_marks(name: &str, base: &[u8], len: u64, patches: Vec<(u64, Vec<u8>)>) -> Result<Landmarks, UsedError> {
     let started = Instant::now();
     let result = landmarks(name, &mut Patched { base, len, patches, at: 0 }, len);
@@ -364,7 +364,7 @@ fn read_marks(name: &str, base: &[u8], len: u64, patches: Vec<(u64, Vec<u8>)>) -
     result
 }
 
-/// CRC-32C of a block of btrfs, which starts with it.
+/// Writes the CRC-32C of a block of btrfs to its start.
 fn seal(block: &mut [u8]) {
     let crc = block[0x20..].iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
@@ -372,7 +372,7 @@ fn seal(block: &mut [u8]) {
     block[..4].copy_from_slice(&(!crc).to_le_bytes());
 }
 
-/// Numbers that something may be damaged by.
+/// Numbers that are likely to do damage.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
@@ -427,7 +427,7 @@ proptest! {
         seal(&mut bytes);
         prop_assert_eq!(&bytes[..], &marked.bytes[at..at + NODE_LEN]);
         for (near, at, value, len) in damage {
-            // Most numbers of a node are at its start.
+            // Most of a node's numbers are at its start.
             let at = if near { 0x20 + at % 200 } else { at };
             let len = len.min(NODE_LEN - at);
             bytes[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
@@ -450,7 +450,7 @@ proptest! {
     }
 }
 
-/// What was synced before the power went is in no tree but the log.
+/// Data that was synced before the power went is only in the log tree.
 #[test]
 fn btrfs_with_a_log_is_used_as_a_whole() {
     let marked = &marked()[0];

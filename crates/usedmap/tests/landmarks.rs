@@ -1,5 +1,5 @@
-//! partclone's maps of real volumes, completed by their landmarks: what they cover must be a whole file system again, on
-//! a disk full of other bytes.
+//! partclone's maps of real volumes, completed by their landmarks: the covered bytes must make a complete file system
+//! again, on a disk full of other bytes.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -15,7 +15,7 @@ use usedmap::{Landmarks, Ranges, landmarks};
 
 const MIB: u64 = 1 << 20;
 
-/// A directory with files to fill volumes with, and volumes.
+/// A directory for volumes, and for files to fill them with.
 struct Place {
     dir: tempfile::TempDir,
 }
@@ -43,7 +43,7 @@ impl Place {
         self.path("tree")
     }
 
-    /// The files of the tree, but for their directories.
+    /// The files of the tree, without the directories.
     fn files(&self) -> Vec<PathBuf> {
         let dirs = fs::read_dir(self.tree()).expect("the tree").map(|entry| entry.expect("an entry").path());
         dirs.flat_map(|dir| fs::read_dir(dir).expect("a directory"))
@@ -58,13 +58,13 @@ impl Place {
         path
     }
 
-    /// Runs a script in a mount namespace of its own; mounts go with it.
+    /// Runs a script in a separate mount namespace; its mounts end with it.
     fn mounted(&self, script: &str) -> String {
         let script = format!("set -e; cd {}\n{script}", self.dir.path().display());
         run(Command::new("unshare").args(["-m", "sh", "-c", &script]))
     }
 
-    /// Reads the landmarks, completes partclone's map by them, and copies what it covers to where other bytes were.
+    /// Reads the landmarks, completes partclone's map with them, and copies the covered bytes over other bytes.
     fn survive(&self, volume: &Path, file_system: &str, partclone: &str) -> (PathBuf, Landmarks) {
         let found = self.landmarks(volume, file_system);
         let mut source = File::open(volume).expect("the volume");
@@ -126,7 +126,7 @@ fn covers(ranges: &[Range<u64>], inner: &Range<u64>) -> bool {
     ranges.iter().any(|range| range.start <= inner.start && inner.end <= range.end)
 }
 
-/// Writes ranges of a volume to where nothing but 0xa5 was.
+/// Writes ranges of a volume to a file that holds only 0xa5 elsewhere.
 fn copy(source: &mut File, len: u64, ranges: &[Range<u64>], to: &Path) {
     let mut target = File::create(to).expect("the clone");
     std::io::copy(&mut std::io::repeat(0xa5).take(len), &mut target).expect("junk");
@@ -143,7 +143,7 @@ fn command(name: &str, args: &[&str]) -> Command {
     command
 }
 
-/// The number in a line that starts so.
+/// The number in a line with this start.
 fn number_in(said: &str, line: &str) -> u64 {
     let rest =
         said.lines().find_map(|other| other.trim().strip_prefix(line)).unwrap_or_else(|| panic!("{line}: {said}"));
@@ -152,10 +152,10 @@ fn number_in(said: &str, line: &str) -> u64 {
     digits.parse().unwrap_or_else(|_| panic!("{line}{rest}"))
 }
 
-/// Reads every copy of everything in a clone that is mounted, and says what was found.
+/// Reads every copy of everything in a mounted clone, and prints the result.
 const SCRUB: &str = "mount -o loop,ro clone mnt; btrfs scrub start -B -r mnt || echo failed; umount mnt";
 
-/// Checks a clone of a btrfs without and with mounting it; every copy of everything is read.
+/// Checks a clone of a btrfs, unmounted and mounted; every copy of everything is read.
 fn check_btrfs(place: &Place, clone: &Path) {
     run(command("btrfs", &["check", "--check-data-csum"]).arg(clone));
     let said = place.mounted(SCRUB);
@@ -196,7 +196,7 @@ fn btrfs_is_completed() {
     }
 }
 
-/// If it were, nothing would have to be completed.
+/// If it were complete, no landmarks would be needed.
 #[test]
 fn btrfs_is_not_complete_by_itself() {
     let place = Place::new();
@@ -208,7 +208,7 @@ fn btrfs_is_not_complete_by_itself() {
     assert!(!said.contains("no errors found"), "{said}");
 }
 
-/// Chunks that were moved, and a file system that is shorter than its volume.
+/// The chunks were moved, and the file system is shorter than its volume.
 #[test]
 fn btrfs_is_completed_after_a_long_life() {
     let place = Place::new();
@@ -227,14 +227,14 @@ fn btrfs_is_completed_after_a_long_life() {
     assert_eq!(found.len, Some(980 * MIB));
     assert!(found.mirrors.len() > 1, "{:?}", found.mirrors);
     check_btrfs(&place, &clone);
-    // All of it is known without partclone, too.
+    // The landmarks cover all of it without partclone, too.
     let alone = found.complete(Vec::new());
     println!("{} bytes in {} ranges without partclone", sum(&alone), alone.len());
     copy(&mut File::open(&volume).expect("the volume"), 1200 * MIB, &alone, &place.path("clone"));
     check_btrfs(&place, &clone);
 }
 
-/// Snapshots share parts of trees, of which partclone leaves out some.
+/// Snapshots share parts of trees, and partclone leaves out some of them.
 #[test]
 fn btrfs_is_completed_with_snapshots() {
     let place = Place::new();
@@ -249,7 +249,7 @@ fn btrfs_is_completed_with_snapshots() {
     );
     let (clone, _) = place.survive(&volume, "btrfs", "partclone.btrfs");
     check_btrfs(&place, &clone);
-    // All of its mirrors do not help, if a node is left out in each.
+    // Mirrors alone do not help if a node is left out in each copy.
     let found = Landmarks { places: Vec::new(), ..place.landmarks(&volume, "btrfs") };
     let mirrored = found.complete(place.partclone_map(&volume, "partclone.btrfs", 512 * MIB));
     copy(&mut File::open(&volume).expect("the volume"), 512 * MIB, &mirrored, &clone);
@@ -315,7 +315,7 @@ fn ext_is_completed() {
             let block = number_in(line, "Backup superblock at ");
             let options = format!("superblock={block}");
             let size = format!("blocksize={size}");
-            // A backup is behind the first, and dumpe2fs says so: the same of both.
+            // A backup follows the first superblock, and dumpe2fs reports the same for both.
             let dump = |path| {
                 let output = command("dumpe2fs", &["-o", &options, "-o", &size]).arg(path).output().expect("dumpe2fs");
                 String::from_utf8_lossy(&output.stdout).into_owned()
@@ -326,7 +326,7 @@ fn ext_is_completed() {
         }
         println!("{backups} backups");
         assert!(backups > 0);
-        // As dumpe2fs sees it: everything that it names in a group is in the places, but for bitmaps and inodes.
+        // Compared with dumpe2fs: everything that it names in a group is in the places, except bitmaps and inodes.
         for line in said.lines().filter(|line| line.contains(" superblock at ") || line.contains("descriptor")) {
             for part in line.trim().split(", ") {
                 let Some((_, numbers)) = part.split_once(" at ") else { continue };
@@ -402,7 +402,7 @@ fn ntfs_is_completed() {
             let output = command("ntfscat", &[]).arg(&clone).arg(format!("f{number}")).output().expect("ntfscat");
             assert_eq!(output.stdout, fs::read(file).expect("the file"));
         }
-        // On a partition that ends with its last sector there is no copy.
+        // If the partition ends with the file system's last sector, there is no copy.
         let cut = landmarks("ntfs", &mut File::open(&volume).expect("the volume"), len - sector).expect("good");
         assert_eq!((cut.len, cut.places.len()), (Some(len), 1));
     }
@@ -437,7 +437,7 @@ fn vfat_is_completed() {
         if bits == "12" {
             continue;
         }
-        // As it is while it is mounted.
+        // The state while it is mounted.
         let (at, bit) = if bits == "16" { (3, 0x80) } else { (7, 0x08) };
         let file = File::options().read(true).write(true).open(&volume).expect("the volume");
         let mut byte = [0];
@@ -480,7 +480,7 @@ fn f2fs_is_completed() {
         assert_eq!((found.devices, found.places.len(), found.places[0].clone()), (Some(1), 1, 0..8192));
         assert_eq!(found.len, Some(200 * MIB + 4096 * 7), "{said}");
         assert!(said.contains(&format!(": {}]", 200 * MIB / 4096 + 7)), "{said}");
-        // Each directory and each file, the root among them.
+        // Each directory and each file, including the root.
         assert!(found.used_min.is_some_and(|min| min >= 66 * 4096), "{:?}", found.used_min);
         run(command("fsck.f2fs", &["--dry-run"]).arg(&clone));
     }
@@ -494,7 +494,7 @@ fn lengths_are_what_mkfs_says() {
         ("mkfs.minix", &["-1"], "minix", len / 1024 * 1024),
         ("mkfs.minix", &["-2"], "minix", len / 1024 * 1024),
         ("mkfs.minix", &["-3"], "minix", len / 1024 * 1024),
-        // It rounds down.
+        // mkfs rounds down.
         ("mkfs.reiser4", &["-y", "-f", "-f"], "reiser4", 50 * MIB),
     ];
     for (mkfs, options, name, wanted) in variants {

@@ -1,5 +1,5 @@
-//! Volumes of the real mkfs, filled by the real file system in a virtual machine: what is captured of one must be a
-//! whole one again, on a disk full of other bytes.
+//! Volumes of the real mkfs, filled by the real file system in a virtual machine: the captured bytes of one must make a
+//! complete volume again, on a disk full of other bytes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use usedmap::{Kind, Used, detect, used};
 const MIB: u64 = 1 << 20;
 
 /// Fills the file system mounted on /mnt: small, large, sparse, interleaved and deleted files, then new ones in the
-/// holes; prints what it takes.
+/// holes; prints the space used.
 const FILL: &str = r#"
 head -c 12582912 /dev/urandom >/tmp/pool
 piece() { dd if=/tmp/pool bs=1k skip=$1 count=$2 2>/dev/null; }
@@ -47,7 +47,7 @@ cd /
 sync
 "#;
 
-/// Prints a checksum of each file, and of names, sizes and kinds of all of them.
+/// Prints a checksum of each file, and one of the names, sizes and kinds of all files.
 const SUMS: &str = r#"
 cd /mnt
 find . -type f -exec sha1sum {} + | sed 's/^/SUM /'
@@ -69,12 +69,12 @@ fn map(path: &Path, kind: Kind) -> Used {
     let used = used(kind, &mut file, len).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(used.ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "ascending and coalesced");
     assert!(used.ranges.iter().all(|range| range.start < range.end && range.end <= len), "inside");
-    // None of these volumes has more behind it than what makes no group, segment or extent.
+    // The space after each of these volumes is shorter than a group, segment or extent.
     assert!(used.spans <= len && len - used.spans < 8 * MIB, "{} of {len}", used.spans);
     used
 }
 
-/// Writes the ranges of one volume to where random bytes were.
+/// Writes the ranges of one volume over random bytes.
 fn clone(from: &Path, ranges: &[Range<u64>], to: &Path) {
     let mut random = SmallRng::seed_from_u64(1);
     let mut source = File::open(from).expect("the volume");
@@ -99,7 +99,7 @@ fn copy_ranges(source: &mut File, ranges: &[Range<u64>], target: &mut File) {
     }
 }
 
-/// Of a volume made in an empty file: whatever was written there is used; `unchecked` bytes at the end may be anything.
+/// For a volume made in an empty file: everything written there is used; `unchecked` bytes at the end may be anything.
 fn assert_covered(path: &Path, used: &Used, unchecked: usize) {
     let mut bytes = fs::read(path).expect("the volume");
     let end = bytes.len() - unchecked;
@@ -112,7 +112,7 @@ fn assert_covered(path: &Path, used: &Used, unchecked: usize) {
     }
 }
 
-/// What SUMS printed: the sums in order, and how many bytes the file system says it uses.
+/// The output of SUMS: the sums in order, and the file system's count of used bytes.
 fn sums(lines: &[String]) -> (Vec<String>, u64) {
     let mut sums: Vec<String> =
         lines.iter().filter(|line| line.starts_with("SUM ") || line.starts_with("TREE ")).cloned().collect();
@@ -127,14 +127,14 @@ fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
 }
 
-/// One file system through all of it: fill, map, clone, check, compare.
+/// One file system through all steps: fill, map, clone, check, compare.
 struct Case<'a> {
     kind: Kind,
-    /// As mount calls it.
+    /// Its name for mount.
     mount_type: &'a str,
     modules: &'a [&'a str],
     len: u64,
-    /// More than the file system says is used, but always copied: at most this much.
+    /// Most bytes that are always copied although the file system does not count them as used.
     surplus: u64,
 }
 
@@ -206,13 +206,14 @@ fn reiserfs_survives() {
     case.check(Command::new(program("mkfs.reiserfs")).args(["-q", "-ff"]), reiserfsck);
 }
 
-/// What Debian's mkfs makes of these, its kernel does not mount: only fresh ones, and only its fsck to judge.
+/// Debian's kernel does not mount the volumes that its mkfs makes with these options, so they stay fresh, and only its
+/// fsck judges them.
 #[test]
 fn rare_reiserfs_survives() {
     for options in [["--format", "3.5"], ["-b", "1024"], ["-b", "2048"], ["-s", "513"]] {
         let dir = scratch();
         let [golden, cloned] = ["golden", "cloned"].map(|name| dir.path().join(name));
-        // More than one bitmap, and the last one not whole.
+        // There is more than one bitmap, and the last is not complete.
         empty_file(&golden, 200 * MIB + 4096 * 3 + 512);
         run(Command::new(program("mkfs.reiserfs")).args(["-q", "-ff"]).args(options).arg(&golden));
         let used = map(&golden, Kind::Reiserfs);
@@ -227,16 +228,16 @@ fn rare_reiserfs_survives() {
 
 #[test]
 fn nilfs2_survives() {
-    // The second has so many segments that their file needs a tree.
+    // The second has so many segments that its segment file needs a tree.
     for options in [&[][..], &["-b", "1024", "-B", "128"]] {
         let case =
             Case { kind: Kind::Nilfs2, mount_type: "nilfs2", modules: &["nilfs2"], len: 144 * MIB, surplus: 16 * MIB };
-        // It has no fsck; reading every file again has to do.
+        // NILFS2 has no fsck, so reading every file again has to do.
         case.check(Command::new(program("mkfs.nilfs2")).arg("-q").args(options), |_| {});
     }
 }
 
-/// Fresh ones, so large that their maps need all of their levels; their files are mostly holes.
+/// Fresh volumes, so large that their maps need all of their levels; their files are mostly holes.
 #[test]
 fn large_volumes_survive() {
     type Fsck = fn(&Path);
@@ -245,12 +246,12 @@ fn large_volumes_survive() {
         (Kind::Reiserfs, "mkfs.reiserfs", &["-q", "-ff"], reiserfsck),
         (Kind::Nilfs2, "mkfs.nilfs2", &["-q"], |_| {}),
     ];
-    // More than twice what 1024 maps of JFS have room for.
+    // More than twice the space that 1024 maps of JFS cover.
     let len = 70 << 30;
     for (kind, mkfs, options, fsck) in all {
         let dir = scratch();
         let [golden, cloned] = ["golden", "cloned"].map(|name| dir.path().join(name));
-        // The last blocks are not whole.
+        // The last blocks are not complete.
         empty_file(&golden, len + 4096 * 77 + 512);
         run(Command::new(program(mkfs)).args(options).arg(&golden));
         let used = map(&golden, kind);
@@ -279,7 +280,7 @@ fn ufs_survives() {
         fs::write(parent.join(format!("file{name}")), bytes).expect("a file");
     }
     std::os::unix::fs::symlink("dir1/file1", tree.join("link")).expect("a link");
-    // Byte order, options, and as what Linux mounts it, if it does.
+    // Byte order, options, and the type under which Linux mounts it, if it does.
     let variants = [
         ("le", "version=1,bsize=16384,fsize=2048", Some("44bsd")),
         ("be", "version=1,bsize=8192,fsize=1024", Some("44bsd")),
@@ -299,7 +300,7 @@ fn ufs_survives() {
         println!("{order} {options}: {} used, {} ranges, {:?}", used.len(), used.ranges.len(), used.notes);
         assert_eq!((used.is_clean, &used.notes[..]), (Some(true), &[][..]), "{order} {options}");
         assert!(used.len() < 48 * MIB, "{order} {options}: {} bytes", used.len());
-        // makefs ends its file with what happens to be in its memory.
+        // makefs ends its file with leftover bytes from its memory.
         assert_covered(golden, &used, 65_536);
         if *mount_type == Some("ufs2") {
             move_superblock(golden, *order == "be");
@@ -336,7 +337,7 @@ fn ufs_survives() {
     }
 }
 
-/// A used space keeps its name, its UUID and its boot loader, and nothing that was swapped out.
+/// A used space keeps its name, its UUID and its boot loader, but no swapped data.
 #[test]
 fn swap_survives() {
     let dir = scratch();
@@ -345,7 +346,7 @@ fn swap_survives() {
     let pages = [(4096u32, false), (4096, true), (65_536, false), (16_384, true), (8192, false)];
     let mut random = SmallRng::seed_from_u64(3);
     for (name, (page, is_big_endian)) in names.iter().flat_map(|name| pages.map(|page| (name, page))) {
-        // The last page is not whole.
+        // The last page is not complete.
         let len = 8 * MIB + 512 * 77;
         empty_file(&golden, len);
         let mut mkswap = Command::new(program("mkswap"));
@@ -353,7 +354,7 @@ fn swap_survives() {
         let mut bytes = fs::read(&golden).expect("the space");
         random.fill_bytes(&mut bytes[..1024]);
         if is_big_endian {
-            // As mkswap would have written it on such a machine, which Debian's cannot do for another one.
+            // The form that mkswap writes on such a machine; Debian's cannot write it for another machine.
             bytes[1024..1036].chunks_mut(4).for_each(<[u8]>::reverse);
         }
         random.fill_bytes(&mut bytes[usize::try_from(page).expect("small")..]);
@@ -422,7 +423,7 @@ fn lvm2_survives() {
     let used = map(&golden, Kind::Lvm2);
     println!("LVM2: {LVM_LEN} bytes, {} used in {} ranges", used.len(), used.ranges.len());
     assert_eq!((used.is_clean, used.block_size, &used.notes[..]), (None, 1 << 20, &[][..]));
-    // 6 + 5 + 9 + 4 MiB, and what is in front of the extents and behind them.
+    // 6 + 5 + 9 + 4 MiB, and the space before and after the extents.
     assert!((24 * MIB..28 * MIB).contains(&used.len()), "{}", used.len());
     assert!(used.ranges.len() > 2, "{:?}", used.ranges);
 

@@ -1,4 +1,4 @@
-//! From power-on by every road of firmware and DHCP.
+//! From power-on through every combination of firmware and DHCP.
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,7 +33,7 @@ pub fn leftover_file_uefi(rack: &mut Rack) -> Result<()> {
     beside_dnsmasq(rack, Firmware::Uefi, Bus::Virtio, Dnsmasq::site_dhcp_with_leftover)
 }
 
-/// The site's DHCP knows nothing of booting, or something old; our server gives no address to anybody.
+/// The site's DHCP server knows nothing about booting, or has old entries; our server gives out no addresses.
 fn beside_dnsmasq(
     rack: &mut Rack,
     firmware: Firmware,
@@ -66,7 +66,7 @@ pub fn dhcp_server_uefi(rack: &mut Rack) -> Result<()> {
     all_by_itself(rack, Firmware::Uefi, Bus::Virtio)
 }
 
-/// Power-on, imaging, restart, network boot again, local disk: nobody touches anything.
+/// Power-on, imaging, restart, network boot again, local disk, all without any action by a person.
 fn all_by_itself(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let mut server = rack.serve(ServerConfig::new(Dhcp::Server))?;
@@ -83,7 +83,7 @@ fn all_by_itself(rack: &mut Rack, firmware: Firmware, bus: Bus) -> Result<()> {
     server.stop()
 }
 
-/// From capture to the login prompt of the clone, with a Debian as people install it.
+/// From capture to the login prompt of the clone, with a typical Debian installation.
 pub fn debian_installation(rack: &mut Rack) -> Result<()> {
     let golden = golden_debian::disk(&rack.paths)?;
     let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
@@ -131,7 +131,7 @@ pub fn nothing_armed_uefi(rack: &mut Rack) -> Result<()> {
     starts_own_disk(rack, Firmware::Uefi)
 }
 
-/// A server that runs is no danger to anybody until something is armed.
+/// A running server does no harm until something is armed.
 fn starts_own_disk(rack: &mut Rack, firmware: Firmware) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let server = rack.serve(ServerConfig::new(Dhcp::Server))?;

@@ -1,4 +1,4 @@
-//! Which disk: exactly one that fits, or a refusal that leaves every disk as it is.
+//! The choice of the disk: exactly one that fits, or a refusal that leaves every disk unchanged.
 
 use anyhow::{Context, Result, ensure};
 
@@ -78,7 +78,7 @@ pub fn one_sector_short(rack: &mut Rack) -> Result<()> {
     rack.fault("a disk that is one sector too small", "its size", REFUSED)
 }
 
-/// A stick that the technician forgot is the first disk that the kernel finds.
+/// The kernel finds a forgotten USB stick as the first disk.
 pub fn usb_disk_first(rack: &mut Rack) -> Result<()> {
     let boot = rack.paths.boot_generic.clone();
     ensure!(boot.join("vmlinuz").exists(), "{} is missing: `make image FLAVOUR=generic` makes it", boot.display());
@@ -102,7 +102,7 @@ pub fn usb_disk_first(rack: &mut Rack) -> Result<()> {
     )
 }
 
-/// Machines say what they would do, and do nothing.
+/// Machines report what they would do, and do nothing.
 pub fn dry_run(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let server = armed(rack)?;
@@ -132,16 +132,16 @@ pub fn dry_run(rack: &mut Rack) -> Result<()> {
     Image::open(server.library(), "golden")?.compare(&golden, &old)
 }
 
-/// A server on which the small golden image is armed for everybody.
+/// A server with the small golden image armed for every machine.
 fn armed(rack: &Rack) -> Result<Server> {
     let golden = rack.golden(Size::Small)?;
     Ok(lab::armed(rack, &golden, &[])?.0)
 }
 
-/// What a refusal comes to.
+/// The result of a refusal.
 const REFUSED: &str = "the machine refuses; screen and server show every disk with the reason; the disk is unchanged";
 
-/// Switches a machine on and expects these words on its console and in `ezio status`, and its disks as they were.
+/// Switches a machine on, expects these words on its console and in `ezio status`, and expects its disks unchanged.
 fn expect_refusal(rack: &mut Rack, server: &Server, spec: &MachineSpec, disks: &[Disk], words: &[&str]) -> Result<()> {
     let mut machine = rack.power_on(spec)?;
     let said = machine.wait_for_failure()?;

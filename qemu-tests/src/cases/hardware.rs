@@ -1,4 +1,4 @@
-//! What real machines have and the cloud kernel does not know.
+//! Hardware of real machines that the cloud kernel does not support.
 
 use anyhow::{Result, ensure};
 

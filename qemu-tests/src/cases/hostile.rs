@@ -1,4 +1,4 @@
-//! Torrents and orders that must not be obeyed: the reason on console and server, and not a byte on the disk.
+//! Torrents and orders that must be refused: the reason is on console and server, and no byte is written to the disk.
 
 use std::fs;
 
@@ -96,7 +96,7 @@ fn torrent(extents: &[(u64, u64)]) -> Result<Vec<u8>> {
     new.to_bytes().context("making a torrent")
 }
 
-/// Exchanges a text for another of the same length, so that the bencode stays sound.
+/// Replaces a text with another of the same length, so that the bencode stays valid.
 fn replaced(torrent: &[u8], from: &str, to: &str) -> Result<Vec<u8>> {
     ensure!(from.len() == to.len(), "{from:?} and {to:?} differ in length");
     let at = torrent.windows(from.len()).position(|window| window == from.as_bytes());

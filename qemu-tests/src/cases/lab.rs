@@ -1,4 +1,4 @@
-//! What several stories start with.
+//! Shared beginnings of several cases.
 
 use anyhow::{Result, ensure};
 
@@ -8,7 +8,7 @@ use crate::machine::MachineSpec;
 use crate::rack::Rack;
 use crate::server::{Dhcp, Server, ServerConfig};
 
-/// A server on which the image of this disk is armed for everybody, with more words for `ezio arm`.
+/// A server with the image of this disk armed for every machine; `more` is passed to `ezio arm`.
 pub fn armed(rack: &Rack, golden: &Disk, more: &[&str]) -> Result<(Server, Image)> {
     let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
     let image = server.capture(golden, "golden")?;
@@ -16,7 +16,7 @@ pub fn armed(rack: &Rack, golden: &Disk, more: &[&str]) -> Result<(Server, Image
     Ok((server, image))
 }
 
-/// A machine whose RAM system QEMU loads itself.
+/// A machine whose RAM system is loaded by QEMU itself.
 pub fn direct(rack: &Rack, name: &str, number: u8) -> MachineSpec {
     MachineSpec::new(name, number).direct(&rack.paths.boot, "ezio.server=10.77.0.1")
 }

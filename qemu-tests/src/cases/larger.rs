@@ -1,4 +1,4 @@
-//! An image on a larger disk: the table fits it, and a partition and its file system may grow.
+//! An image on a larger disk: the table is fitted to the disk, and a partition and its file system may grow.
 
 use std::process::Command;
 
@@ -56,7 +56,7 @@ fn expect_good_table(disk: &Disk) -> Result<()> {
     Ok(())
 }
 
-/// Length of the ext4 in the second partition, which has to be sound.
+/// Length of the ext4 in the second partition, which has to be intact.
 fn root_len(disk: &Disk) -> Result<u64> {
     let info = run(Command::new("sgdisk").args(["-i", "2"]).arg(disk.path()))?;
     let first =

@@ -15,20 +15,20 @@ use crate::process::{POLL, run};
 use crate::rack::Rack;
 use crate::server::{Dhcp, ServerConfig};
 
-/// Larger than the memory of the machine that the promise is about.
+/// Size of an image larger than the memory of the machine in the promise.
 const LARGE_MIB: u64 = 1200;
-/// Larger than the memory of each machine in the search.
+/// Size of an image larger than the memory of each machine in the search.
 const SMALL_MIB: u64 = 520;
-/// What the promise is about.
+/// Memory of the machine in the promise.
 const PROMISED_MIB: u32 = 1024;
-/// Of the disk whose image has very many places.
+/// Size of the disk whose image has very many places.
 const SCATTERED_MIB: u64 = 330;
-/// Tried at once, from small to large. The kernel alone needs 96.
+/// Memory sizes that are tried at the same time, ascending. The kernel alone needs 96.
 const TRIED_MIB: [u32; 3] = [128, 192, 256];
-/// What a machine says that will not finish, besides what `/init` says then.
+/// Messages of a machine that will not finish, in addition to those of `/init`.
 const GIVEN_UP: [&str; 3] = ["Out of memory", "soft lockup", "!!!! X64 Exception"];
-/// A machine with too little memory may stand still instead of saying so: so long without a word on its serial line, which
-/// gets one every five seconds while `/init` restores.
+/// A machine with too little memory may hang without a message. It counts as hung after this long without output on its
+/// serial line, which gets a line every five seconds while `/init` restores.
 const STILL: Duration = Duration::from_secs(400);
 
 pub fn smallest_memory(rack: &mut Rack) -> Result<()> {
@@ -58,7 +58,8 @@ pub fn smallest_memory(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// A file system in very many pieces: its image has as many places as one may have, and the smallest machine takes it.
+/// A file system in very many pieces: its image has the maximum number of places, and the smallest machine can restore
+/// it.
 pub fn many_places(rack: &mut Rack) -> Result<()> {
     let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
     let golden = scattered_fat(&rack.disk_path("scattered"), SCATTERED_MIB)?;
@@ -75,7 +76,7 @@ pub fn many_places(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// A FAT32 without a partition table, of clusters of one sector, of which every seventh is in use.
+/// A FAT32 without a partition table, with clusters of one sector, of which every seventh is in use.
 fn scattered_fat(path: &Path, mib: u64) -> Result<Disk> {
     let disk = random_bytes_disk(path, mib)?;
     run(Command::new("mkfs.vfat").args(["-F", "32", "-s", "1", "-f", "1"]).arg(path))?;
@@ -84,7 +85,7 @@ fn scattered_fat(path: &Path, mib: u64) -> Result<Disk> {
     file.read_exact_at(&mut boot, 0).context("reading the boot sector")?;
     let table_at = u64::from(u16::from_le_bytes([boot[14], boot[15]])) * 512;
     let sectors = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
-    // The first two entries are the table's own, and the root directory is the third.
+    // The first two entries belong to the table itself, and the third is the root directory.
     let entry = |n: u32| if n.is_multiple_of(7) { 0x0fff_fff8u32 } else { 0 };
     let last = u32::try_from(mib * 2048)? - 2 * sectors;
     let entries: Vec<u8> = (3..last).flat_map(|n| entry(n).to_le_bytes()).collect();
@@ -97,7 +98,7 @@ struct Tried {
     memory: u32,
     machine: Machine,
     target: Disk,
-    /// Length of its log when that was looked at last, and when it changed last.
+    /// Length of its log at the last check, and when the log last changed.
     said: (usize, Instant),
 }
 
@@ -106,7 +107,7 @@ impl Tried {
         Tried { memory, machine, target, said: (0, Instant::now()) }
     }
 
-    /// Whether nothing is to be expected of it any more. One that talks and gets nowhere has the usual deadline.
+    /// Whether the machine hangs. A machine that writes output without progress has the usual deadline.
     fn stands_still(&mut self, text: &str) -> bool {
         if self.said.0 != text.len() {
             self.said = (text.len(), Instant::now());
@@ -115,12 +116,12 @@ impl Tried {
     }
 }
 
-/// The least memory with which one of these machines became the image, in MiB.
+/// The smallest memory with which one of these machines became the image, in MiB.
 fn smallest_of(mut tried: Vec<Tried>, image: &Image, golden: &Disk) -> Result<Option<u32>> {
     let mut smallest = None;
     while !tried.is_empty() {
         for mut one in std::mem::take(&mut tried) {
-            // Asked before looking, so that the last words are read before the silence is believed.
+            // Ask before reading the log, so that the last lines are read before the machine counts as silent.
             let is_off = one.machine.is_off()?;
             let text = one.machine.log().text();
             let mut lines = text.split_inclusive('\n');
@@ -146,12 +147,12 @@ fn smallest_of(mut tried: Vec<Tried>, image: &Image, golden: &Disk) -> Result<Op
     Ok(smallest)
 }
 
-/// The whole way from the firmware on, with the small golden image.
+/// The whole boot from the firmware on, with the small golden image.
 pub fn small_machines(rack: &mut Rack) -> Result<()> {
     let generic = rack.paths.boot_generic.clone();
     ensure!(generic.join("vmlinuz").exists(), "{} is missing: `make image FLAVOUR=generic`", generic.display());
     let golden = rack.golden(Size::Small)?;
-    // OVMF itself stands still with the cloud kernel in 128 MiB, which takes minutes to be sure of.
+    // OVMF itself hangs with the cloud kernel in 128 MiB, which takes minutes to be sure of.
     let cloud = [(Firmware::Bios, 1, [128, 192, 256]), (Firmware::Uefi, 4, [192, 256, 384])];
     let real = [(Firmware::Bios, 1, [256, 384, 512]), (Firmware::Uefi, 4, [256, 384, 512])];
     for (kernel, boot, promised, firmwares) in [("cloud", None, 256, cloud), ("generic", Some(generic), 512, real)] {

@@ -1,4 +1,4 @@
-//! The stories. Each is one function of a screen or less.
+//! The cases. Each is one function of a screen or less.
 
 mod chain;
 mod disks;
@@ -17,9 +17,9 @@ use anyhow::Result;
 use crate::rack::Rack;
 
 pub struct Case {
-    /// Its name, also of its folder.
+    /// Its name, also used for its folder.
     pub name: &'static str,
-    /// What it shows, in a line.
+    /// What it shows, in one line.
     pub what: &'static str,
     pub run: fn(&mut Rack) -> Result<()>,
 }
@@ -28,7 +28,7 @@ const fn case(name: &'static str, what: &'static str, run: fn(&mut Rack) -> Resu
     Case { name, what, run }
 }
 
-/// All of them. What the others rest on comes first, then the long ones, so that two at a time end together.
+/// All cases. The basic ones come first, then the long ones, so that two parallel jobs end at about the same time.
 pub const CASES: &[Case] = &[
     case("golden_disk_starts", "the golden disk itself, in BIOS and UEFI", chain::golden_disk_starts),
     case("smallest_memory", "1 GiB clones an image larger than that; the smallest that works", memory::smallest_memory),

@@ -1,4 +1,4 @@
-//! No server answers, or no server has an order: the machine says so and keeps trying, without touching its disk.
+//! No server answers, or no server has an order: the machine reports it and keeps trying, without touching its disk.
 
 use anyhow::Result;
 
@@ -20,7 +20,7 @@ pub fn no_dhcp_answer(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// The address is answered for, the port is not: a firewall between, or a server that has just been started.
+/// The address answers, but the port does not: there is a firewall between, or the server has just started.
 pub fn no_tftp_answer(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let disk = rack.new_disk("target", 128)?;

@@ -1,4 +1,4 @@
-//! Power cuts, and images that have changed: what is right on the disk stays, the rest is fetched.
+//! Power cuts, and images that have changed: correct data on the disk stays, the rest is fetched.
 
 use std::os::unix::fs::FileExt;
 
@@ -12,13 +12,13 @@ use crate::golden::random_disk;
 use crate::nbd::{NbdDisk, Temper};
 use crate::rack::Rack;
 
-/// Of random bytes in the image.
+/// Size of the image's random data, in MiB.
 const MIB: u64 = 96;
-/// Bytes a second that its disk takes, so that there is time to cut the power.
+/// Bytes per second that the disk accepts, so that there is time to cut the power.
 const SLOW: u64 = 10 << 20;
 const CUTS: usize = 10;
 
-/// What random numbers come from: the environment's SEED, else another one each time.
+/// The seed of the random numbers: SEED from the environment, otherwise a different one each time.
 fn seed() -> Result<u64> {
     match std::env::var("SEED") {
         Ok(seed) => seed.parse().with_context(|| format!("SEED={seed} is not a number")),
@@ -26,7 +26,7 @@ fn seed() -> Result<u64> {
     }
 }
 
-/// Ten power cuts at random moments, each of which also loses half of what the disk had not been told to flush.
+/// Ten power cuts at random moments. Each of them also loses half of the writes that the disk was not asked to flush.
 pub fn power_cuts(rack: &mut Rack) -> Result<()> {
     let golden = random_disk(&rack.disk_path("golden"), MIB)?;
     let (server, image) = armed(rack, &golden, &[])?;
@@ -38,7 +38,7 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         (random >> 33) % limit
     };
-    // Over the whole way; the last two after the last piece has come, or nearly.
+    // The moments are spread over the whole restore; the last two come when nearly every piece has arrived.
     let mut moments: Vec<u64> = (0..CUTS).map(|_| below(115)).collect();
     moments.sort_unstable();
     let nbd = NbdDisk::start("target.nbd", &disk, Temper::Forgetful(seed))?;
@@ -60,8 +60,8 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
             machine.pull_plug();
         }
         nbd.wait_for_cut()?;
-        // The report may be a second old. From there on the table may be on the disk; and the last report of this boot, of
-        // a time when it was not, is all that the server has to say of the next one until that makes one of its own.
+        // The report may be a second old. From there on, the table may be on the disk. The last report of this boot is
+        // from before that, and it is all the server knows about the next boot until that sends a report.
         if report.stage > Stage::Verify || machine.log().count("EZIO: stage finish") > 0 {
             println!("too late for a cut at {moment} %: the machine had come to its last stage");
             break;
@@ -90,11 +90,11 @@ pub fn power_cuts(rack: &mut Rack) -> Result<()> {
     rack.fault("ten power cuts, half of what was not flushed is lost", "random moments", what)
 }
 
-/// A power cut at half time costs no more than what was on its way.
+/// A power cut at half time costs only the data that was in transit.
 pub fn resumed(rack: &mut Rack) -> Result<()> {
     let golden = random_disk(&rack.disk_path("golden"), MIB)?;
     let (server, image) = armed(rack, &golden, &[])?;
-    // As in most rooms the link is slower than the disk.
+    // As in most rooms, the link is slower than the disk.
     rack.network.limit_server(60)?;
     let disk = rack.new_disk("target", MIB + 64)?;
     let spec = direct(rack, "machine", 1).disk(&disk, Bus::Virtio).slow_writes(SLOW);
@@ -118,12 +118,12 @@ pub fn resumed(rack: &mut Rack) -> Result<()> {
     );
     ensure!(second.progress.downloaded <= lacking, "more was fetched than was lacking");
     ensure!(second.kept + lacking == total, "what was kept and what was lacking are not the whole");
-    // What is on its way or in the page cache, which is kept to 32 MiB, is lost, whatever anybody does.
+    // Data in transit or in the page cache, which is limited to 32 MiB, is lost in any case.
     ensure!(twice <= 40 << 20, "more than what was in memory was fetched twice");
     rack.fault("power cut at half time", "mid-way", "the machine fetches only what was not on the disk yet")
 }
 
-/// Bytes of the image that are not on the disk.
+/// Number of bytes of the image that are not on the disk.
 fn lacking(image: &Image, disk: &Disk) -> Result<u64> {
     let file = disk.file()?;
     let geometry = image.meta.geometry;
@@ -142,12 +142,12 @@ fn lacking(image: &Image, disk: &Disk) -> Result<u64> {
     Ok(lacking)
 }
 
-/// The same disk again, with the same image and with one that has changed a little.
+/// The same disk again, once with the same image and once with a slightly changed one.
 pub fn changed_image(rack: &mut Rack) -> Result<()> {
     const MIB: u64 = 192;
     let golden = random_disk(&rack.disk_path("golden"), MIB)?;
     let (server, image) = armed(rack, &golden, &[])?;
-    // The link, not the emulated machine, is to be what takes the time.
+    // The link should be the bottleneck, not the emulated machine.
     rack.network.limit_server(100)?;
     let disk = rack.new_disk("target", MIB + 64)?;
     let spec = direct(rack, "machine", 1).disk(&disk, Bus::Virtio);
@@ -183,7 +183,7 @@ pub fn changed_image(rack: &mut Rack) -> Result<()> {
         let place = image.layout.on_disk(middle..middle + 8)?.next().context("inside the image")?;
         file.write_all_at(b"CHANGED!", place.disk.0).context("changing the golden disk")?;
     }
-    // What is open for writing is not captured.
+    // A disk that is open for writing cannot be captured.
     drop(file);
     let second = server.capture(&golden, "second")?;
     server.arm("second", &["--after", "poweroff", "--linger", "1"])?;

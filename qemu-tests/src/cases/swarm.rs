@@ -1,4 +1,4 @@
-//! Several machines at once, and what may happen to one of them.
+//! Several machines at once, and accidents that happen to one of them.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::process::POLL;
 use crate::rack::Rack;
 use crate::server::{Dhcp, Server, ServerConfig};
 
-/// Writes at this rate leave half a minute in the middle of the large golden image.
+/// At this rate, writing the large golden image leaves half a minute in the middle.
 const SLOW: u64 = 8 << 20;
 const TARGET_MIB: u64 = 500;
 
@@ -116,7 +116,7 @@ pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
     server.wait_for_report(&machines[0], "is mid-way", is_mid_way)?;
     machines[0].set_link(false)?;
     rack.network.set_way(2, false)?;
-    // Long enough for connections to be missed, short enough for TCP to remember them.
+    // The pause is long enough for connections to be missed, and short enough for TCP to keep them.
     let pulled = Instant::now();
     while pulled.elapsed() < Duration::from_secs(20) {
         std::thread::sleep(POLL);
@@ -131,20 +131,20 @@ pub fn cable_pulled(rack: &mut Rack) -> Result<()> {
     rack.fault("packets are lost for 20 s", "mid-way, behind a switch; the network card does not notice", what)
 }
 
-/// Seeder, tracker and the place for reports are gone for good, but one machine has everything.
+/// Seeder, tracker and report receiver are gone for good, but one machine has everything.
 pub fn seeder_gone(rack: &mut Rack) -> Result<()> {
     let (mut server, image, golden) = armed(rack)?;
     let specs = [spec(rack, 1)?, spec(rack, 2)?.slow_writes(SLOW)];
     server.arm("golden", &["--mac", specs[0].mac(), "--after", "poweroff", "--linger", "600"])?;
     let mut first = rack.power_on(&specs[0])?;
     first.wait_for("EZIO: verified")?;
-    // It goes on seeding while the second starts and takes what it needs.
+    // It continues to seed while the second machine starts and fetches what it needs.
     let mut second = rack.power_on(&specs[1])?;
     server.wait_for_report(&second, "is mid-way", is_mid_way)?;
     ensure!(!first.is_off()?, "the machine with every piece did not wait for the other");
     server.kill();
     expect_clone(rack, &image, &golden, &mut second)?;
-    // It has proven its disk and would go on waiting for others.
+    // It has proven its disk and would continue to wait for others.
     first.pull_plug();
     image.compare(&golden, &Disk::open(&rack.disk_path(first.name())))?;
     let what = "the machine continues with what the others have, and finishes";
@@ -155,7 +155,7 @@ pub fn seeder_gone(rack: &mut Rack) -> Result<()> {
     )
 }
 
-/// Whoever gave out the addresses is switched off while they are in use.
+/// The DHCP server is switched off while its addresses are in use.
 pub fn dhcp_gone(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Large)?;
     let dnsmasq = Dnsmasq::dhcp_and_tftp(None)?;

@@ -1,4 +1,4 @@
-//! Disks that fail or lie, and a peer that sends what is wrong: the machine reports it, and the others do not notice.
+//! Disks that fail or lie, and a peer that sends wrong data: the machine reports it, and the others do not notice.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,13 +16,13 @@ use crate::process::Process;
 use crate::rack::Rack;
 use crate::server::{HTTP_PORT, Server};
 
-/// One bad disk, and what has to be said of it.
+/// A bad disk, and the expected report about it.
 struct Bad {
     fault: &'static str,
     place: &'static str,
     words: Vec<String>,
     machine: Machine,
-    /// `None` if nothing can be read from it.
+    /// `None` if the disk cannot be read.
     disk: Option<Disk>,
 }
 
@@ -66,7 +66,7 @@ pub fn bad_disks(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
-/// Device, serial number, offset, cause and what to do are on the machine's screen and on the server; the disk does not
+/// Device, serial number, offset, cause and advice are on the machine's screen and on the server, and the disk does not
 /// boot.
 fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
     let line = bad.machine.wait_for_failure()?;
@@ -84,11 +84,11 @@ fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
     rack.fault(bad.fault, bad.place, &happened)
 }
 
-/// Somebody on the LAN has every piece, many of them with one bit flipped.
+/// A peer on the LAN has every piece, many of them with one bit flipped.
 pub fn bad_memory_of_a_peer(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let (server, image) = armed(rack, &golden, &[])?;
-    // So that the peer is worth asking.
+    // The limit makes the machine fetch from the peer.
     rack.network.limit_server(20)?;
     let host = rack.network.host("10.77.0.20")?;
     let _peer = bad_peer(rack, &server, &image, host.command(&rack.paths.ezio.to_string_lossy()))?;
@@ -127,7 +127,7 @@ fn bad_peer(
     Process::start("bad-peer", seed, Path::new("bad-peer.log"))
 }
 
-/// The only copy of a piece is wrong: nothing can be done but say so.
+/// The only copy of a piece is wrong: the machine can only report it.
 pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let (server, image) = armed(rack, &golden, &[])?;
@@ -148,7 +148,7 @@ pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
     rack.fault("a wrong bit in the server's copy", "one piece", words)
 }
 
-/// What reading everything back costs beside not doing it, where the disk is twice as fast as the link.
+/// The cost of reading everything back, on a disk that is twice as fast as the link.
 pub fn proof_costs_little(rack: &mut Rack) -> Result<()> {
     const MIB: u64 = 160;
     const LINK_MBIT: u32 = 40;

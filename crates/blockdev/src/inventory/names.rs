@@ -1,5 +1,6 @@
 //! Model and serial number, and the names that udev makes of them (`60-persistent-storage.rules` and its helpers
-//! `ata_id`, `scsi_id` and `usb_id`). The RAM system has no udev, but people copy these names from systems that do.
+//! `ata_id`, `scsi_id` and `usb_id`). The RAM system has no udev, but people copy these names from systems that have
+//! it.
 
 use order::Bus;
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use super::sysfs::{Place, bare_wwn, clean, first_of, read};
 
-/// What a device says of itself.
+/// What a device reports about itself.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identity {
     pub(super) model: String,
@@ -131,8 +132,8 @@ pub(super) fn by_id(place: &Place, bus: Option<Bus>, identity: &Identity) -> Vec
     names
 }
 
-/// As `scsi_id` has it: the type of the designator as a digit, then the designator; page 80 as a last resort. All of
-/// them, because systems differ in which one they take.
+/// As `scsi_id` builds it: the type of the designator as a digit, then the designator; page 80 as a last resort.
+/// Returns all of them, because systems differ in which one they use.
 fn scsi(dir: &Path) -> Vec<String> {
     let page = fs::read(dir.join("device/vpd_pg83")).unwrap_or_default();
     let maker = format!("{:<8}{:<16}", read(dir, "device/vendor"), read(dir, "device/model"));
@@ -156,7 +157,8 @@ fn scsi(dir: &Path) -> Vec<String> {
     names
 }
 
-/// As `usb_id` has it: maker and model from the SCSI layer, the serial number from the USB device, target and unit.
+/// As `usb_id` builds it: vendor and model from the SCSI layer, the serial number from the USB device, then target and
+/// unit.
 fn usb(place: &Place) -> Option<String> {
     let way = place.way();
     let device = usb_device(&way)?;
@@ -174,7 +176,8 @@ fn usb_device<'a>(way: &[(&'a Path, &str)]) -> Option<&'a Path> {
     way.iter().map(|(dir, _)| *dir).rfind(|dir| dir.join("idVendor").exists())
 }
 
-/// What udev makes of a text in a name: each run of blanks an underscore, and whatever it does not allow as well.
+/// Converts text to udev's form for names: an underscore replaces each run of blanks, and each character that udev does
+/// not allow.
 fn udev(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join("_");
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();

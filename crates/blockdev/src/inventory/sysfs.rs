@@ -1,4 +1,4 @@
-//! What sysfs says, as text that cannot garble a terminal.
+//! Reads sysfs as text that cannot garble a terminal.
 
 use order::Bus;
 use std::fs;
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 pub(super) struct Place {
     /// `/sys/block/NAME`.
     pub(super) dir: PathBuf,
-    /// The real directory, with every bridge and port on the way.
+    /// The real directory, whose path has every bridge and port on the way.
     pub(super) real: PathBuf,
-    /// How many components of `real` are sysfs itself.
+    /// How many components of `real` belong to sysfs itself.
     pub(super) depth: usize,
 }
 
@@ -31,9 +31,9 @@ impl Place {
         way.split_off(self.depth.saturating_sub(1).min(way.len()))
     }
 
-    /// What the disk is attached to; `None` if that is none of those that a rule can name.
+    /// The bus the disk is attached to; `None` if a rule has no name for it.
     pub(super) fn bus(&self) -> Option<Bus> {
-        // The path through sysfs names every bridge on the way; the one nearest to the disk decides.
+        // The path through sysfs names every bridge on the way; the nearest to the disk decides.
         let way = self.way();
         let has = |prefix: &str| way.iter().any(|(_, name)| name.starts_with(prefix));
         let prefixes = [
@@ -64,7 +64,7 @@ pub(super) fn first_of(dir: &Path, names: &[&str]) -> String {
     names.iter().map(|name| read(dir, name)).find(|text| !text.is_empty()).unwrap_or_default()
 }
 
-/// A file's text, trimmed, without anything that would garble a terminal: devices choose their own names.
+/// A file's text, trimmed, without characters that would garble a terminal: devices choose their names freely.
 pub(super) fn read(dir: &Path, name: &str) -> String {
     clean(&String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap_or_default()))
 }

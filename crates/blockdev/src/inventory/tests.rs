@@ -272,7 +272,7 @@ fn looking_at_a_disk_says_what_is_there_or_why_not() {
         ..Disk::default()
     };
     fs::write(dir.path().join("sda"), vec![0; 1 << 20]).expect("new");
-    // Opening a pipe that nobody writes to waits, as a dying disk does.
+    // Opening a pipe without a writer blocks, as a dying disk does.
     nix::unistd::mkfifo(&dir.path().join("sdc"), nix::sys::stat::Mode::S_IRWXU).expect("new");
     let mut disks = [disk("sda", 1 << 20), disk("sdb", 9), disk("sdc", 9)];
     look_at(&mut disks, Duration::from_secs(1));

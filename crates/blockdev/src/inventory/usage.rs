@@ -1,11 +1,11 @@
-//! What uses a disk: what holds it or one of its partitions, and what is mounted from it.
+//! Finds what uses a disk: what holds it or one of its partitions, and what is mounted from it.
 
 use std::path::Path;
 
 use super::Disk;
 use super::sysfs::{list, read};
 
-/// Whatever is built upon the disk or its partitions, in words.
+/// Everything built upon the disk or its partitions, as text.
 pub(super) fn holders(dir: &Path, name: &str) -> Vec<String> {
     let mut nodes = vec![(dir.to_owned(), name.to_owned())];
     nodes.extend(partitions(dir).into_iter().map(|partition| (dir.join(&partition), partition)));
@@ -15,7 +15,8 @@ pub(super) fn holders(dir: &Path, name: &str) -> Vec<String> {
     nodes.into_iter().flat_map(held).collect()
 }
 
-/// Adds what is mounted from the disks or swapped to, by the text of `/proc/self/mountinfo` and `/proc/swaps`.
+/// Adds what is mounted from the disks, and their swap areas in use, from the text of `/proc/self/mountinfo` and
+/// `/proc/swaps`.
 pub fn mark_mounted(disks: &mut [Disk], sysfs: &Path, mountinfo: &str, swaps: &str) {
     for disk in disks {
         let dir = sysfs.join("block").join(&disk.name);

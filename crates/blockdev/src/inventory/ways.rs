@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::sysfs::{Place, list, read};
 
-/// Names below `/dev/disk/by-path`, the usual one first; none where the disk hangs on something other than PCI.
+/// Names below `/dev/disk/by-path`, the usual one first; none if the disk is not attached through PCI.
 pub(super) fn by_path(place: &Place, bus: Option<Bus>) -> Vec<String> {
     let way = place.way();
     let Some(at) = way.iter().rposition(|(_, name)| is_pci_function(name)) else { return Vec::new() };
@@ -24,7 +24,7 @@ pub(super) fn by_path(place: &Place, bus: Option<Bus>) -> Vec<String> {
     };
     let mut names: Vec<_> = ends.into_iter().map(|end| format!("{pci}{end}")).collect();
     if is_virtio {
-        // Older systemd wrote it so.
+        // Older versions of systemd wrote this form.
         names.extend(names.clone().into_iter().map(|name| format!("virtio-{name}")));
     }
     names
@@ -48,7 +48,7 @@ fn address(way: &[(&Path, &str)]) -> Option<[u64; 4]> {
 fn ata(way: &[(&Path, &str)]) -> Vec<String> {
     let is_port = |name: &str| name.strip_prefix("ata").is_some_and(|rest| rest.parse::<u32>().is_ok());
     let Some((dir, port)) = way.iter().find(|(_, name)| is_port(name)) else { return Vec::new() };
-    // The number in the name counts the ports of all controllers, this one those of its own.
+    // The number in the name counts the ports of all controllers; this one counts the ports of one controller.
     let number = read(&dir.join("ata_port").join(port), "port_no");
     let number = if number.is_empty() { port.trim_start_matches("ata").to_owned() } else { number };
     match address(way) {
@@ -61,7 +61,8 @@ fn ata(way: &[(&Path, &str)]) -> Vec<String> {
 }
 
 fn usb(way: &[(&Path, &str)]) -> Vec<String> {
-    // An interface: `2-1.3:1.0` is interface 0 in configuration 1 of what is in port 3 of the hub in port 1 of bus 2.
+    // An interface: `2-1.3:1.0` is interface 0 in configuration 1 of the device in port 3 of the hub in port 1 of bus
+    // 2.
     let port = |name: &str| {
         let (bus, rest) = name.split_once('-')?;
         (bus.parse::<u32>().is_ok() && rest.contains(':')).then(|| rest.to_owned())
@@ -78,7 +79,7 @@ fn scsi(way: &[(&Path, &str)]) -> Vec<String> {
 
 fn scsi_address(way: &[(&Path, &str)]) -> Option<String> {
     let [host, channel, target, unit] = address(way)?;
-    // Hosts are numbered in the order they were found; their place among those of the same controller does not change.
+    // Hosts are numbered in the order they were found; their order within one controller does not change.
     let number = |name: &str| name.strip_prefix("host")?.parse::<u64>().ok();
     let (dir, _) = way.iter().find(|(_, name)| number(name).is_some())?;
     let siblings = dir.parent().map(list).unwrap_or_default();
@@ -86,7 +87,8 @@ fn scsi_address(way: &[(&Path, &str)]) -> Option<String> {
     Some(format!("-scsi-{}:{channel}:{target}:{unit}", host.saturating_sub(first)))
 }
 
-/// `port-0:0/end_device-0:0/target…`: by its phy, the name of today, and by its address, that of wide ports and of before.
+/// `port-0:0/end_device-0:0/target…`: by its phy (the current name), and by its address (the name of wide ports and of
+/// older versions).
 fn sas(way: &[(&Path, &str)]) -> Option<Vec<String>> {
     let at = way.iter().position(|(_, name)| name.starts_with("end_device-"))?;
     let (dir, name) = way[at];

@@ -1,6 +1,7 @@
 //! Archives, and appliances that are archives.
 //!
-//! Formats: tar is that of POSIX.1-1988 and of Unix V7, OVA that of DSP0243 (DMTF); the others are recognised as file(1) does.
+//! Formats: tar follows POSIX.1-1988 and Unix V7, OVA follows DSP0243 (DMTF). The others are recognised as file(1)
+//! does.
 
 use std::io;
 
@@ -8,11 +9,11 @@ use super::look::{Container, Look, Mark, mark};
 
 /// Length of a block of a tar file, in bytes.
 const BLOCK_LEN: u64 = 512;
-/// How many members of a tar file are looked at.
+/// Most members of a tar file that are read.
 const MEMBERS_MAX: usize = 64;
-/// How many disks in it are named.
+/// Most disks in it that are named.
 const DISKS_SHOWN: usize = 3;
-/// How names of disks end.
+/// File name endings of disks.
 const DISK_NAMES: [&str; 8] = ["vmdk", "vhd", "vhdx", "vdi", "qcow2", "raw", "img", "iso"];
 
 const MARKS: &[Mark] = &[
@@ -56,8 +57,8 @@ pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     look.first_of(MARKS)
 }
 
-/// The old header of 13 binary numbers, in the byte order of the machine that wrote it: 070707 first, the mode fourth, the
-/// length of the name eleventh, and the name behind them, with a zero at its end. (cpio(5))
+/// The old header of 13 binary numbers, in the byte order of the machine that wrote it: 070707 is first, the mode
+/// fourth, the length of the name eleventh. The name follows them and ends with a zero. (cpio(5))
 fn is_binary_cpio(look: &Look<'_>, number: fn([u8; 2]) -> u16) -> bool {
     let field = |index: usize| look.bytes(index * 2).map(number);
     let is_file = |mode: u16| matches!(mode >> 12, 1 | 2 | 4 | 6 | 8 | 10 | 12);
@@ -71,14 +72,14 @@ fn is_binary_cpio(look: &Look<'_>, number: fn([u8; 2]) -> u16) -> bool {
 /// A member of a tar file.
 struct Member {
     name: String,
-    /// Of what follows its header, in bytes.
+    /// Length of the data after its header, in bytes.
     len: u64,
-    /// And not a directory, or attributes of the next one, which are under its name as well.
+    /// It is not a directory, nor the attributes of the next member, which have its name too.
     is_file: bool,
 }
 
 impl Member {
-    /// Reads a header; `None` if it is none. Byte 0 name, 124 length, 148 checksum, 156 type, 257 `ustar`.
+    /// Reads a header; `None` if it is not one. Byte 0 name, 124 length, 148 checksum, 156 type, 257 `ustar`.
     fn parse(header: &[u8]) -> Option<Member> {
         let header: &[u8; 512] = header.first_chunk()?;
         if header[0] == 0 || !(has_right_sum(header) || header[257..].starts_with(b"ustar")) {
@@ -87,14 +88,14 @@ impl Member {
         let name = header[..100].split(|&byte| byte == 0).next()?;
         let name = String::from_utf8_lossy(name).chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         let len = match header[124..136].first_chunk::<12>()? {
-            // Too long for digits: a binary number, big-endian (GNU).
+            // A length with too many digits is stored as a binary number, big-endian (GNU).
             [0x80, 0, 0, 0, number @ ..] => u64::from_be_bytes(*number),
             digits => octal(digits)?,
         };
         Some(Member { name, len, is_file: matches!(header[156], 0 | b'0' | b'7') })
     }
 
-    /// The name without directories, if it is one of a disk.
+    /// The name without directories, if it is a disk's.
     fn disk(&self) -> Option<&str> {
         let name = self.name.rsplit('/').next()?;
         let (_, ending) = name.rsplit_once('.')?;
@@ -106,7 +107,7 @@ impl Member {
     }
 }
 
-/// The sum over all bytes, those of the checksum taken for spaces; some programs of old added signed bytes.
+/// Checks the sum of all bytes, with the checksum field counted as spaces. Some old programs added signed bytes.
 fn has_right_sum(header: &[u8; 512]) -> bool {
     let Some(sum) = octal(&header[148..156]).and_then(|sum| i64::try_from(sum).ok()) else { return false };
     let bytes = || header[..148].iter().chain(&header[156..]).copied();
@@ -116,21 +117,21 @@ fn has_right_sum(header: &[u8; 512]) -> bool {
     [unsigned, signed].contains(&(sum - spaces))
 }
 
-/// Digits with spaces before them, and spaces or zeros behind.
+/// Digits after leading spaces, followed by spaces or zeros.
 fn octal(field: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number { u64::from_str_radix(text, 8).ok() } else { None }
 }
 
-/// A tar file, with what it holds as far as its first members tell.
+/// A tar file, with its contents as far as its first members show them.
 ///
 /// # Errors
 /// If the file cannot be read.
 pub(super) fn tar(look: &Look<'_>) -> io::Result<Option<Container>> {
     let members = members(look)?;
     let Some(first) = members.first() else { return Ok(None) };
-    // XenServer's: a file of XML first, and the disk in directories of chunks.
+    // XenServer's format: an XML file first, then the disk in directories of chunks.
     if first.name == "ova.xml" {
         let advice = "export the disk itself where it came from, as VHD or raw, and import that";
         return Ok(Some(look.is("a virtual machine that XenServer exported (XVA, a tar file)", advice)));
@@ -153,7 +154,7 @@ fn shown(disks: &[&str]) -> String {
     format!("{}{more}", disks[..disks.len().min(DISKS_SHOWN)].join(", "))
 }
 
-/// The first members; none if it is no tar file.
+/// The first members; empty if it is not a tar file.
 fn members(look: &Look<'_>) -> io::Result<Vec<Member>> {
     let mut members = Vec::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! What other programs write of a disk, a file system, or in place of one.
+//! Files of other programs that contain a disk or a file system, or stand in place of one.
 
 use super::disk_format::disk_format;
 use super::look::{Container, Look, Mark, mark};
@@ -8,7 +8,7 @@ const NO_FILES: &str = "restore it to a file system, make that disk start, and c
 const EWF: &str = "turn it into a raw disk (`ewfexport {}`), and import that";
 const DUMP: &str = "restore it to a file system (`restore -rf {}`), make that disk start, and capture the disk";
 
-/// Heads: those of imaging programs are in their sources or in file(1).
+/// Marks at the start of files: those of imaging programs come from their sources or from file(1).
 const MARKS: &[Mark] = &[
     mark(
         0,
@@ -94,7 +94,7 @@ const MARKS: &[Mark] = &[
 
 const ZFS: &str = "receive it (`zfs receive`), make that disk start, and capture the disk";
 
-/// Everything else that is no disk.
+/// Finds every other format that is not a disk.
 pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     virtual_disk(look)
         .or_else(|| look.first_of(MARKS))
@@ -104,7 +104,7 @@ pub(super) fn find(look: &Look<'_>) -> Option<Container> {
         .or_else(|| if look.starts_like_a_disk() { None } else { faint(look) })
 }
 
-/// Disk images that `ezio image import` reads, for whoever wants to capture one.
+/// Disk images that `ezio image import` reads; a capture refuses them with that hint.
 fn virtual_disk(look: &Look<'_>) -> Option<Container> {
     let foot = look.tail.get(look.tail.len().saturating_sub(512)..).unwrap_or_default();
     let format = disk_format(&look.head, foot)?;
@@ -116,8 +116,9 @@ fn virtual_disk(look: &Look<'_>) -> Option<Container> {
     )
 }
 
-/// Windows images: 8 bytes of magic, then the length of the header, the version, flags, and which part of how many it is.
-/// (`WIMHEADER_V1_PACKED` of Microsoft's, "Windows Imaging File Format"; wimlib for `WLPWM` and solid ones.)
+/// Windows images: 8 bytes of magic, then the length of the header, the version, flags, the part's number and the
+/// number of parts. (`WIMHEADER_V1_PACKED` in Microsoft's "Windows Imaging File Format"; wimlib for `WLPWM` and solid
+/// ones.)
 fn wim(look: &Look<'_>) -> Option<Container> {
     const APPLY: &str = "it holds files, not blocks: apply it to a disk (Windows Setup, `DISM /Apply-Image`, `wimlib-imagex \
                          apply`), make that disk start, and capture it";
@@ -138,7 +139,7 @@ fn wim(look: &Look<'_>) -> Option<Container> {
     Some(look.is(if version == SOLID { "a Windows image (ESD)" } else { "a Windows image (WIM)" }, APPLY))
 }
 
-/// Text that came in place of the file that was meant, or describes it.
+/// Text that arrived instead of the intended file, or describes it.
 fn text(look: &Look<'_>) -> Option<Container> {
     let bytes = look.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&look.head).trim_ascii_start();
     let starts = |word: &str| bytes.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
@@ -167,7 +168,7 @@ fn trailer(look: &Look<'_>) -> Option<Container> {
         let advice = "turn it into a raw disk (`qemu-img convert -f dmg -O raw {} disk.img`), and import disk.img";
         return Some(look.is("a disk image of Apple's (DMG)", advice));
     }
-    // Reflect X: an offset of 8 bytes and these 12; up to Reflect 8 a longer trailer with these 21.
+    // Reflect X: an offset of 8 bytes and these 12 bytes; up to Reflect 8, a longer trailer with these 21 bytes.
     let older = b"__79241006_2651_11D4_";
     let is_older = from_end(64).is_some_and(|end| end.windows(older.len()).any(|window| window == older));
     if look.tail.ends_with(b"MACRIUM_FILE") || is_older {
@@ -181,7 +182,8 @@ fn faint(look: &Look<'_>) -> Option<Container> {
     if look.has(0, b"\xfe\xef\x01") && matches!(look.byte(3), Some(0..=9)) {
         return Some(look.is("an image that Norton Ghost made", RESTORE));
     }
-    // `NFS_MAGIC` of protocols/dumprestore.h, behind the type, two dates, and three numbers; a tape starts with type 1.
+    // `NFS_MAGIC` of protocols/dumprestore.h comes after the type, two dates, and three numbers; a tape starts with
+    // type 1.
     let is_dump = |magic: [u8; 4], one: [u8; 4]| look.has(24, &magic) && look.has(0, &one);
     if is_dump(60_012_u32.to_le_bytes(), 1_u32.to_le_bytes()) || is_dump(60_012_u32.to_be_bytes(), 1_u32.to_be_bytes())
     {

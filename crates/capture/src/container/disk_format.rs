@@ -1,6 +1,6 @@
 //! Formats of disk images, by their marks.
 
-/// What kind of disk image starts with `head`, and has `foot` for its last 512 bytes, as `qemu-img` calls it.
+/// The kind of disk image that starts with `head` and has `foot` as its last 512 bytes, named as in `qemu-img`.
 pub(crate) fn disk_format(head: &[u8], foot: &[u8]) -> Option<&'static str> {
     let at_start: &[(&[u8], &str)] = &[
         (b"QFI\xfb\0\0\0\x01", "qcow"),

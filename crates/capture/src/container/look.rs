@@ -1,21 +1,21 @@
-//! The start and the end of a file, and the marks that tell what it is.
+//! The start and the end of a file, and the marks that identify it.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// How much of the start is looked at, in bytes.
+/// Bytes read at the start.
 const HEAD_LEN: u64 = 64 << 10;
-/// How much of the end, in bytes: the longest trailer is Apple's, of 512.
+/// Bytes read at the end: the longest trailer is Apple's, with 512 bytes.
 const TAIL_LEN: u64 = 1024;
 
-/// What a file is that is no disk.
+/// The kind of a file that is not a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Container {
-    /// With its article: `an OVA (a tar file)`.
+    /// Its kind, with an article: `an OVA (a tar file)`.
     pub what: String,
-    /// What to do with it, as an order.
+    /// What to do with it, in the imperative.
     pub advice: String,
 }
 
@@ -30,11 +30,11 @@ impl Container {
     }
 }
 
-/// A file, and what was read of it.
+/// A file, and the parts of it that were read.
 pub(super) struct Look<'a> {
     pub path: &'a Path,
     file: &'a File,
-    /// Of the file, in bytes.
+    /// Length of the file in bytes.
     pub len: u64,
     pub head: Vec<u8>,
     pub tail: Vec<u8>,
@@ -86,29 +86,29 @@ impl<'a> Look<'a> {
         self.head.windows(bytes.len()).any(|window| window == bytes)
     }
 
-    /// Whether it has a boot sector (0x55 0xAA at its end) or the header of a GPT: marks of a few bytes are chance then.
+    /// Whether it has a boot sector (0x55 0xAA at its end) or a GPT header. If so, marks of a few bytes are chance.
     pub(super) fn starts_like_a_disk(&self) -> bool {
         self.has(510, b"\x55\xaa") || self.has(512, b"EFI PART") || self.has(4096, b"EFI PART")
     }
 
-    /// The container with the file's name where `{}` stands in the advice.
+    /// The container, with the file's name in place of `{}` in the advice.
     pub(super) fn is(&self, what: &str, advice: &str) -> Container {
         Container::new(what, advice.replace("{}", &self.path.display().to_string()))
     }
 
-    /// The first of the table whose mark the head has.
+    /// The first entry of the table whose mark is in the head.
     pub(super) fn first_of(&self, marks: &[Mark]) -> Option<Container> {
         let mark = marks.iter().find(|mark| self.has(mark.at, mark.bytes))?;
         Some(self.is(mark.what, mark.advice))
     }
 }
 
-/// A mark at a fixed place, enough to tell by.
+/// A mark at a fixed place that is enough to recognise a format.
 pub(super) struct Mark {
     at: usize,
     bytes: &'static [u8],
     what: &'static str,
-    /// `{}` is the file.
+    /// The advice; `{}` stands for the file.
     advice: &'static str,
 }
 

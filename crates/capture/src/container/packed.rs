@@ -1,13 +1,13 @@
 //! Compressed files: a stream of one file, which may well be a disk.
 //!
-//! `ezio image import` reads those that hold an image of partclone before it comes here.
+//! `ezio image import` reads compressed partclone images before this check.
 
 use super::look::{Container, Look};
 
-/// Longest that an .lzma says it is, in bytes; xz(1) takes no more for sane.
+/// Longest length that an .lzma may state, in bytes; xz(1) treats larger values as invalid.
 const LZMA_LEN_MAX: u64 = 256 << 30;
 
-/// What decompresses it, told by how it starts.
+/// Finds the program that decompresses the file, by its first bytes.
 pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     let (name, command) = compression(look)?;
     let advice = format!("decompress it first (`{command} {} >disk.img`), and import disk.img", look.path.display());
@@ -18,7 +18,7 @@ fn compression(look: &Look<'_>) -> Option<(&'static str, &'static str)> {
     let has = |bytes: &[u8]| look.has(0, bytes);
     // RFC 1952: deflate is the only method, and the upper three flags are zero.
     let is_gzip = has(b"\x1f\x8b\x08") && look.byte(3).is_some_and(|flags| flags & 0xe0 == 0);
-    // A block starts with the digits of π, the end with those of its square root.
+    // A block starts with the digits of π, the end of the stream with those of π's square root.
     let is_bzip2 = has(b"BZh")
         && matches!(look.byte(3), Some(b'1'..=b'9'))
         && (look.has(4, b"\x31\x41\x59\x26\x53\x59") || look.has(4, b"\x17\x72\x45\x38\x50\x90"));
@@ -38,7 +38,7 @@ fn compression(look: &Look<'_>) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// A frame to be skipped, and zstd's own behind it (RFC 8878, section 3.1.2); pzstd starts so.
+/// A skippable frame, followed by a normal zstd frame (RFC 8878, section 3.1.2); pzstd's files start this way.
 fn is_pzstd(look: &Look<'_>) -> bool {
     let Some([0x50..=0x5f, 0x2a, 0x4d, 0x18]) = look.bytes(0) else { return false };
     let Some(len) = look.bytes(4).map(u32::from_le_bytes).and_then(|len| usize::try_from(len).ok()) else {
@@ -52,7 +52,7 @@ fn is_compress(look: &Look<'_>) -> bool {
     matches!(look.bytes(0), Some([0x1f, 0x9d, flags]) if flags & 0x60 == 0 && (9..=16).contains(&(flags & 0x1f)))
 }
 
-/// It has no mark of its own: properties as everybody has them, the size of the dictionary (2^n or 2^n + 2^(n-1)), the
+/// The format has no mark. It starts with the usual properties, the size of the dictionary (2^n or 2^n + 2^(n-1)), the
 /// length or -1, and a zero that starts the range coder.
 fn is_lzma(look: &Look<'_>) -> bool {
     let dictionary = look.bytes(1).map(u32::from_le_bytes);

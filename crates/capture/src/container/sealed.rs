@@ -17,7 +17,7 @@ const MARKS: &[Mark] = &[
     mark(0, b"-----BEGIN AGE ENCRYPTED FILE-----", "a file that age encrypted", DECRYPT_AGE),
 ];
 
-/// What decrypts it.
+/// Finds the program that decrypts the file.
 pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     if is_openpgp(look) && !look.starts_like_a_disk() {
         return Some(look.is("an OpenPGP message", DECRYPT_PGP));
@@ -25,14 +25,14 @@ pub(super) fn find(look: &Look<'_>) -> Option<Container> {
     look.first_of(MARKS)
 }
 
-/// A packet with an encrypted session key (RFC 9580, section 5: tag 1 for a public key, 3 for a passphrase), and another
-/// packet of an encrypted message right behind it.
+/// A packet with an encrypted session key (RFC 9580, section 5: tag 1 for a public key, 3 for a passphrase), directly
+/// followed by another packet of an encrypted message.
 fn is_openpgp(look: &Look<'_>) -> bool {
     let Some((tag, start, end)) = packet(look, 0) else { return false };
     let Some([version, second]) = look.bytes(start) else { return false };
     let is_key = match tag {
         1 => matches!(version, 3 | 6),
-        // An algorithm of the registry (section 9.3) follows in version 4.
+        // In version 4, an algorithm of the registry (section 9.3) follows.
         3 => version == 4 && (1..=13).contains(&second) || matches!(version, 5 | 6),
         _ => false,
     };

@@ -1,4 +1,4 @@
-//! Files with the marks that the formats have, and files that have them by chance.
+//! Files with the marks of the formats, and files that have such marks by chance.
 
 use super::*;
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ fn found(bytes: &[u8]) -> Option<Container> {
     recognise(Path::new("app.bin"), &file, bytes.len() as u64).expect("read")
 }
 
-/// What is said of a file.
+/// The message about a file.
 fn said(bytes: &[u8]) -> String {
     let container = found(bytes).unwrap_or_else(|| panic!("{:?}", &bytes[..bytes.len().min(16)]));
     let words = container.refusal(Path::new("app.bin"));
@@ -19,7 +19,7 @@ fn said(bytes: &[u8]) -> String {
     words
 }
 
-/// These bytes at a place of a file of 100 KiB that has nothing else.
+/// A file of 100 KiB that holds only these bytes, at this place.
 fn at(place: usize, bytes: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 100 << 10];
     file[place..place + bytes.len()].copy_from_slice(bytes);
@@ -32,7 +32,7 @@ fn set_sum(header: &mut [u8]) {
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
-/// A tar file of members of these names and lengths.
+/// A tar file with members of these names and lengths.
 fn tar(magic: &[u8], members: &[(&str, usize)]) -> Vec<u8> {
     let mut tar = Vec::new();
     for (name, len) in members {
@@ -69,7 +69,7 @@ fn tar_files_are_told_with_the_disk_in_them() {
     assert!(words.ends_with("import the .VHD in it (a.VHD, b.vhd, c.vhd, …)"), "{words}");
     assert!(said(&tar(b"ustar", &[("ova.xml", 1), ("Ref:1/00000000", 512)])).contains("XVA"));
     assert!(said(&tar(b"ustar", &[("\x1b[2J.vmdk", 1)])).contains("(?[2J.vmdk)"));
-    // No digits, as GNU tar writes a length of 8 GiB and more; what follows is past the end.
+    // The length is not in digits: GNU tar writes 8 GiB and more this way. What follows is past the end.
     let mut large = tar(b"ustar  \0", &[("huge.raw", 0)]);
     large[124..136].copy_from_slice(b"\x80\0\0\0\0\0\0\x0f\0\0\0\0");
     set_sum(&mut large[..512]);
@@ -172,7 +172,7 @@ fn encrypted_files_are_told() {
         (b"-----BEGIN PGP MESSAGE-----\n", "OpenPGP"),
         (b"age-encryption.org/v1\n-> X25519 ", "age"),
         (b"-----BEGIN AGE ENCRYPTED FILE-----\n", "age"),
-        // A passphrase's packet of 13 bytes, and one of 4 bytes with a new head; then the data.
+        // A passphrase's packet of 13 bytes, and one of 4 bytes with a head in the new format; then the data.
         (b"\x8c\x0d\x04\x09\x03\x02abcdefgh\xff\xd2", "OpenPGP"),
         (b"\xc3\x04\x04\x09\x00\x08\xd2\x50", "OpenPGP"),
     ] {
@@ -271,7 +271,7 @@ fn disks_are_none_of_these() {
     ] {
         assert_eq!(found(&bytes), None, "{what}");
     }
-    // Marks of two or three bytes in front of a boot sector's end, or of a GPT, are chance.
+    // Marks of two or three bytes are chance if a boot sector's end or a GPT follows.
     for faint in [&b"\x1f\x9d\x90"[..], b"\xfe\xef\x01\x03", b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0"] {
         let mut disk = at(0, faint);
         assert!(found(&disk).is_some());

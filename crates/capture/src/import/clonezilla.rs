@@ -1,9 +1,9 @@
-//! A Clonezilla image directory becomes the disk it was made of, and that is captured like any other.
+//! A Clonezilla image directory becomes the disk it was made from, which is then captured like any other.
 //!
-//! The partition table comes from the sectors that Clonezilla kept of it, each partition from its stream: split,
-//! compressed, and made by partclone (put back by `partclone.restore`) or by dd. Every partition becomes a sparse file
-//! of its own in the draft, so nothing is copied to put the disk together; they are gone when the image is listed.
-//! Partitions that are not in the directory (saveparts) are left out of the image.
+//! The partition table comes from the sectors of it that Clonezilla kept. Each partition comes from its stream: split,
+//! compressed, and made by partclone (restored by `partclone.restore`) or by dd. Every partition becomes a separate
+//! sparse file in the draft, so nothing is copied to assemble the disk; these files are deleted when the image is
+//! listed. Partitions that are not in the directory (saveparts) are left out of the image.
 
 mod partclone_head;
 mod saved;
@@ -34,11 +34,11 @@ use library::space::check_room;
 use library::{Draft, Image};
 use terminal::Progress;
 
-/// How much goes through memory at a time, in bytes.
+/// Bytes that go through memory at a time.
 const BUFFER_LEN: usize = 1 << 20;
-/// The page size of the machines Clonezilla runs on, in bytes; it does not write it down.
+/// The page size of the machines that Clonezilla runs on, in bytes; Clonezilla does not record it.
 const SWAP_PAGE_SIZE: u32 = 4096;
-/// How much of a boot sector of NTFS matters, in bytes, however long its sectors are.
+/// Bytes of an NTFS boot sector that matter, however long its sectors are.
 const NTFS_SECTOR_LEN: usize = 512;
 
 /// Whether a directory looks like one of Clonezilla's.
@@ -49,7 +49,8 @@ pub(super) fn is_clonezilla(dir: &Path) -> bool {
 /// Imports the disk called `disk` there (the only one, if not given) as image `name`.
 ///
 /// # Errors
-/// If the directory is incomplete, encrypted, or holds what cannot be put together; what, and what to do.
+/// If the directory is incomplete, encrypted, or has parts that cannot be assembled; the message says which, and what
+/// to do.
 pub(super) fn import(
     new: NewImage<'_>,
     dir: &Path,
@@ -60,7 +61,7 @@ pub(super) fn import(
     let saved = Saved::read(dir, disk)?;
     let draft = new.draft()?;
     let scratch = draft.scratch()?;
-    // Named as the disk, because people see it in messages.
+    // It has the disk's name, because people see it in messages.
     let base = scratch.join(&saved.disk);
     let mut source = None;
     let mut streams = Vec::new();
@@ -119,12 +120,12 @@ pub(super) fn import(
     Ok(make_image(&source, draft, options, stop)?.0)
 }
 
-/// A file that is not a disk as it is.
+/// A file that is not a plain disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Packed {
     /// An image that partclone made.
     Partclone,
-    /// Compressed; who knows what is in it.
+    /// It is compressed, with unknown contents.
     Compressed {
         /// The command that unpacks it.
         unpacker: String,
@@ -132,7 +133,7 @@ pub(super) enum Packed {
 }
 
 impl Packed {
-    /// Looks how a file starts; `None` for a disk as it is.
+    /// Examines the first bytes of a file; `None` for a plain disk.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -150,7 +151,7 @@ impl Packed {
 /// Imports the partition that partclone wrote to a single file, compressed or not.
 ///
 /// # Errors
-/// If the file is compressed and something else, or is damaged; what, and what to do.
+/// If the file is compressed but no partclone image, or is damaged; the message says which, and what to do.
 pub(super) fn import_file(
     new: NewImage<'_>,
     file: &Path,
@@ -160,7 +161,7 @@ pub(super) fn import_file(
 ) -> anyhow::Result<Image> {
     let draft = new.draft()?;
     let scratch = draft.scratch()?;
-    // A link to it may be named, but none is followed later.
+    // The user may name a link to it, but no link is followed later.
     let path = fs::canonicalize(file).with_context(|| format!("opening {}", file.display()))?;
     let files = Files::new(vec![path], None)?;
     let shown = file.display();
@@ -182,11 +183,11 @@ pub(super) fn import_file(
     Ok(make_image(&Source::open(&streams[0].path)?, draft, options, stop)?.0)
 }
 
-/// Makes all files of what is called `what`.
+/// Makes the files of all partitions of the source named `what`.
 fn unpack(what: &str, streams: &[PartitionStream], draft: &Draft, stop: &AtomicBool) -> anyhow::Result<()> {
     let scratch = draft.scratch()?;
     let needed = streams.iter().map(|stream| stream.needed(&scratch)).sum::<anyhow::Result<u64>>()?;
-    // The content is as long, and the partitions stay until it is complete.
+    // The content is equally long, and the partitions stay until it is complete.
     check_room(draft.library_dir(), needed.saturating_mul(2)).context("making room for the disk and for its image")?;
     say!("putting {what} together: {} of data; this temporarily takes twice the space", units::size(needed));
     let mut progress = Progress::new("unpacking", streams.iter().map(PartitionStream::len_packed).sum());
@@ -198,17 +199,17 @@ fn unpack(what: &str, streams: &[PartitionStream], draft: &Draft, stop: &AtomicB
     Ok(())
 }
 
-/// A partition to be unpacked.
+/// A partition that is to be unpacked.
 struct PartitionStream {
     name: String,
     path: PathBuf,
-    /// Of the partition, in bytes; `None` if nobody wrote it down.
+    /// Length of the partition in bytes; `None` if it was not recorded.
     len: Option<u64>,
     kept: Kept,
 }
 
 impl PartitionStream {
-    /// How much room unpacking it takes, in bytes; as far as its head says.
+    /// The space that unpacking needs, in bytes, as far as the head shows it.
     fn needed(&self, scratch: &Path) -> anyhow::Result<u64> {
         let Kept::Stream(files) = &self.kept else { return Ok(0) };
         let mut stream = Stream::open(files, scratch)?;
@@ -266,7 +267,7 @@ impl PartitionStream {
         keep_ntfs_copy(&file).with_context(making)
     }
 
-    /// Bytes as they are on the disk.
+    /// Copies bytes that are stored unchanged.
     fn copy(
         &self,
         file: &File,
@@ -303,7 +304,7 @@ impl PartitionStream {
         stream.finish(stop)
     }
 
-    /// Partclone's own format.
+    /// Restores partclone's format.
     fn restore(
         &self,
         start: &[u8],
@@ -317,7 +318,7 @@ impl PartitionStream {
         let output = tempfile::tempfile_in(scratch).context("making room for what partclone says")?;
         let clone = || output.try_clone().context("making room for what partclone says");
         let log = tempfile::Builder::new().prefix("log.").tempfile_in(scratch).context("making room for a log")?;
-        // -C: a file has no size to be compared; -W: it gets the file system's.
+        // -C: skip the size check, because a file has no size to compare; -W: make the file as long as the file system.
         let child = Command::new(&program)
             .args(["-C", "-W", "-s", "-", "-O"])
             .arg(&self.path)
@@ -338,7 +339,7 @@ impl PartitionStream {
         let is_read = loop {
             match stdin.write_all(part) {
                 Ok(()) => {}
-                // It has gone, and will say why.
+                // The program has ended, and its exit status will say why.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => break false,
                 Err(error) => return Err(error).context("writing to partclone.restore"),
             }
@@ -355,7 +356,7 @@ impl PartitionStream {
         };
         drop(stdin);
         if is_read {
-            // A stream that is damaged is the cause of whatever partclone makes of it.
+            // A damaged stream is the cause of any error of partclone.
             stream.finish(stop)?;
         }
         let status = running.wait(stop, || ())?;
@@ -369,8 +370,8 @@ impl PartitionStream {
     }
 }
 
-/// Copies an NTFS's boot sector to the sector behind its last one, where Windows keeps a second: partclone does not count
-/// that one as used, and leaves it out.
+/// Copies the boot sector of an NTFS to the sector after its last one, where Windows keeps a second copy. Partclone
+/// does not count that sector as used, and leaves it out.
 fn keep_ntfs_copy(file: &File) -> std::io::Result<()> {
     let len = file.metadata()?.len();
     let mut boot = [0; NTFS_SECTOR_LEN];

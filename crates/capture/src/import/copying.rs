@@ -1,4 +1,4 @@
-//! Content that is there already, on its way into a draft.
+//! Copies existing content into a draft.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,18 +11,18 @@ use terminal::Progress;
 use crate::content::Content;
 use crate::pipeline::{Job, default_threads};
 
-/// Content that is there already, on its way into a draft.
+/// Existing content that is copied into a draft.
 pub(super) struct Copying<'a> {
     pub geometry: Geometry,
-    /// What each piece has to hash to, if that is to be checked.
+    /// The expected hash of each piece, if that is to be checked.
     pub hash_of: Option<&'a dyn Fn(PieceIndex) -> PieceHash>,
-    /// Where it comes from, for people.
+    /// Its source, for messages.
     pub from: &'a Path,
     pub stop: &'a AtomicBool,
 }
 
 impl Copying<'_> {
-    /// Copies what `read` gives for a content offset and a buffer.
+    /// Copies what `read` returns for a content offset and a buffer.
     ///
     /// # Errors
     /// If reading or writing fails, or a piece has another hash.

@@ -1,9 +1,9 @@
-//! Disk images of virtual machines: raw ones are captured as they are, others become raw first, through `qemu-img`.
+//! Disk images of virtual machines: raw ones are captured directly; `qemu-img` first converts others to raw.
 //!
-//! The raw file is sparse, lives in the draft, and is gone when the image is listed or given up: while it runs, the
+//! The raw file is sparse, lies in the draft, and is deleted when the image is listed or abandoned. Until then the
 //! library's disk has to hold the data twice. `qemu-img` gets the format that the file's signature shows and never
-//! guesses, and a file that sends it on to files elsewhere (a backing file, a data file) is refused: an image from
-//! another person could make any file of this server part of its content.
+//! guesses. A file that refers to files elsewhere (a backing file, a data file) is refused: an image from another
+//! person could otherwise make any file of this server part of its content.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -26,10 +26,10 @@ use terminal::Progress;
 
 /// Longest line of `qemu-img map`, in bytes; real ones have 120.
 const LINE_LEN_MAX: u64 = 4096;
-/// Most that `qemu-img info` may say, in bytes: split VMDKs of terabytes list some thousand files.
+/// Longest output of `qemu-img info`, in bytes: split VMDKs of terabytes list several thousand files.
 const INFO_LEN_MAX: u64 = 4 << 20;
 
-/// What kind of disk image a file is, as `qemu-img` calls it; `None` for anything it has no signature of: raw.
+/// The kind of a disk image, named as in `qemu-img`; `None` (raw) if no known signature is found.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -51,7 +51,7 @@ fn ends(path: &Path) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
     Ok((head, foot))
 }
 
-/// How long a VDI has to be by its header: where its blocks begin, and how many of which size there are.
+/// Length that a VDI must have according to its header: where its blocks begin, how many there are, and their size.
 /// (VirtualBox, `VDIHEADER1`.)
 fn vdi_len(head: &[u8; 512]) -> u64 {
     let field = |at: usize| u64::from(u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
@@ -59,13 +59,14 @@ fn vdi_len(head: &[u8; 512]) -> u64 {
     data.saturating_add(block_len.saturating_mul(allocated))
 }
 
-/// Whether this footer of a VHD is one of a disk whose other blocks are in another file, which qemu-img takes for zeros.
-/// (Virtual Hard Disk Image Format Specification: "Disk Type" at byte 60, 4 is a differencing disk.)
+/// Whether this footer of a VHD belongs to a differencing disk: its other blocks are in another file, and qemu-img
+/// reads them as zeros. (Virtual Hard Disk Image Format Specification: "Disk Type" at byte 60, 4 is a differencing
+/// disk.)
 fn is_differencing_vhd(footer: &[u8]) -> bool {
     footer.starts_with(b"conectix") && footer.get(60..64) == Some(&4_u32.to_be_bytes())
 }
 
-/// What `qemu-img info` says, as far as it matters here.
+/// The relevant parts of the output of `qemu-img info`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 struct Info {
@@ -84,9 +85,9 @@ struct Specific {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 struct SpecificData {
-    /// QCOW2.
+    /// In QCOW2.
     data_file: Option<String>,
-    /// VMDK.
+    /// In VMDK.
     extents: Vec<ExtentFile>,
 }
 
@@ -104,15 +105,15 @@ struct Mapped {
     data: bool,
 }
 
-/// Makes a raw disk of `path`, which is of this `format`, in the draft's scratch directory; returns its file.
+/// Converts `path`, which has this `format`, to a raw disk in the draft's scratch directory; returns its file.
 ///
 /// # Errors
-/// If `qemu-img` is missing or fails, the file needs others elsewhere, or there is no room.
+/// If `qemu-img` is missing or fails, the file refers to files elsewhere, or there is no room.
 pub(super) fn convert(path: &Path, format: &str, draft: &Draft, stop: &AtomicBool) -> anyhow::Result<PathBuf> {
     let program = find_program("qemu-img").with_context(|| {
         format!("looking for qemu-img, which reads {format}: run `apt install qemu-utils` (as root)")
     })?;
-    // qemu-img takes what stands before a colon for a protocol, but not in an absolute path.
+    // qemu-img takes text before a colon for a protocol, but not in an absolute path.
     let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
     let qemu = Qemu { program, path, format };
     qemu.refuse_differences()?;
@@ -155,7 +156,8 @@ impl Qemu<'_> {
         serde_json::from_slice(&said).with_context(|| format!("understanding `qemu-img info {}`", self.path.display()))
     }
 
-    /// qemu-img takes what a VHD does not have for zeros, and says of such a VHDX only that it cannot be.
+    /// In a differencing VHD, qemu-img reads the missing blocks as zeros. For such a VHDX, it only says that it cannot
+    /// open it.
     fn refuse_differences(&self) -> anyhow::Result<()> {
         let shown = self.path.display();
         let reading = || format!("reading {shown}");
@@ -175,7 +177,7 @@ impl Qemu<'_> {
         Ok(())
     }
 
-    /// Everything has to be in this file, or beside it where the format always splits disks.
+    /// Everything has to be in this file, or beside it if the format normally splits disks.
     fn refuse_other_files(&self, info: &Info) -> anyhow::Result<()> {
         let shown = self.path.display();
         ensure!(!info.encrypted, "{shown} is encrypted: decrypt it with qemu-img convert first");
@@ -199,7 +201,7 @@ impl Qemu<'_> {
         Ok(())
     }
 
-    /// What is past the end of a file that was cut short reads as zeros, and converting it succeeds.
+    /// In a file that was cut short, the data past its end reads as zeros, and a conversion succeeds.
     fn refuse_damage(&self, stop: &AtomicBool) -> anyhow::Result<()> {
         let shown = self.path.display();
         if self.format == "vdi" {
@@ -219,7 +221,7 @@ impl Qemu<'_> {
         let mut command = self.command("check");
         let child = command.arg(&self.path).stdout(stdout).stderr(stderr).spawn().context("running qemu-img")?;
         let status = Running(child).wait(stop, || ())?;
-        // qemu-img(1): 2 is damage, 3 only space that nobody uses, 63 a format that has no check.
+        // qemu-img(1): 2 means damage, 3 only unused space, 63 a format without a check.
         if !matches!(status.code(), Some(0 | 3 | 63)) {
             let words = said(&complaints).map(|said| last_words(&said)).unwrap_or_default();
             bail!("{shown} is damaged or was cut short: copy it again; `qemu-img check` said:\n{words}");
@@ -246,7 +248,7 @@ impl Qemu<'_> {
         Ok(len)
     }
 
-    /// Runs it and lets `take` read what it prints; what it complains of is short.
+    /// Runs it and lets `take` read its output; its error messages are short.
     fn read(
         &self,
         command: &mut Command,
@@ -261,7 +263,7 @@ impl Qemu<'_> {
         let taken = take(&mut out);
         drop(out);
         let status = running.wait(stop, || ())?;
-        // It is killed by this signal when nobody reads on, and then that is why.
+        // This signal kills it when its output is no longer read, and the reader's error is the reason then.
         if status.signal() != Some(libc::SIGPIPE) {
             self.check(status.success(), &complaints)?;
         }
@@ -285,7 +287,7 @@ impl Qemu<'_> {
         let mut progress = Progress::new("converting", data_len);
         let permyriad = AtomicU64::new(0);
         let status = thread::scope(|scope| {
-            // Ends with the program, which is killed if the wait ends early.
+            // The thread ends with the program, which is killed if the wait ends early.
             scope.spawn(|| read_percent(out, &permyriad));
             let mut shown = 0;
             let waited = running.wait(stop, || {
@@ -302,7 +304,7 @@ impl Qemu<'_> {
     }
 }
 
-/// Follows `(12.34/100%)`, painted over and over, in hundredths of a percent.
+/// Reads `(12.34/100%)`, printed again and again, as hundredths of a percent.
 fn read_percent(out: impl Read, permyriad: &AtomicU64) {
     let mut out = BufReader::new(out);
     let mut text = Vec::new();

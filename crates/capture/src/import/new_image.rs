@@ -1,25 +1,25 @@
-//! What is to become of an import.
+//! The image that an import makes.
 
 use library::{Draft, Guard, Library};
 
-/// The image that is to be made: where, and what it is called.
+/// The image that an import makes: its library and its name.
 #[derive(Clone, Copy, Debug)]
 pub struct NewImage<'a> {
-    /// Where it is made.
+    /// The library it goes to.
     pub library: &'a Library,
-    /// What it will be called.
+    /// Its name.
     pub name: &'a str,
-    /// Whether it may take the place of one of that name.
+    /// Whether it may replace an existing image of that name.
     pub replace: bool,
-    /// Knows whether machines need that one.
+    /// Checks whether machines need that existing image.
     pub guard: Guard,
 }
 
 impl NewImage<'_> {
-    /// Starts it.
+    /// Starts a draft.
     ///
     /// # Errors
-    /// As [`Library::draft`].
+    /// As for [`Library::draft`].
     pub fn draft(&self) -> anyhow::Result<Draft> {
         self.library.draft(self.name, self.replace, self.guard)
     }

@@ -1,7 +1,7 @@
-//! What `partclone.<fs> -c -T` left in a directory becomes an image of that partition.
+//! A directory written by `partclone.<fs> -c -T` becomes an image of that partition.
 //!
 //! Such a directory holds one file per run of used blocks, named by its offset in hex and cut at partclone's buffer
-//! size, and `torrent.info`: the runs again, and the SHA-1 of every 16 MiB of them.
+//! size. Its `torrent.info` lists the runs too, and the SHA-1 of every 16 MiB of them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -23,17 +23,17 @@ use library::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
 use library::regular;
 use library::space::check_room;
 
-/// What partclone hashes at a time, in bytes; it is not in the file.
+/// Bytes that partclone hashes at a time; the file does not record this length.
 const PIECE_LEN: u32 = 16 << 20;
 /// Longest line of `torrent.info`, in bytes; real ones have 49.
 const LINE_LEN_MAX: u64 = 256;
-/// Sector size assumed of a partition whose sector size nobody wrote down.
+/// Sector size assumed for a partition, because the directory does not record it.
 const SECTOR_SIZE: u32 = 512;
 
 /// Imports `dir` as image `name`; `verify` hashes what it copies and compares.
 ///
 /// # Errors
-/// If the directory is incomplete, contradicts itself, or its bytes do not have the hashes it names.
+/// If the directory is incomplete, contradicts itself, or its bytes do not have the listed hashes.
 pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicBool) -> anyhow::Result<Image> {
     let info_path = dir.join("torrent.info");
     let info = regular::open(&info_path).with_context(|| {
@@ -87,11 +87,11 @@ pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicB
     draft.publish(&torrent_bytes, &manifest)
 }
 
-/// What `torrent.info` says.
+/// The contents of `torrent.info`.
 #[derive(Debug, PartialEq, Eq)]
 struct Info {
     partition_len: u64,
-    /// Ascending, disjoint, coalesced, inside the partition.
+    /// Ascending, disjoint, merged, inside the partition.
     extents: Vec<Extent>,
     hashes: Vec<PieceHash>,
 }
@@ -140,7 +140,7 @@ impl Info {
     }
 }
 
-/// Adds a run that has to lie behind all others.
+/// Adds a run that has to lie after all others.
 fn push_coalesced(extents: &mut Vec<Extent>, run: Range<u64>) -> Option<()> {
     match extents.last_mut() {
         Some(last) if run.start < last.end().0 => return None,
@@ -150,7 +150,7 @@ fn push_coalesced(extents: &mut Vec<Extent>, run: Range<u64>) -> Option<()> {
     Some(())
 }
 
-/// 1 to 32 hex digits that fit 64 bits.
+/// 1 to 32 hex digits that fit into 64 bits.
 fn hex_number(text: &str) -> Option<u64> {
     let is_hex = (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_hex.then(|| u128::from_str_radix(text, 16).ok().and_then(|number| u64::try_from(number).ok()))?
@@ -163,13 +163,13 @@ struct Runs {
 
 struct RunFile {
     path: PathBuf,
-    /// Where it starts in the content.
+    /// Its offset in the content.
     content: u64,
     len: u64,
 }
 
 impl Runs {
-    /// Lists the files and checks that together they are exactly what `torrent.info` says.
+    /// Lists the files and checks that together they are exactly the runs in `torrent.info`.
     fn open(dir: &Path, info: &Info) -> anyhow::Result<Runs> {
         let reading = || format!("reading {}", dir.display());
         let mut found = Vec::new();

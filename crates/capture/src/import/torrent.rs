@@ -17,11 +17,11 @@ use library::regular::read_any;
 use library::space::check_room;
 use library::torrent_file;
 
-/// Imports what `torrent` describes from `files`: a directory of BT files, or one file that is the content; `verify`
-/// hashes what it copies and compares.
+/// Imports the image that `torrent` describes from `files`: a directory of BT files, or one file that is the content.
+/// With `verify`, it hashes the copied data and compares.
 ///
 /// # Errors
-/// If it is not the torrent of an image, or the files do not hold every byte of it, or not the bytes it hashes.
+/// If it is not the torrent of an image, or the files lack bytes or hold other bytes than the torrent's hashes say.
 pub(super) fn import(
     new: NewImage<'_>,
     torrent: &Path,
@@ -52,6 +52,6 @@ pub(super) fn import(
     })?;
 
     let manifest = made_up("import of a torrent", &meta, &layout, &draft.content_path(), &files.display().to_string());
-    // Where it was announced there says nothing here.
+    // The original tracker's URL means nothing here.
     draft.publish(&torrent_file::with_announce(&bytes, None)?, &manifest)
 }

@@ -1,8 +1,8 @@
-//! Whether a VHDX holds only the differences from another disk (Hyper-V's checkpoints, .avhdx), which `qemu-img` refuses
-//! without a word that helps.
+//! Finds out whether a VHDX holds only the differences from another disk (Hyper-V's checkpoints, .avhdx). `qemu-img`
+//! refuses such a file without a helpful message.
 //!
-//! Format: MS-VHDX. The region table at 192 KiB says where the metadata is, its table where the file parameters are: the
-//! length of a block in 4 bytes, then flags, the second of which is `HasParent`.
+//! Format: MS-VHDX. The region table at 192 KiB says where the metadata is, and the table there says where the file
+//! parameters are: the length of a block in 4 bytes, then flags, the second of which is `HasParent`.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -18,7 +18,7 @@ const METADATA: [u8; 16] = *b"\x06\xa2\x7c\x8b\x90\x47\x9a\x4b\xb8\xfe\x57\x5f\x
 const PARAMETERS: [u8; 16] = *b"\x37\x67\xa1\xca\x36\xfa\x43\x4d\xb3\xb6\x33\xf0\xaa\x44\xe7\x6b";
 const HAS_PARENT: u32 = 2;
 
-/// `false` if the file is damaged where that stands, which is for others to say.
+/// `false` if the file is damaged at these places, which other code reports.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -34,7 +34,7 @@ pub(super) fn has_parent(file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The flags of the file parameters, if this region table leads there.
+/// The flags of the file parameters, if this region table leads to them.
 fn look(file: &File, regions: u64) -> io::Result<Option<u32>> {
     let head: [u8; 16] = read(file, regions)?;
     let count = head[8..12].first_chunk().map_or(0, |count| u64::from(u32::from_le_bytes(*count)));
@@ -53,7 +53,7 @@ fn look(file: &File, regions: u64) -> io::Result<Option<u32>> {
     Ok(Some(u32::from_le_bytes(flags)))
 }
 
-/// The 8 bytes behind a GUID in a table of entries of 32 bytes.
+/// The 8 bytes after a GUID in a table of entries of 32 bytes.
 fn entry(file: &File, table: u64, count: u64, guid: &[u8; 16]) -> io::Result<Option<[u8; 8]>> {
     for index in 0..count.min(ENTRIES_MAX) {
         let Some(at) = table.checked_add(index * 32) else { break };
@@ -66,7 +66,7 @@ fn entry(file: &File, table: u64, count: u64, guid: &[u8; 16]) -> io::Result<Opt
 }
 
 fn read<const N: usize>(file: &File, at: u64) -> io::Result<[u8; N]> {
-    // Further than a file can reach is past its end.
+    // An offset that no file can reach is past its end.
     let at = i64::try_from(at).map_err(|_| ErrorKind::UnexpectedEof)?.unsigned_abs();
     let mut bytes = [0; N];
     file.read_exact_at(&mut bytes, at)?;
@@ -79,7 +79,7 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Write;
 
-    /// The least that leads to the flags.
+    /// The minimal file that leads to the flags.
     fn made(flags: u32) -> Vec<u8> {
         let mut bytes = vec![0; 400 << 10];
         let (regions, metadata): (usize, usize) = (192 << 10, 320 << 10);
@@ -107,7 +107,7 @@ mod tests {
     fn the_flag_is_found() {
         assert!(parent_of(&made(2)) && parent_of(&made(3)));
         assert!(!parent_of(&made(0)) && !parent_of(&made(1)));
-        // The copy of the table counts if the first is not there.
+        // The copy of the table counts if the first is missing.
         let mut moved = made(2);
         moved.copy_within((192 << 10)..(193 << 10), 256 << 10);
         moved[192 << 10..(192 << 10) + 4].fill(0);

@@ -1,11 +1,11 @@
-//! The signatures, and where each format keeps its label.
+//! The signatures, and the place of each format's label.
 
 use std::io::{self, Read, Seek};
 use std::ops::Range;
 
 use super::{Found, Part, clean, label_of, read_at};
 
-/// A format that fixed bytes at a fixed place give away.
+/// A format that is recognised by fixed bytes at a fixed place.
 struct Signature {
     at: usize,
     magic: &'static [u8],
@@ -24,11 +24,12 @@ const fn member(at: usize, magic: &'static [u8], what: &'static str, label: Rang
 
 /// Magic number of Linux software RAID (`include/uapi/linux/raid/md_p.h`), little-endian.
 const MD_MAGIC: [u8; 4] = [0xfc, 0x4e, 0x2b, 0xa9];
-/// The GUID that BitLocker To Go keeps in what looks like a FAT boot sector.
+/// The GUID that BitLocker To Go keeps in a sector that looks like a FAT boot sector.
 const BITLOCKER_TO_GO: &[u8] = b"\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01";
 const BCACHE: &[u8] = b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81";
 
-/// The first that fits is told, so containers come before what they may contain, and long magics before short ones.
+/// The first match is reported, so containers come before the formats they may contain, and long magics before short
+/// ones.
 const SIGNATURES: &[Signature] = &[
     member(0, b"LUKS\xba\xbe\x00\x02", "LUKS", 24..72),
     member(0, b"LUKS\xba\xbe", "LUKS", 0..0),
@@ -54,7 +55,7 @@ const SIGNATURES: &[Signature] = &[
 ];
 
 impl Part {
-    /// What it holds. The disk is read again only for the label of a FAT.
+    /// Finds the format. The disk is read again only for the label of a FAT.
     pub(super) fn find(&self, disk: &mut (impl Read + Seek)) -> io::Result<Option<Found>> {
         let found = self.raid().or_else(|| self.lvm()).or_else(|| self.by_signature()).or_else(|| self.swap());
         let found = found.or_else(|| self.ext()).or_else(|| self.f2fs()).or_else(|| self.nilfs());
@@ -74,7 +75,8 @@ impl Part {
         })
     }
 
-    /// Software RAID: superblock 1.1 and 1.2 in front, 1.0 and 0.90 at the end; and what firmware writes at the end.
+    /// Software RAID: superblocks 1.1 and 1.2 at the start, 1.0 and 0.90 at the end; and the metadata that firmware
+    /// writes at the end.
     fn raid(&self) -> Option<Found> {
         let raid = |label: String| Found { what: "RAID member", label, goes_with_table: true, ..Found::default() };
         let in_front = |at: usize| self.bytes(at, 64).filter(|bytes| is_md_1(bytes));
@@ -92,7 +94,7 @@ impl Part {
         let last = |back: u64, magic: &[u8]| {
             self.len().checked_sub(back).and_then(|at| self.tail_bytes(at, magic.len())) == Some(magic)
         };
-        // Intel's is in the last sector but one, the DDF anchor in the last.
+        // Intel's is in the last sector but one; the DDF anchor is in the last sector.
         let is_firmware = [512, 4096]
             .iter()
             .any(|sector| last(2 * sector, b"Intel Raid ISM Cfg Sig. ") || last(*sector, &[0xde, 0x11, 0xde, 0x11]));
@@ -105,7 +107,7 @@ impl Part {
         (0..4).any(|sector| is_there(sector * 512)).then(|| Found { what: "LVM member", ..Found::default() })
     }
 
-    /// The magic ends the first page, whose size is that of the machine which made it.
+    /// The magic ends the first page; its size is the page size of the machine that made it.
     fn swap(&self) -> Option<Found> {
         let magics: [&[u8]; 2] = [b"SWAPSPACE2", b"SWAP-SPACE"];
         let hibernated: [&[u8]; 2] = [b"S1SUSPEND\0", b"ULSUSPEND\0"];
@@ -155,7 +157,7 @@ impl Part {
     }
 
     fn nilfs(&self) -> Option<Found> {
-        // Two bytes of magic alone would be found in too much.
+        // Two bytes of magic alone would match too many things.
         let is_it = self.u16(1024 + 6)? == 0x3434 && self.u32(1024)? == 2 && self.u32(1024 + 20)? <= 6;
         if is_it { Some(file_system("nilfs2", label_of(self.bytes(1024 + 168, 80)?))) } else { None }
     }
@@ -168,10 +170,10 @@ impl Part {
         is_zfs.then(|| Found { what: "ZFS member", ..Found::default() })
     }
 
-    /// FAT has no magic: its parameters have to make sense (Microsoft's specification of 2000, boot sector and BPB).
+    /// FAT has no magic, so its parameters have to make sense (Microsoft's specification of 2000, boot sector and BPB).
     fn fat(&self, disk: &mut (impl Read + Seek)) -> io::Result<Option<Found>> {
         let Some(fat) = Fat::parse(self) else { return Ok(None) };
-        // Windows keeps the label in the root directory, and only there up to date.
+        // Windows keeps the label in the root directory; it is up to date only there.
         const ROOT_LEN: u64 = 4096;
         let root = match fat.root_at.checked_add(ROOT_LEN) {
             Some(end) if end <= self.len() => read_at(disk, self.place.start.0 + fat.root_at, ROOT_LEN)?,

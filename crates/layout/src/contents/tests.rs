@@ -1,4 +1,4 @@
-//! Signatures put down by hand, tables by the crates that write them, and anything by chance.
+//! Tests with signatures written by hand, tables made by the crates that write them, and random bytes.
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
@@ -9,7 +9,7 @@ use super::describe;
 
 const MIB: usize = 1 << 20;
 
-/// Bytes to put somewhere.
+/// Bytes to write at an offset.
 type Bytes<'a> = (usize, &'a [u8]);
 
 fn disk(len: usize, parts: &[Bytes<'_>]) -> Vec<u8> {
@@ -32,7 +32,7 @@ const EXT: [Bytes<'_>; 2] = [(1024 + 0x38, &[0x53, 0xef]), (1024 + 0x78, b"root\
 const EXT4: Bytes<'_> = (1024 + 0x60, &[0x40]);
 const FAT32: [Bytes<'_>; 8] = [
     (0, &[0xeb, 0x58, 0x90]),
-    // 512-byte sectors, one a cluster, 32 of them reserved, two tables.
+    // 512-byte sectors, one sector per cluster, 32 of them reserved, two tables.
     (11, &[0, 2, 1, 32, 0, 2]),
     (21, &[0xf8]),
     (32, &[0, 0x10, 0, 0]),
@@ -88,7 +88,7 @@ fn whole_disks_are_recognized() {
 #[test]
 fn a_fat_is_called_what_its_root_directory_says() {
     let mut fat = disk(2 * MIB, &FAT32);
-    // The first cluster, behind 32 reserved sectors and two tables of 8: a long name, a deleted label, the label.
+    // The first cluster, after 32 reserved sectors and two tables of 8: a long name, a deleted label, the label.
     put(&mut fat, 48 * 512, &[(0, b"AL\0O\0N\0G\0N\0"), (11, &[0x0f]), (32, b"\xe5LD        "), (43, &[8])]);
     put(&mut fat, 48 * 512 + 64, &[(0, b"WINDOWS    \x08")]);
     assert_eq!(told(&fat), "FAT32 \"WINDOWS\" on the whole disk");
@@ -182,7 +182,7 @@ fn a_disk_that_cannot_be_read_says_why() {
     assert_eq!(describe(&mut Cursor::new([0; 100]), 1 << 40, 512), "unreadable: failed to fill whole buffer");
 }
 
-/// Disks that look like something, before chance gets at them.
+/// Disks with recognisable contents, before random changes.
 fn seeds() -> Vec<Vec<u8>> {
     let mut gpt = gpt_disk(MIB, &[(64, 200), (201, 400), (401, 1900)]);
     put(&mut gpt, 64 * 512, &FAT32);

@@ -1,12 +1,12 @@
-//! An image's partition table, made to fit a disk of another size.
+//! Fits an image's partition table to a disk of another size.
 //!
-//! [`adapt`] takes the first bytes of an image and says what belongs there, and at the end of the disk, on a device
-//! that is larger or a little smaller than the disk the image came from. [`revert`] is the way back, so that an image
-//! can be recognised on a disk it was adapted to. Only the fields that have to change do: boot code, names, attributes
-//! and whatever else lies between stay byte for byte.
+//! [`adapt`] takes the first bytes of an image and returns what belongs there, and at the end of the disk, on a device
+//! that is larger or a little smaller than the captured disk. [`revert`] is the way back, so that an image can be
+//! recognised on a disk it was adapted to. Only fields that have to change do: boot code, names, attributes and
+//! everything else in between stay byte for byte.
 //!
-//! What comes in is hostile until [`Table::read`] has checked it, and what goes out is read by it once more, so that
-//! nothing is written that a capture would refuse.
+//! The input is hostile until [`Table::read`] has checked it. The output is read by it once more, so that nothing is
+//! written that a capture would refuse.
 
 mod gpt;
 mod job;
@@ -21,17 +21,18 @@ use super::table::TableError;
 
 /// Fits an image's table to a device.
 ///
-/// `head` is the start of the image: a MiB, or all of a smaller disk. `kind`, `sector_size` and `image_disk_len` are
-/// what the image says of itself, lengths are in bytes, `device_len` counts in whole sectors. On a device as large as
-/// the image's disk and without a wish nothing changes and nothing is looked at.
+/// `head` is the start of the image: one MiB, or all of a smaller disk. `kind`, `sector_size` and `image_disk_len` come
+/// from the image's facts. Lengths are in bytes; only whole sectors of `device_len` count. On a device as large as the
+/// captured disk and without a wish, nothing changes and nothing is read.
 ///
-/// A GPT's backup moves to the end of the device, its last usable sector keeps its distance to that, and the protective
-/// entry of the MBR covers the new disk unless it never covered the old one (a hybrid). An MBR does not depend on the
-/// size of its disk. A partition that grows ends at a full MiB: before the next partition, or before the end of the
-/// usable space. If only a last part of a MiB is free behind the last partition it stays as it is, which is no error.
+/// A GPT's backup moves to the end of the device, and its last usable sector keeps its distance to the end. The
+/// protective entry of the MBR covers the new disk, unless it never covered the old one (a hybrid). An MBR does not
+/// depend on the size of its disk. A partition that grows ends at a full MiB: before the next partition, or before the
+/// end of the usable space. If less than one MiB is free after the last partition, it stays as it is, which is no
+/// error.
 ///
-/// Partitions may overlap, and one may be cut off at the end of the image's disk. On a larger device it is whole again,
-/// and what the image has not of it is what the device has there.
+/// Partitions may overlap, and one may be cut off at the end of the captured disk. On a larger device it is whole
+/// again; the part that the image lacks holds whatever the device has there.
 ///
 /// # Errors
 /// [`AdaptError`] if the table is damaged, does not fit, or the wish cannot be fulfilled.
@@ -62,13 +63,14 @@ pub fn adapt(
 
 /// The way back: what the image has where the device now has `head`, and at the end of its disk.
 ///
-/// `original` is what [`adapt`] returned with it ([`Adapted::original`]). The result is exact for tables whose backup
-/// is at the end of the image's disk, as every tool makes them, which a GPT with a partition that is cut off is not. Whether it is right only a hash can tell: the device may
-/// hold anything. One thing is guessed: Windows says in the protective MBR that any disk has 2^32 - 1 sectors, and on a
-/// larger device that cannot be told from the true number.
+/// `original` is the [`Adapted::original`] that [`adapt`] returned. The result is exact for tables whose backup is at
+/// the end of the captured disk, where every tool puts it; a GPT with a partition that is cut off is not such a table.
+/// Only a hash can tell whether the result is right, because the device may hold anything. One thing is a guess:
+/// Windows writes 2^32 - 1 sectors into the protective MBR of any disk, and on a larger device that cannot be
+/// distinguished from the true number.
 ///
 /// # Errors
-/// [`AdaptError`] if what is on the device cannot be this image.
+/// [`AdaptError`] if the data on the device cannot be this image.
 pub fn revert(
     head: &[u8],
     kind: TableKind,

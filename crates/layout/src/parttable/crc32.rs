@@ -1,11 +1,11 @@
 //! The checksum of a GPT: CRC-32 as UEFI 2.10 (section 5.3.2) and Ethernet use it.
 
-/// What each byte adds, for the reversed polynomial 0xedb88320.
+/// The contribution of each byte, for the reversed polynomial 0xedb88320.
 const TABLE: [u32; 256] = table();
 
 const fn table() -> [u32; 256] {
     let mut table = [0; 256];
-    // The same number as index and as value: a constant cannot convert.
+    // The same number as index and as value, because a constant cannot convert.
     let (mut index, mut value) = (0usize, 0u32);
     while index < table.len() {
         let mut crc = value;
@@ -21,7 +21,7 @@ const fn table() -> [u32; 256] {
     table
 }
 
-/// Of these parts, as if they were one.
+/// The checksum of these parts, as if they were one.
 pub(super) fn crc32(parts: &[&[u8]]) -> u32 {
     let add = |crc: u32, byte: &u8| crc >> 8 ^ TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)];
     !parts.iter().copied().flatten().fold(!0, add)

@@ -10,50 +10,50 @@ use metainfo::TableKind;
 use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError};
 use crate::DiskRange;
 
-/// Most entries a table may have, 4 MiB of them: the kernel takes no more. The usual number is 128.
+/// Most entries that a table may have (4 MiB): the kernel accepts no more. The usual number is 128.
 pub(super) const ENTRIES_MAX: u32 = 32768;
-/// Length of an entry in bytes. Others are allowed by the standard and read by nobody.
+/// Length of an entry in bytes. The standard allows others, but no system reads them.
 pub(super) const ENTRY_LEN: u32 = 128;
 /// [`ENTRY_LEN`] for indexing.
 pub(super) const ENTRY_SIZE: usize = 128;
-/// Length of a header in bytes, at least; it may have more, up to a sector.
+/// Minimum length of a header in bytes; it may be longer, up to a sector.
 const HEADER_LEN_MIN: usize = 92;
-/// Where the header keeps its own checksum, which is taken as if this were zero.
+/// Where the header keeps its checksum, which is computed with this field as zero.
 const HEADER_CRC: Range<usize> = 16..20;
 
 const BACKUP_DIFFERS: &str = "the backup GPT differs from the first one; both are kept as they are";
 const BACKUP_MOVED: &str = "the backup GPT is not at the end of the disk (it grew?); `sgdisk -e` moves it";
 const BACKUP_MISSING: &str = "the backup GPT is missing or damaged; `sgdisk -e` writes a new one";
 
-/// Why a GPT does not count.
+/// Why a GPT is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GptFault {
-    /// Too small a disk, or no signature in that place.
+    /// The disk is too small, or there is no signature at that place.
     #[error("there is no GPT header")]
     NoHeader,
-    /// A header shorter than its fields or longer than a sector.
+    /// The header is shorter than its fields or longer than a sector.
     #[error("the GPT header says that it is {0} bytes long")]
     HeaderLen(u32),
-    /// A header that does not match its checksum.
+    /// The header does not match its checksum.
     #[error("the GPT header does not match its checksum")]
     HeaderChecksum,
-    /// Entries that nothing can read.
+    /// The entries are in a form that no system can read.
     #[error("the GPT header names {count} entries of {len} bytes from sector {lba} on: that cannot be")]
     Entries {
-        /// How many entries there are to be.
+        /// The number of entries in the header.
         count: u32,
-        /// Bytes that each of them is to have; 128 are read.
+        /// The length of an entry in the header, in bytes; only 128 is read.
         len: u32,
-        /// Sector of the first.
+        /// Sector of the first entry.
         lba: u64,
     },
-    /// Entries that do not match their checksum.
+    /// The entries do not match their checksum.
     #[error("the partitions in the GPT do not match their checksum")]
     EntriesChecksum,
 }
 
-/// A header with the bytes behind it, as one sector has them (UEFI 2.10, table 5-5).
+/// A header with the bytes after it, as one sector holds them (UEFI 2.10, table 5-5).
 /// ```text
 ///  0: "EFI PART"    8: revision        12: length of the header   16: CRC-32 of that much, this field as zero
 /// 24: own sector   32: sector of the other header   40: first usable sector   48: last usable sector
@@ -62,12 +62,12 @@ pub enum GptFault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     sector: Vec<u8>,
-    /// How many bytes of the sector are the header.
+    /// How many bytes of the sector belong to the header.
     len: usize,
 }
 
 impl Header {
-    /// Of a whole sector.
+    /// Parses a whole sector.
     pub(super) fn parse(sector: Vec<u8>) -> Result<Header, GptFault> {
         if !has_signature(&sector) || sector.len() < HEADER_LEN_MIN {
             return Err(GptFault::NoHeader);
@@ -90,7 +90,7 @@ impl Header {
         crc32(&[before, &[0; 4], behind])
     }
 
-    /// What its checksum covers.
+    /// The bytes that its checksum covers.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.sector[..self.len]
     }
@@ -112,7 +112,7 @@ impl Header {
         le_u64(&self.sector, 48)
     }
 
-    /// In the byte order of the disk.
+    /// The disk GUID in the byte order of the disk.
     pub(super) fn disk_guid(&self) -> [u8; 16] {
         guid_at(&self.sector, 56)
     }
@@ -125,7 +125,7 @@ impl Header {
         le_u32(&self.sector, 80)
     }
 
-    /// Length of all entries in bytes, if they are of a number and length that can be read.
+    /// Length of all entries in bytes, if their number and length can be read.
     pub(super) fn array_len(&self) -> Result<u64, GptFault> {
         let (count, len) = (self.entry_count(), le_u32(&self.sector, 84));
         if len == ENTRY_LEN && (1..=ENTRIES_MAX).contains(&count) {
@@ -157,7 +157,7 @@ impl Header {
         self.put(88, &crc32(&[entries]).to_le_bytes());
     }
 
-    /// Writes the checksum of what it has become.
+    /// Writes the checksum of its current bytes.
     pub(super) fn seal(&mut self) {
         let checksum = self.checksum();
         self.put(HEADER_CRC.start, &checksum.to_le_bytes());
@@ -186,12 +186,12 @@ fn guid_at(bytes: &[u8], at: usize) -> [u8; 16] {
     guid
 }
 
-/// Whether something that calls itself a GPT header is where the first one belongs.
+/// Whether a sector with a GPT header's signature is where the first header belongs.
 pub(super) fn has_primary(disk: &mut Disk<'_, impl Read + Seek>) -> Result<bool, TableError> {
     Ok(disk.sector_head(1)?.is_some_and(|sector| has_signature(&sector)))
 }
 
-/// Whether a header that matches its checksum is there.
+/// Whether a header with a matching checksum is there.
 pub(super) fn has_good_primary(disk: &mut Disk<'_, impl Read + Seek>) -> Result<bool, TableError> {
     Ok(read_header(disk, 1)?.is_ok())
 }
@@ -235,7 +235,7 @@ struct OneTable {
 }
 
 impl OneTable {
-    /// The bytes of the sectors that header and entries are in.
+    /// The bytes of the sectors that contain header and entries.
     fn sectors(&self, disk: &Disk<'_, impl Read + Seek>) -> Vec<DiskRange> {
         let array_len = u64::try_from(self.array.len()).unwrap_or(u64::MAX);
         let places = [(self.header.my_lba(), 1), (self.header.entries_lba(), array_len.div_ceil(disk.sector_size))];
@@ -250,8 +250,8 @@ fn read_header(disk: &mut Disk<'_, impl Read + Seek>, lba: u64) -> Result<Result
     })
 }
 
-/// One header and its entries, both checksums checked; the inner error is why it is not good, the outer one that the
-/// disk could not be read.
+/// Reads one header and its entries, and checks both checksums. The inner error says why it is not good; the outer
+/// error says that the disk could not be read.
 fn read_one(disk: &mut Disk<'_, impl Read + Seek>, lba: u64) -> Result<Result<OneTable, GptFault>, TableError> {
     let (header, len) = match read_header(disk, lba)?.and_then(|header| header.array_len().map(|len| (header, len))) {
         Ok(good) => good,
@@ -268,8 +268,8 @@ fn read_one(disk: &mut Disk<'_, impl Read + Seek>, lba: u64) -> Result<Result<On
     Ok(Ok(OneTable { header, array }))
 }
 
-/// Adds the copy at the end to what is kept, and warns where it is not what it should be. A bad copy does not stop a
-/// capture: everything reads the first table.
+/// Adds the copy at the end to what is kept, and warns if it is not as it should be. A bad copy does not stop a
+/// capture, because all systems read the first table.
 fn keep_backup(disk: &mut Disk<'_, impl Read + Seek>, gpt: &OneTable, table: &mut Table) {
     let lba = gpt.header.alternate_lba();
     // A place that cannot be read has no good copy either.
@@ -288,7 +288,7 @@ fn keep_backup(disk: &mut Disk<'_, impl Read + Seek>, gpt: &OneTable, table: &mu
     }
 }
 
-/// Whether a warning of [`read`] says that the backup is not what it should be.
+/// Whether a warning of [`read`] is about a faulty backup.
 pub(super) fn is_of_backup(warning: &str) -> bool {
     [BACKUP_DIFFERS, BACKUP_MOVED, BACKUP_MISSING].contains(&warning)
 }
@@ -331,7 +331,7 @@ fn partition(number: u32, entry: &[u8]) -> Partition {
     }
 }
 
-/// Says which partitions are where none should be.
+/// Warns about partitions that are where none should be.
 fn warn_of_overlaps(disk: &Disk<'_, impl Read + Seek>, header: &Header, table: &mut Table) {
     let usable = header.first_usable_lba()..=header.last_usable_lba();
     if usable.is_empty() || *usable.end() >= disk.sectors() {

@@ -1,4 +1,4 @@
-//! The master boot record and the chains of extended boot records behind it, as the kernel (`block/partitions/msdos.c`)
+//! The master boot record and the chains of extended boot records after it, as the kernel (`block/partitions/msdos.c`)
 //! and libblkid read them.
 
 use std::collections::BTreeSet;
@@ -10,18 +10,18 @@ use metainfo::TableKind;
 use super::table::{Disk, GAP_HEAD_LEN, PARTITIONS_MAX, Partition, Table, TableError};
 use crate::DiskRange;
 
-/// Most records of a chain followed without finding a partition in them.
+/// Most records of a chain that are followed without finding a partition in them.
 const EMPTY_MAX: u32 = 100;
-/// Type byte of the entry that says "the table is a GPT".
+/// Type byte of the entry that marks the table as a GPT.
 pub(super) const PROTECTIVE: u8 = 0xee;
 /// Where a boot record keeps its four entries.
 pub(super) const ENTRIES_AT: [usize; 4] = [446, 462, 478, 494];
 /// The last two bytes of a boot record.
 const SIGNATURE: [u8; 2] = [0x55, 0xaa];
-/// AIX starts a disk with "IBMA" in EBCDIC, and what follows is no table of ours.
+/// AIX starts a disk with "IBMA" in EBCDIC; what follows is not a table in this format.
 const AIX: [u8; 4] = [0xc9, 0xc2, 0xd4, 0xc1];
 
-/// What the first sector of a disk is.
+/// What the first sector of a disk contains.
 pub(super) enum FirstSector {
     /// A GPT follows (alone, or as a hybrid beside other entries).
     Protective,
@@ -43,11 +43,11 @@ pub(super) fn first_sector(disk: &mut Disk<'_, impl Read + Seek>) -> Result<Firs
     }
     let entries = Entry::all(&sector);
     let mut used = entries.iter().filter(|entry| entry.count > 0);
-    // Tells boot code from entries.
+    // Distinguishes boot code from entries.
     let has_flags = entries.iter().all(|entry| matches!(entry.flag, 0 | 0x80));
     let is_on_disk = |entry: &Entry| entry.start < disk.sectors();
     if is_file_system {
-        // Tools that format a whole disk may leave an entry that covers it from sector 0, boot sector included.
+        // Tools that format a whole disk may leave an entry that covers it from sector 0, including the boot sector.
         let is_table = has_flags && used.clone().all(|entry| entry.start > 0 && is_on_disk(entry));
         if !is_table || used.clone().next().is_none() {
             return Ok(nothing);
@@ -56,7 +56,7 @@ pub(super) fn first_sector(disk: &mut Disk<'_, impl Read + Seek>) -> Result<Firs
     if entries.iter().any(|entry| entry.sys == PROTECTIVE) {
         return Ok(FirstSector::Protective);
     }
-    // One without a type that is not on the disk is what somebody's boot code happens to be.
+    // An entry without a type that is not on the disk is just boot code.
     let counts = |entry: &Entry| entry.sys != 0 || is_on_disk(entry) && !disk.lacks_much(entry.start, entry.count);
     let is_table = has_flags && !sector.starts_with(&AIX) && used.any(counts);
     Ok(if is_table { FirstSector::Mbr(Box::new(sector)) } else { nothing })
@@ -88,7 +88,7 @@ pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>, sector: &[u8; 512]) ->
     }
     let mut table = logical.table;
     table.warn_of_overlaps();
-    // What lies between a record and the next partition: some boot loaders put themselves there.
+    // The space between a record and the next partition: some boot loaders install themselves there.
     let mut starts: Vec<u64> = table.partitions.iter().filter(|p| !p.is_extended).map(|p| p.start).collect();
     starts.sort_unstable();
     for from in logical.gaps {
@@ -99,7 +99,8 @@ pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>, sector: &[u8; 512]) ->
     Ok(table)
 }
 
-/// Adds a partition, wherever it is. Where no type says that an entry is meant, one that leaves the disk is none.
+/// Adds a partition, wherever it lies. If no type marks an entry as intended, it is ignored when it extends past the
+/// disk.
 fn take(
     disk: &Disk<'_, impl Read + Seek>,
     table: &mut Table,
@@ -125,21 +126,21 @@ fn take(
     }
 }
 
-/// Logical partitions, as they are found.
+/// Logical partitions found so far.
 struct Logical {
     table: Table,
     /// Number of the next one.
     next: u32,
-    /// First sectors of all partitions so far, those that were left out among them.
+    /// First sectors of all partitions so far, including those that were left out.
     starts: BTreeSet<u64>,
-    /// Where records are, in bytes, that describe a partition.
+    /// Where the records that describe a partition are, in bytes.
     gaps: Vec<u64>,
 }
 
 impl Logical {
-    /// Follows the chain of extended boot records inside `container`: each describes partitions, relative to itself,
-    /// and the next record, relative to the container. Most have one partition in front of the link, but DR-DOS put the
-    /// link first, and OS/2 used all four entries.
+    /// Follows the chain of extended boot records inside `container`. Each describes partitions, relative to itself,
+    /// and the next record, relative to the container. Most have one partition before the link, but DR-DOS put the link
+    /// first, and OS/2 used all four entries.
     fn follow(&mut self, disk: &mut Disk<'_, impl Read + Seek>, container: &Entry) -> Result<(), TableError> {
         let (base, end) = (container.start, container.start + container.count);
         let (mut lba, mut len) = (base, container.count);
@@ -159,13 +160,13 @@ impl Logical {
             };
             self.table.own.push(DiskRange::new(lba * disk.sector_size..(lba + 1) * disk.sector_size));
             if !has_signature(&record) {
-                // An extended partition that was never used has no record at all.
+                // An extended partition that was never used has no record.
                 return if is_first { Ok(()) } else { self.stop(lba, "there is no boot record") };
             }
             let entries = Entry::all(&record);
             for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_data()) {
                 let start = lba + entry.start;
-                // What is left of a sector's earlier life in the last two entries is not in bounds, as a rule.
+                // Leftovers of a sector's earlier use in the last two entries are usually out of bounds.
                 let is_garbage = entry.start + entry.count > len || start + entry.count > end;
                 if index >= 2 && is_garbage || !self.starts.insert(start) {
                     continue;
@@ -193,7 +194,7 @@ impl Logical {
     }
 }
 
-/// One entry of a boot record; sectors are of the disk's size.
+/// One entry of a boot record; its sectors have the disk's sector size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) flag: u8,
@@ -222,7 +223,7 @@ impl Entry {
         matches!(self.sys, 0x05 | 0x0f | 0x85)
     }
 
-    /// In an extended boot record: a partition and no link.
+    /// Whether it is a partition and not a link, if it is in an extended boot record.
     fn is_data(&self) -> bool {
         self.count > 0 && !self.is_extended()
     }

@@ -1,6 +1,6 @@
 //! Names of partition types, for people who look at an image.
 
-/// A GUID as it is written: the first three groups are little-endian.
+/// A GUID in its text form: the first three groups are little-endian.
 pub(super) fn guid(bytes: &[u8; 16]) -> String {
     let b = bytes.map(|byte| format!("{byte:02x}"));
     format!(
@@ -9,7 +9,7 @@ pub(super) fn guid(bytes: &[u8; 16]) -> String {
     )
 }
 
-/// What a GPT partition of this type is, or nothing.
+/// The name of this GPT partition type, or an empty text.
 pub(super) fn gpt_type(guid: &str) -> &'static str {
     match guid {
         "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" => "EFI system",
@@ -33,7 +33,7 @@ pub(super) fn gpt_type(guid: &str) -> &'static str {
     }
 }
 
-/// What an MBR partition of this type is, or nothing.
+/// The name of this MBR partition type, or an empty text.
 pub(super) fn mbr_type(sys: u8) -> &'static str {
     match sys {
         0x01 => "FAT12",

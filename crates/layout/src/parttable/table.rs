@@ -1,54 +1,53 @@
-//! What a partition table says, and where it is read from.
+//! The data of a partition table, and the disk it is read from.
 
 use super::gpt::GptFault;
 use crate::DiskRange;
 use metainfo::TableKind;
 use std::io::{self, Read, Seek, SeekFrom};
 
-/// What may be missing of a partition at the end of the disk is the disk's length through this. Disks that are sold as
-/// of one size differ by less, and so do a disk and its copy made with another sector count; an image that was cut off
-/// lacks more.
+/// A partition at the end of the disk may lack at most the disk's length divided by this. Disks sold with the same size
+/// differ by less, and so do a disk and its copy made with another sector count; an image that was cut off lacks more.
 pub(super) const MISSING_SHARE: u64 = 16;
 
-/// Of a longer gap, in bytes, only this much of its start is kept: PC boot loaders live in the first MiB, and a
-/// partition deleted from the front of the disk should not come back as gigabytes of content.
+/// Of a longer gap, only this many bytes of its start are kept: PC boot loaders live in the first MiB, and a partition
+/// deleted from the front of the disk should not return as gigabytes of content.
 pub(super) const GAP_HEAD_LEN: u64 = 1 << 20;
 
-/// Most partitions of one disk: the kernel has no more names.
+/// Most partitions of one disk: the kernel has no names for more.
 pub(super) const PARTITIONS_MAX: usize = 256;
 
 /// How a disk is divided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// Which table it is.
+    /// The kind of the table.
     pub kind: TableKind,
     /// The sector size it counts in, in bytes.
     pub sector_size: u32,
     /// Disk GUID (GPT), 8 hex digits (MBR), or empty.
     pub disk_id: String,
-    /// By number; inside the disk. They may overlap each other and the table.
+    /// In order of their numbers; inside the disk. They may overlap each other and the table.
     pub partitions: Vec<Partition>,
-    /// Ranges of the disk that are no partition's and belong into an image: tables and boot gaps. They may
-    /// touch and repeat each other, and lie inside the disk.
+    /// Ranges of the disk outside all partitions that belong into an image: tables and boot gaps. They may touch and
+    /// repeat each other, and lie inside the disk.
     pub own: Vec<DiskRange>,
-    /// What is odd about the table without being in the way, in words.
+    /// Oddities of the table that do no harm, as text.
     pub warnings: Vec<String>,
 }
 
 /// One partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Partition {
-    /// As the kernel numbers it: GPT entry, 1 to 4 for primary ones, logical ones from 5.
+    /// Numbered as the kernel does: GPT entry, 1 to 4 for primary partitions, from 5 on for logical ones.
     pub number: u32,
     /// First byte on the disk.
     pub start: u64,
     /// Length in bytes, never zero.
     pub len: u64,
-    /// Bytes of it past the end of the disk; `len` is what is there.
+    /// Bytes of it past the end of the disk; `len` does not include them.
     pub missing: u64,
     /// Type GUID, or type byte as two hex digits.
     pub type_id: String,
-    /// The type in words, or empty.
+    /// The type as text, or empty.
     pub type_name: &'static str,
     /// Name (GPT).
     pub name: String,
@@ -66,7 +65,7 @@ impl Partition {
         DiskRange::new(self.start..self.start + self.len)
     }
 
-    /// Its length as the table has it, in bytes.
+    /// Its length in the table, in bytes.
     pub(super) fn full_len(&self) -> u64 {
         self.len + self.missing
     }
@@ -88,34 +87,34 @@ pub enum TableError {
     /// A sector size that no disk has.
     #[error("a sector size of {0} bytes is not a power of two from 512 to 4096")]
     SectorSize(u32),
-    /// The first GPT is broken, the copy at the end is not.
+    /// The first GPT is broken, but the copy at the end is not.
     #[error(
         "the GPT at the start of the disk is damaged, its backup at the end is good: \
          repair it with `sgdisk -e DISK` (or gdisk's recovery menu), look at it with `sgdisk -p DISK`, and try again"
     )]
     PrimaryDamaged(#[source] GptFault),
-    /// A protective MBR, and no GPT that could be read.
+    /// There is a protective MBR, but no GPT that could be read.
     #[error(
         "the disk says it has a GPT, but neither the one at its start nor the backup at its end can be read \
          with {sector_size}-byte sectors: it is damaged, or was made with another sector size"
     )]
     NoGpt {
-        /// The sector size tried.
+        /// The sector size that was tried.
         sector_size: u32,
-        /// What was wrong with the first.
+        /// What was wrong with the first GPT.
         #[source]
         source: GptFault,
     },
-    /// A GPT that firmware and kernel would ignore.
+    /// There is a GPT that firmware and kernel would ignore.
     #[error("the disk has a GPT but no protective MBR in front of it: write one with `sgdisk -e DISK` and try again")]
     NoProtectiveMbr,
-    /// Numbers in a GPT header that make no sense.
+    /// Numbers in a GPT header make no sense.
     #[error("the GPT header is damaged: {0}")]
     GptHeader(String),
-    /// A partition that leaves the disk by more than a sixteenth of it.
+    /// A partition extends past the disk by more than a sixteenth of the disk's length.
     #[error("partition {number} ends at byte {end}, past the end of the disk at {disk_len}: is the image cut off?")]
     PastEnd {
-        /// Which.
+        /// Which partition.
         number: u32,
         /// Where it ends.
         end: u64,
@@ -124,7 +123,7 @@ pub enum TableError {
     },
 }
 
-/// A disk that knows its bounds.
+/// A disk with a known length.
 pub(super) struct Disk<'a, R> {
     pub(super) inner: &'a mut R,
     pub(super) len: u64,
@@ -156,13 +155,13 @@ impl<R: Read + Seek> Disk<'_, R> {
         Some(DiskRange::new(lba * self.sector_size..end * self.sector_size))
     }
 
-    /// Whether more of these sectors is missing than a disk that is a little too short explains.
+    /// Whether more of these sectors are missing than a slightly too short disk explains.
     pub(super) fn lacks_much(&self, lba: u64, count: u64) -> bool {
         let end = lba.saturating_add(count);
         end.saturating_sub(self.sectors()).saturating_mul(self.sector_size) > self.len / MISSING_SHARE
     }
 
-    /// A range that is on the disk.
+    /// Reads a range that is on the disk.
     pub(super) fn read(&mut self, range: DiskRange) -> Result<Vec<u8>, TableError> {
         let at = range.start.0;
         let failed = |source| TableError::Read { at, source };

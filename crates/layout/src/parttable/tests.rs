@@ -1,4 +1,4 @@
-//! Tables made by the crates that write them, by hand, and by chance.
+//! Tests with tables made by the crates that write them, by hand, and at random.
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
@@ -22,7 +22,7 @@ pub(super) fn gpt_disk(len: u64, sector_size: u32, partitions: &[(u64, u64)]) ->
     let mut gpt = GPT::new_from(&mut disk, u64::from(sector_size), [7; 16]).expect("large enough");
     GPT::write_protective_mbr_into(&mut disk, u64::from(sector_size)).expect("in memory");
     let backup = gpt.write_into(&mut disk).expect("in memory");
-    // The crate's own table refuses to be wrong; its headers write whatever they are given.
+    // The crate's table type refuses wrong values; its headers write any value.
     let mut entries = vec![GPTPartitionEntry::empty(); 128];
     for (number, (entry, &(start, end))) in (1u8..).zip(entries.iter_mut().zip(partitions)) {
         *entry = GPTPartitionEntry {
@@ -40,7 +40,7 @@ pub(super) fn gpt_disk(len: u64, sector_size: u32, partitions: &[(u64, u64)]) ->
     disk
 }
 
-/// The header of length 92 as it is on the disk.
+/// The header of length 92 as stored on the disk.
 pub(super) fn header_bytes(header: &GPTHeader) -> Vec<u8> {
     let mut bytes = [&header.signature[..], &header.revision, &header.header_size.to_le_bytes()].concat();
     bytes.extend_from_slice(&header.crc32_checksum.to_le_bytes());
@@ -57,8 +57,8 @@ pub(super) fn header_bytes(header: &GPTHeader) -> Vec<u8> {
     bytes
 }
 
-/// Bytes for the head and the tail of a GPT, written by nothing but this: a header of `header_len` bytes with noise
-/// behind byte 92, and `count` entries, of which some are `(number, first, last)`.
+/// Bytes for the head and the tail of a GPT, written only by this function: a header of `header_len` bytes with noise
+/// after byte 92, and `count` entries, some of which are `(number, first, last)`.
 pub(super) fn raw_gpt(len: u64, header_len: u32, count: u32, partitions: &[(usize, u64, u64)]) -> Bytes {
     let mut disk = blank(len);
     let (last, entry_sectors) = (len / 512 - 1, u64::from(count).div_ceil(4));
@@ -145,7 +145,7 @@ fn owns(table: &Table, byte: u64) -> bool {
     table.own.iter().any(|range| range.contains(DiskOffset(byte)))
 }
 
-/// Numbers, starts and lengths, all in sectors.
+/// Numbers, starts and lengths of the partitions, in sectors.
 fn sectors(table: &Table) -> Vec<(u32, u64, u64)> {
     places(table).into_iter().map(|(n, start, len)| (n, start / 512, len / 512)).collect()
 }
@@ -223,7 +223,7 @@ fn hostile_gpt_headers_are_refused_before_they_are_believed() {
         header.update_crc32_checksum();
         let bytes = header_bytes(&header);
         disk.get_mut()[512..512 + bytes.len()].copy_from_slice(&bytes);
-        // Without its backup, so that the primary's own trouble decides.
+        // The backup is removed, so that the fault of the primary decides.
         let len = disk.get_ref().len();
         disk.get_mut()[len - 512..].fill(0);
         read(&mut disk, 512)
@@ -324,7 +324,7 @@ fn any_protective_entry_leads_to_the_gpt() {
         for at in [446, 494] {
             let mut disk = raw_gpt(2 * MIB, 92, 128, &[(1, 100, 199)]);
             disk.get_mut()[446..510].fill(0);
-            // No sector counted, and it counts.
+            // The entry covers no sector, but is valid.
             disk.get_mut()[at..at + 5].copy_from_slice(&entry);
             assert_eq!((good(&mut disk).kind, sectors(&good(&mut disk))), (TableKind::Gpt, vec![(1, 100, 100)]));
         }
@@ -354,7 +354,7 @@ fn a_disk_may_have_headers_of_several_sector_sizes() {
 
 #[test]
 fn what_is_a_little_past_the_end_is_cut() {
-    // A partition to the end of a disk of 100 MiB, of which 99 are there.
+    // A partition that ends with a disk of 100 MiB, of which 99 MiB are present.
     let mut disk = blank(99 * MIB);
     boot_record(&mut disk, 0, &[(0x83, 2048, 2048), (0x83, 4096, 100 * 2048 - 4096)]);
     let table = good(&mut disk);
@@ -409,7 +409,7 @@ fn an_entry_without_a_type_has_to_be_on_the_disk() {
     assert_eq!(sectors(&table), [(2, 2048, 2048)]);
     assert!(warns(&table, "partition 1 has no type and leaves the disk"), "{:?}", table.warnings);
     assert!(warns(&table, "partition 3 has no type"), "{:?}", table.warnings);
-    // Nothing but that is no table.
+    // An entry like that alone is no table.
     boot_record(&mut disk, 0, &[(0, 0x6c6c_6548, 0x216f), (0x83, 2048, 0)]);
     assert_eq!(good(&mut disk).kind, TableKind::None);
 }
@@ -488,7 +488,7 @@ fn logical_partitions_overlap_what_they_like() {
 #[test]
 fn logical_partitions_are_numbered_along_the_chain() {
     let mut disk = blank(8 * MIB);
-    // The chain goes 4096, 9000, 6000: forth and back.
+    // The chain goes 4096, 9000, 6000: forwards and back.
     boot_record(&mut disk, 0, &[(0x0f, 4096, 8192)]);
     boot_record(&mut disk, 4096, &[(0x83, 64, 100), (0x05, 9000 - 4096, 600)]);
     boot_record(&mut disk, 9000, &[(0x83, 63, 200), (0x85, 6000 - 4096, 600)]);
@@ -508,13 +508,13 @@ fn logical_partitions_are_numbered_along_the_chain() {
 fn all_entries_of_a_record_are_read() {
     let mut disk = blank(8 * MIB);
     boot_record(&mut disk, 0, &[(0x05, 4096, 8192)]);
-    // As DR-DOS: the link first; a second one is nothing.
+    // As DR-DOS writes it: the link comes first; a second link is ignored.
     boot_record(&mut disk, 4096, &[(0x05, 2000, 1000), (0x83, 64, 100), (0x05, 3000, 1000)]);
-    // As OS/2: four partitions, the last two of which have to be inside of what the link says (1000 sectors).
+    // As OS/2 writes it: four partitions; the last two have to be inside the length in the link (1000 sectors).
     boot_record(&mut disk, 6096, &[(0x06, 10, 10), (0x06, 2000, 10), (0x06, 30, 10), (0x06, 990, 11)]);
     let table = good(&mut disk);
     assert_eq!(sectors(&table)[1..], [(5, 4160, 100), (6, 6106, 10), (7, 8096, 10), (8, 6126, 10)]);
-    // The same start again is the same partition.
+    // An entry with the same start is the same partition.
     boot_record(&mut disk, 6096, &[(0x06, 10, 10), (0x06, 10, 20), (0x06, 30, 10)]);
     assert_eq!(sectors(&good(&mut disk))[1..], [(5, 4160, 100), (6, 6106, 10), (7, 6126, 10)]);
 }
@@ -581,7 +581,7 @@ fn an_extended_partition_on_top_of_the_table_has_no_chain() {
 fn a_file_system_without_a_table_is_no_table() {
     let mut disk = blank(MIB);
     assert_eq!(read(&mut disk, 512).expect("blank").kind, TableKind::None);
-    // As mkfs.vfat leaves a whole disk: boot sector, signature, and an entry that covers all of it from sector 0.
+    // As mkfs.vfat formats a whole disk: boot sector, signature, and an entry that covers all of it from sector 0.
     boot_record(&mut disk, 0, &[(0x0c, 0, 2048)]);
     disk.get_mut()[..11].copy_from_slice(b"\xeb\x3c\x90mkfs.fat");
     disk.get_mut()[82..90].copy_from_slice(b"FAT32   ");
@@ -627,7 +627,7 @@ impl Seek for Counted<'_> {
     }
 }
 
-/// Four chains of as many partitions as there may be, with as many empty records between them as there may be.
+/// Four chains with the maximum number of partitions, and the maximum number of empty records between them.
 const READS_MAX: usize = 4 * 256 * 101;
 
 fn check_sane(disk: &mut Bytes, sector_size: u32) -> Result<(), TestCaseError> {
@@ -658,7 +658,7 @@ proptest! {
         len in 0usize..(2 << 20),
     ) {
         let mut disk = if is_gpt { gpt_disk(2 * MIB, 512, &[(100, 199), (300, 400)]) } else { mbr_disk() };
-        // Where the tables are: elsewhere changes are boring.
+        // Bytes of the tables; changes elsewhere would test nothing.
         let interesting: Vec<usize> = if is_gpt {
             (446..604).chain(1024..1280).collect()
         } else {
@@ -685,7 +685,7 @@ proptest! {
         if has_signature && bytes.len() > 4200 {
             bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
             bytes[446..510].iter_mut().step_by(16).for_each(|flag| *flag &= 0x80);
-            // Numbers that lead somewhere on the disk.
+            // Numbers that point to somewhere on the disk.
             for at in (454..510).step_by(16).filter(|_| small) {
                 bytes[at + 1..at + 4].fill(0);
                 bytes[at + 5..at + 8].fill(0);

@@ -1,4 +1,4 @@
-//! Disks of zeros with a table on them.
+//! Disks of zeros with a table.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,14 +6,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Bytes that are kept together.
+/// Size of a block, in bytes.
 const BLOCK: u64 = 512;
 
-/// A disk that is zeros but for some blocks.
+/// A disk that holds zeros except in some blocks.
 pub struct Disk {
-    /// In bytes, a multiple of 512.
+    /// Length in bytes, a multiple of 512.
     pub len: u64,
-    /// Bytes of a sector.
+    /// Bytes per sector.
     pub sector_size: u64,
     blocks: BTreeMap<u64, [u8; 512]>,
 }
@@ -23,18 +23,18 @@ impl Disk {
         Disk { len, sector_size, blocks: BTreeMap::new() }
     }
 
-    /// Whole sectors.
+    /// Number of whole sectors.
     pub fn sectors(&self) -> u64 {
         self.len / self.sector_size
     }
 
-    /// Writes what is on the disk of `bytes` at byte `at`.
+    /// Writes `bytes` at byte `at`, except what is past the end of the disk.
     pub fn put(&mut self, at: u64, bytes: &[u8]) {
         let (mut at, mut bytes) = (at, bytes);
         while at < self.len && !bytes.is_empty() {
             let within = usize::try_from(at % BLOCK).expect("small");
             let (now, later) = bytes.split_at(bytes.len().min(512 - within));
-            // What was never written is zeros.
+            // Bytes that were never written are zeros.
             if self.blocks.contains_key(&(at / BLOCK)) || now.iter().any(|&byte| byte != 0) {
                 let block = self.blocks.entry(at / BLOCK).or_insert([0; 512]);
                 block[within..within + now.len()].copy_from_slice(now);
@@ -61,7 +61,7 @@ impl Disk {
         Some(bytes)
     }
 
-    /// Bytes where blocks have something, in the order of the disk.
+    /// Offsets of bytes in blocks that were written, ascending.
     pub fn written(&self) -> Vec<u64> {
         self.blocks.keys().map(|block| block * BLOCK).collect()
     }
@@ -78,7 +78,7 @@ impl Disk {
         Reader { disk: self, at: 0 }
     }
 
-    /// What is written, for whoever has to find out what is wrong.
+    /// The written blocks as text, for finding out what is wrong.
     pub fn hex(&self) -> String {
         let mut text = String::new();
         for (block, bytes) in self.blocks.iter().filter(|(_, bytes)| bytes.iter().any(|&byte| byte != 0)).take(40) {
@@ -91,7 +91,7 @@ impl Disk {
     }
 }
 
-/// Reads a disk from anywhere.
+/// Reads a disk from any offset.
 pub struct Reader<'a> {
     disk: &'a Disk,
     at: u64,

@@ -1,11 +1,11 @@
-//! Tables by chance, each from its seed.
+//! Random tables, each from a seed.
 
 use super::disk::Disk;
 use super::model::crc;
 
 const MIB: u64 = 1 << 20;
 
-/// A table to be read.
+/// A table that is to be read.
 pub struct Case {
     pub kind: &'static str,
     pub disk: Disk,
@@ -31,7 +31,7 @@ impl Rng {
         from + self.below(to.saturating_sub(from).max(1))
     }
 
-    /// Once in `of`.
+    /// True once in `of` times.
     fn once_in(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
@@ -68,7 +68,7 @@ pub fn case(seed: u64) -> Case {
     Case { kind, disk }
 }
 
-/// Changes bits where the table is.
+/// Changes bits of the table.
 fn flip(rng: &mut Rng, disk: &mut Disk) {
     let written = disk.written();
     for _ in 0..rng.between(1, 5) {
@@ -107,13 +107,13 @@ fn record(disk: &mut Disk, lba: u64, entries: &[Entry]) {
     disk.put(at + 510, &[0x55, 0xaa]);
 }
 
-/// A sector count or number that is nearly always a small one.
+/// A sector count or number that is usually small.
 fn cut(sectors: u64) -> u32 {
     u32::try_from(sectors).unwrap_or(u32::MAX)
 }
 
-/// Any type that data has. Minix' is left out: it may hold a table of its own, which in a partition from sector 0 on is
-/// the disk's.
+/// Any type of a data partition. Minix is left out: such a partition may contain its own table, and in one from sector
+/// 0 on, that table is the disk's.
 fn data_type(rng: &mut Rng) -> u8 {
     loop {
         let sys =
@@ -124,7 +124,7 @@ fn data_type(rng: &mut Rng) -> u8 {
     }
 }
 
-/// Start and count of anything on a disk of `sectors`, sometimes not quite on it.
+/// Start and count of a partition on a disk of `sectors`, sometimes slightly past its end.
 fn place(rng: &mut Rng, sectors: u64) -> (u32, u32) {
     let start = match rng.below(40) {
         0 => 0,
@@ -207,7 +207,7 @@ fn chain(rng: &mut Rng, disk: &mut Disk, base: u64, count: u64) {
             }
         }
         if rng.once_in(60) {
-            // Garbage, or a record that is not there.
+            // Garbage, or no record.
             disk.put(lba * disk.sector_size + 446, &[rng.byte(); 64]);
         } else {
             record(disk, lba, &entries);
@@ -245,7 +245,7 @@ fn extended(rng: &mut Rng, disk: &mut Disk) -> &'static str {
     "MBR, logical partitions"
 }
 
-/// More logical partitions than anyone names, or records without any.
+/// More logical partitions than any system has names for, or records without partitions.
 fn long_chain(rng: &mut Rng, disk: &mut Disk) -> &'static str {
     let sectors = disk.sectors();
     let base = rng.between(1, 100);
@@ -263,7 +263,7 @@ fn long_chain(rng: &mut Rng, disk: &mut Disk) -> &'static str {
     "MBR, long chains"
 }
 
-/// A record that links to itself, as one that is longer: an entry that was out of bounds then is not.
+/// A record that links to itself with a larger length: an entry that was out of bounds then lies inside.
 fn comes_back(rng: &mut Rng, disk: &mut Disk) -> &'static str {
     let extended = |start: u64, count: u64| Entry { flag: 0, sys: 5, start: cut(start), count: cut(count) };
     let data = |start: u64, count: u64| Entry { flag: 0, sys: 0x83, start: cut(start), count: cut(count) };
@@ -304,7 +304,7 @@ fn gpt(rng: &mut Rng, disk: &mut Disk) -> &'static str {
     let mut array = vec![0; usize::try_from(count * 128).expect("small")];
     let many = if rng.once_in(30) { count } else { rng.below(9).min(count) };
     for _ in 0..many {
-        // All of many, or some anywhere.
+        // Any of the entries, or one of the first twelve.
         let reach = if rng.once_in(8) { count } else { count.min(12) };
         let free = array.chunks(128).position(|entry| entry[..16] == [0; 16]);
         let some = usize::try_from(rng.below(reach)).expect("small");
@@ -364,7 +364,7 @@ fn fill(rng: &mut Rng, entry: &mut [u8], first_usable: u64, last_usable: u64, se
     entry[56..128].iter_mut().for_each(|byte| *byte = rng.byte());
 }
 
-/// The copy at the end: good, of another table, or none.
+/// The copy at the end: good, of another table, or missing.
 fn backup(rng: &mut Rng, disk: &mut Disk, header: &[u8], array: &[u8]) {
     let (size, last) = (disk.sector_size, disk.sectors() - 1);
     let entries_lba = last - (array.len() as u64).div_ceil(size);
@@ -386,7 +386,7 @@ fn backup(rng: &mut Rng, disk: &mut Disk, header: &[u8], array: &[u8]) {
     }
 }
 
-/// The protective MBR: as it should be, as a hybrid, odd, or none.
+/// The protective MBR: as it should be, as a hybrid, odd, or missing.
 fn protect(rng: &mut Rng, disk: &mut Disk) {
     let sectors = disk.sectors();
     let mut entries = [Entry::default(); 4];

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::Row;
 use super::disk::Disk;
 
-/// Where we decide in another way than libblkid.
+/// A point in which we decide differently from libblkid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     DamagedPrimary,
@@ -84,7 +84,7 @@ impl Decision {
     }
 }
 
-/// The decisions that are libblkid's.
+/// The decisions that are made as libblkid makes them.
 #[derive(Clone, Copy)]
 pub struct Decisions(u32);
 
@@ -126,7 +126,7 @@ pub fn crc(bytes: &[u8]) -> u32 {
 /// A table that is refused.
 struct Refused;
 
-/// What is read, or `None` if it is refused.
+/// The partitions that are read, or `None` if the table is refused.
 pub fn read(disk: &Disk, decisions: Decisions) -> Option<Vec<Row>> {
     let mut model = Model { disk, decisions, rows: Vec::new() };
     match model.read() {
@@ -144,7 +144,7 @@ struct Model<'a> {
     rows: Vec<Row>,
 }
 
-/// One of the four of a boot record, in sectors of 512 bytes.
+/// One of the four entries of a boot record, in sectors of 512 bytes.
 struct Entry {
     sys: u8,
     start: u64,
@@ -183,12 +183,12 @@ impl Model<'_> {
         if is_table { self.mbr(&entries) } else { Ok(()) }
     }
 
-    /// Sectors of 512 bytes on the disk.
+    /// Its end, in sectors of 512 bytes.
     fn end(&self) -> u64 {
         self.disk.sectors() * (self.disk.sector_size / 512)
     }
 
-    /// A number of sectors as it is kept.
+    /// A number of sectors as it is stored.
     fn kept(&self, sectors: u64) -> u64 {
         if self.has(Wrap) { sectors & 0xffff_ffff } else { sectors }
     }

@@ -1,4 +1,4 @@
-//! Receiving: what a peer has and sends comes in, what we say to it and ask of it goes out.
+//! Receiving: a peer's pieces and blocks come in; our messages and requests to it go out.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use crate::core::{Action, Core};
 use crate::pace::{OUTSTANDING_BYTES, OUTSTANDING_LEAST};
 use crate::picker::{Ask, PeerKey, Received};
 
-/// Everything there is to say to one peer, in the order of the fields, other than the blocks it asked for.
+/// Everything to tell one peer, in the order of the fields, except the blocks that it requested.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// Pieces we have.
     pub haves: Vec<PieceIndex>,
-    /// That we are interested, or are no longer.
+    /// Whether we are interested, if that has changed.
     pub interest: Option<bool>,
-    /// Blocks it need not send any more, of which the driver says and forgets those that have not come.
+    /// Blocks that it need not send any more. The driver sends cancels for those that have not arrived, and forgets
+    /// them.
     pub cancels: Vec<Ask>,
-    /// Blocks we ask for.
+    /// Blocks that we request.
     pub asks: Vec<Ask>,
 }
 
@@ -29,13 +30,13 @@ impl Said {
 }
 
 impl Core {
-    /// The peer has these pieces. False if neither end can give the other anything, ever.
+    /// The peer has these pieces. False if neither end can ever send the other anything useful.
     pub fn heard_haves(&mut self, key: PeerKey, pieces: impl IntoIterator<Item = PieceIndex>) -> bool {
         let mut made_room = false;
         for piece in pieces {
             let is_first = self.picker.availability(piece) == 0;
             self.picker.peer_has(key, piece);
-            // What somebody had already is shown to nobody as a first copy.
+            // A piece that some peer already had is not shown as a first copy.
             if let Some(plan) = self.plan.as_mut().filter(|plan| is_first && !plan.is_over()) {
                 made_room |= plan.seen(piece);
             }
@@ -46,8 +47,8 @@ impl Core {
         !(self.picker.have().is_full() && self.picker.is_seeder(key))
     }
 
-    /// The peer lets us ask (unchoke), or no longer does (choke); then it sends nothing of what it was asked for, and the
-    /// driver forgets all that.
+    /// The peer allows requests (unchoke), or no longer does (choke). After a choke it answers none of the earlier
+    /// requests, and the driver forgets them all.
     pub fn heard_unchoke(&mut self, key: PeerKey, can_ask: bool) {
         self.picker.set_can_ask(key, can_ask);
         if !can_ask {
@@ -55,12 +56,12 @@ impl Core {
         }
     }
 
-    /// The driver has taken this block in, which the peer was asked for. False if it is of no use: its piece is not being
-    /// asked for, or the block was here already.
+    /// The driver has stored this block, which was requested from the peer. False if it is useless: its piece is no
+    /// longer requested, or the block was already here.
     ///
-    /// What a peer was asked for is known to the driver alone ([`Said::asks`] less [`Said::cancels`]). It copies a block
-    /// before it says so here, and meanwhile the peer may have choked us, gone, or been given up. The block is there all
-    /// the same, and no other copy of it would be taken.
+    /// Only the driver knows which requests a peer has ([`Said::asks`] less [`Said::cancels`]). It copies a block
+    /// before it reports it here, and meanwhile the peer may have choked us, gone, or been dropped. The block is there
+    /// all the same, and no other copy of it would be accepted.
     pub fn block_arrived(&mut self, key: PeerKey, ask: Ask, now: Duration) -> bool {
         let Received::Fresh { piece_complete, cancel } = self.picker.received(key, ask, now) else { return false };
         if let Some(peer) = self.peers.get_mut(&key) {
@@ -75,7 +76,7 @@ impl Core {
         true
     }
 
-    /// Everything there is to say to the peer; what this names counts as said.
+    /// Everything to tell the peer; the returned messages count as sent.
     pub fn compose(&mut self, key: PeerKey, now: Duration) -> Said {
         let mut said = Said::default();
         let Some(peer) = self.peers.get_mut(&key) else { return said };
@@ -101,7 +102,8 @@ impl Core {
         said.cancels.append(&mut peer.cancels);
         let share = (OUTSTANDING_BYTES / asking).max(OUTSTANDING_LEAST);
         let limit = usize::try_from((share / self.block_bytes).max(1)).expect("fits usize");
-        // A refill for every block would cost a packet and a system call each; by quarters the peer never runs dry.
+        // A refill after every block would cost one packet and one system call each. With refills by quarters, the peer
+        // never runs dry.
         let lacking = limit.saturating_sub(picker.outstanding(key));
         if lacking * 4 >= limit {
             said.asks = picker.request(key, limit, now, &mut self.rng);

@@ -1,33 +1,34 @@
-//! One connected peer, as the core sees it.
+//! One connected peer, from the core's view.
 
 use std::time::Duration;
 
 use crate::core::uploads::Uploads;
 use crate::picker::Ask;
 
-/// What has been said between the peer and us, and what is to be said.
+/// Messages exchanged with the peer, and those still to be sent.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) since: Duration,
-    /// How much of the log of verified pieces it knows.
+    /// How much of the log of verified pieces the peer knows.
     pub(super) told_haves: usize,
-    /// Whether it sees only what super-seeding shows it.
+    /// Whether it sees only the pieces that super-seeding shows it.
     pub(super) shows_little: bool,
-    /// Whether we have told it that it has something for us.
+    /// Whether it knows that we are interested.
     pub(super) is_interesting: bool,
-    /// Whether it could be asked for more if there were more to ask for.
+    /// Whether it could get more requests if there were more to request.
     pub(super) is_hungry: bool,
-    /// What it need not send any more and does not know yet: no more than it was asked for since it was last told.
+    /// Blocks that it need not send any more, of which it has not been informed. They are at most the blocks requested
+    /// since it was last informed.
     pub(super) cancels: Vec<Ask>,
-    /// What it asked for.
+    /// Its requests.
     pub(super) uploads: Uploads,
-    /// Something of `uploads` is being sent, and its turn lasts until that is out.
+    /// A part of `uploads` is being sent, and its turn lasts until that is sent.
     pub(super) is_sending: bool,
-    /// It takes nothing at the moment, and is in nobody's way until it does.
+    /// It takes no data at the moment, and blocks no other peer until it does.
     pub(super) is_stalled: bool,
-    /// When the last block came or went.
+    /// When the last block came from it or went to it.
     pub(super) last_payload: Option<Duration>,
-    /// When it last got its turn to be served.
+    /// When its last turn to be served began.
     pub(super) last_turn: Option<Duration>,
 }
 

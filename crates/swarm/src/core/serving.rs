@@ -1,7 +1,7 @@
-//! Giving: what peers ask of us, and in which order they get it.
+//! Giving: the requests of peers, and the order in which they are served.
 //!
-//! A peer that asked for something and takes what it is sent waits for its turn, or has it. While something is being sent
-//! to it neither changes: what it asks for meanwhile is looked at when that is out.
+//! A peer that has requested blocks, and takes what it is sent, waits for its turn or has it. While a block is being
+//! sent to the peer, this does not change: requests that arrive meanwhile are handled when the block is sent.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::picker::PeerKey;
 use crate::wire::Request;
 
 impl Core {
-    /// The peer asks for a range. False if that is of a piece we do not hold.
+    /// The peer requests a range. False if we do not hold its piece.
     pub fn heard_request(&mut self, key: PeerKey, request: Request, now: Duration) -> bool {
         if !self.picker.have().contains(request.piece) {
             return false;
@@ -32,13 +32,13 @@ impl Core {
         self.settle(key, now);
     }
 
-    /// What to send to the peer now: the first range it asked for, if it has its turn.
+    /// The next range to send to the peer: the first that it requested, if it has its turn.
     pub fn next_upload(&self, key: PeerKey) -> Option<Request> {
         let peer = self.peers.get(&key).filter(|_| self.turns.is_held(key))?;
         peer.uploads.first()
     }
 
-    /// Takes ranges that the peer asked for off the front, as long as `fits` says so; [`Core::sent`] has to follow.
+    /// Takes ranges from the front of the peer's requests as long as `fits` allows; [`Core::sent`] has to follow.
     pub fn take_uploads(&mut self, key: PeerKey, mut fits: impl FnMut(&Request) -> bool) -> Vec<Request> {
         let mut taken = Vec::new();
         let Some(peer) = self.peers.get_mut(&key) else { return taken };
@@ -50,7 +50,7 @@ impl Core {
         taken
     }
 
-    /// So many bytes of a piece have gone to the peer, all that was taken for it.
+    /// This many bytes of a piece were sent to the peer, all that were taken for it.
     pub fn sent(&mut self, key: PeerKey, piece: PieceIndex, bytes: u32, now: Duration) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.is_sending = false;
@@ -76,7 +76,7 @@ impl Core {
         }
     }
 
-    /// The peer has taken what it was being sent after all.
+    /// The peer has taken the data after all.
     pub fn caught_up(&mut self, key: PeerKey, now: Duration) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.is_stalled = false;
@@ -89,7 +89,7 @@ impl Core {
         self.peers.get(&key).is_some_and(|peer| !peer.uploads.is_empty() && peer.last_payload >= peer.last_turn)
     }
 
-    /// Who wants to be served queues up, who does not makes room.
+    /// Queues the peer if it wants to be served; otherwise its place becomes free.
     fn settle(&mut self, key: PeerKey, now: Duration) {
         let Some(peer) = self.peers.get(&key).filter(|peer| !peer.is_sending && !peer.is_stalled) else { return };
         if peer.uploads.is_empty() {

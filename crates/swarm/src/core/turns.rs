@@ -1,44 +1,45 @@
-//! Who is served when: everybody may ask, a few are served at a time, in turns of about a piece, first come, first served.
+//! Decides which peer is served when: every peer may make requests, and a few are served at a time, in turns of about
+//! one piece, first come, first served.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::pace::TURN_BYTES;
 use crate::picker::PeerKey;
 
-/// The places at which peers are served, and who waits for one.
+/// The places in which peers are served, and the queue for them.
 #[derive(Debug)]
 pub(super) struct Turns {
     places: usize,
     turn_bytes: u32,
-    /// Bytes left of the turn of each peer that has a place.
+    /// Bytes left in the turn of each peer that has a place.
     held: BTreeMap<PeerKey, u32>,
-    /// Each peer once, so never more than there are links.
+    /// Each peer appears once, so the queue is never longer than the number of links.
     waiting: VecDeque<PeerKey>,
 }
 
 impl Turns {
-    /// So many places, but at least one.
+    /// This many places, but at least one.
     pub(super) fn new(places: usize, piece_len: u32) -> Turns {
         let (least, most) = TURN_BYTES;
         let turn_bytes = piece_len.clamp(least, most);
         Turns { places: places.max(1), turn_bytes, held: BTreeMap::new(), waiting: VecDeque::new() }
     }
 
-    /// Queues a peer up, unless it waits or has a place.
+    /// Queues a peer, unless it already waits or has a place.
     pub(super) fn want(&mut self, key: PeerKey) {
         if !self.is_held(key) && !self.waiting.contains(&key) {
             self.waiting.push_back(key);
         }
     }
 
-    /// A free place to whoever has waited for longest, if there are both.
+    /// Gives a free place to the peer that has waited longest, if there are both.
     pub(super) fn hand_out(&mut self) -> Option<PeerKey> {
         let key = if self.held.len() < self.places { self.waiting.pop_front() } else { None }?;
         self.held.insert(key, self.turn_bytes);
         Some(key)
     }
 
-    /// Accounts for bytes sent; whether that was the rest of the peer's turn.
+    /// Counts sent bytes; returns whether they used up the peer's turn.
     pub(super) fn is_used_up(&mut self, key: PeerKey, bytes: u32) -> bool {
         let Some(left) = self.held.get_mut(&key) else { return false };
         *left = left.saturating_sub(bytes);

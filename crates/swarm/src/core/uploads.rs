@@ -1,14 +1,14 @@
-//! What one peer asked for and has not been sent.
+//! The blocks that one peer requested and has not been sent.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::wire::Request;
 
-/// Requests remembered per peer; stock clients keep at most 500 or so. More are not answered.
+/// Most requests that are remembered per peer; stock clients keep at most about 500. Further requests are not answered.
 const MAX_UPLOADS: usize = 2048;
 
-/// Ranges a peer asked for, each once, in its order. Nothing here looks through all of them: every message of a peer may
-/// ask for it.
+/// Ranges that a peer requested, each once, in its order. No operation searches all of them, because every message of a
+/// peer may cause one.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     by_age: BTreeMap<u64, Request>,

@@ -1,4 +1,4 @@
-//! What links do with the core: what a peer said goes in, what there is to say and to send to it comes out.
+//! Connects links with the core: a peer's messages go in, and messages and blocks for the peer come out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,19 +12,19 @@ use crate::link::Link;
 use crate::picker::Ask;
 use crate::wire::{self, Message, Request};
 
-/// A peer's word on what it wants to be sent.
+/// A peer's change to its list of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// This range.
+    /// It requests this range.
     Request(Request),
-    /// No longer this one.
+    /// It no longer wants this range.
     Cancel(Request),
 }
 
 impl Shared {
     // Messages from a peer.
 
-    /// The peer has these pieces. False if neither of us can give the other anything, ever.
+    /// The peer has these pieces. False if neither end can ever send the other anything useful.
     pub(crate) fn peer_has(&self, link: &Link, pieces: Vec<PieceIndex>) -> bool {
         self.with(|state| state.core.heard_haves(link.key, pieces))
     }
@@ -38,10 +38,10 @@ impl Shared {
         });
     }
 
-    /// What the peer wants, in its order.
+    /// The peer's requests and cancels, in its order.
     ///
     /// # Errors
-    /// The first piece that it asks for and we do not hold.
+    /// The first requested piece that we do not hold.
     pub(crate) fn peer_wants(&self, link: &Link, wishes: &[Wish]) -> Result<(), PieceIndex> {
         let now = self.now();
         self.with(|state| {
@@ -56,12 +56,12 @@ impl Shared {
         })
     }
 
-    /// Blocks that are in these buffers now.
+    /// These blocks are in their buffers now.
     pub(crate) fn blocks_arrived(self: &Arc<Self>, link: &Link, blocks: &[(Ask, Arc<PieceBuf>)]) {
         let now = self.now();
         let full = self.with(|state| {
             for &(ask, ref buf) in blocks {
-                // The piece may have been given up meanwhile, and begun again with another buffer.
+                // The piece may have been abandoned meanwhile, and started again with another buffer.
                 let is_current = state.buffers.get(&ask.piece).is_some_and(|current| Arc::ptr_eq(current, buf));
                 if !is_current || !state.core.block_arrived(link.key, ask, now) {
                     let len = usize::try_from(self.geometry.block_len(ask.piece, ask.block)).unwrap_or(0);
@@ -79,14 +79,14 @@ impl Shared {
 
     // Messages to a peer.
 
-    /// Appends everything there is to say to the peer, other than the blocks it asked for.
+    /// Appends all messages for the peer, except the blocks that it requested.
     pub(crate) fn compose(&self, link: &Link, out: &mut Vec<u8>) {
         let now = self.now();
         let said = self.with(|state| {
             let mut said = state.core.compose(link.key, now);
             if !said.cancels.is_empty() || !said.asks.is_empty() {
                 let mut asked = lock(&link.asked);
-                // What is being copied into its buffer at this moment has come.
+                // A block that is being copied into its buffer at this moment counts as arrived.
                 said.cancels.retain(|ask| asked.remove(ask).is_some());
                 for &ask in &said.asks {
                     asked.insert(ask, self.buffer(state, ask.piece));
@@ -107,7 +107,7 @@ impl Shared {
         said.asks.iter().for_each(|ask| wire::encode(&Message::Request(request(ask)), out));
     }
 
-    /// Where the bytes of a piece go that has been begun.
+    /// The buffer for the bytes of a piece that has been started.
     fn buffer(&self, state: &mut State, piece: PieceIndex) -> Arc<PieceBuf> {
         let buf = state.buffers.entry(piece).or_insert_with(|| {
             let len = usize::try_from(self.geometry.len_of(piece)).expect("fits usize");
@@ -116,19 +116,19 @@ impl Shared {
         Arc::clone(buf)
     }
 
-    // What a peer is sent.
+    // Blocks for a peer.
 
-    /// What to send to the peer now, if it has its turn.
+    /// The next range to send to the peer, if it has its turn.
     pub(crate) fn next_upload(&self, link: &Link) -> Option<Request> {
         lock(&self.state).core.next_upload(link.key)
     }
 
-    /// Ranges off the front of what the peer asked for, as long as they fit.
+    /// Ranges from the front of the peer's requests, as long as they fit.
     pub(crate) fn take_uploads(&self, link: &Link, fits: impl FnMut(&Request) -> bool) -> Vec<Request> {
         self.with(|state| state.core.take_uploads(link.key, fits))
     }
 
-    /// Bytes of a piece have gone out, all that was taken for the peer.
+    /// Bytes of a piece were sent, all that were taken for the peer.
     pub(crate) fn sent(&self, link: &Link, piece: PieceIndex, bytes: u32) {
         *lock(&self.last_upload) = Some(Instant::now());
         let now = self.now();
@@ -145,7 +145,7 @@ impl Shared {
         self.with(|state| state.core.caught_up(link.key, now));
     }
 
-    // Hashing and the owner have news.
+    // News from hashing and from the owner.
 
     pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
         lock(&self.state).core.have().contains(piece)

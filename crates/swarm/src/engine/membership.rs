@@ -1,4 +1,4 @@
-//! Who is in: addresses to dial, links taken in and lost, peers that are no longer talked to.
+//! Membership: addresses to dial, links that are accepted and lost, peers that are banned.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,15 +10,16 @@ use crate::handshake_slots::share;
 use crate::link::Link;
 use crate::wire::{self, Message};
 
-/// A link that came to us and on which nothing has moved for this long makes room for a newcomer. A turn at a server with
-/// all its places taken comes round sooner, unless its link is a slow one.
+/// An incoming link on which nothing has moved for this long makes room for a new one. At a server with all places
+/// taken, a peer's turn comes sooner, unless its link is a slow one.
 const IDLE: Duration = Duration::from_secs(60);
-/// Two links to one peer that began within this of each other began at once: a dial takes as long as a handshake over a
-/// LAN, and a machine that is slow to start needs a second.
+/// Two links to one peer that began within this time of each other began simultaneously: a dial takes as long as a
+/// handshake over a LAN, and a machine that is slow to start needs a second.
 const AT_ONCE: Duration = Duration::from_secs(2);
-/// The part of all links that we dial; the rest is left to those who dial us, or late comers would find everybody full.
+/// The share of links that we dial. The rest is left for incoming links; otherwise late machines would find every peer
+/// full.
 const DIALLED: (usize, usize) = (2, 3);
-/// No address has a share of its own in the places before this part of them is taken.
+/// The limit per address applies only once this share of the places is taken.
 const SCARCE_FROM: (usize, usize) = (1, 2);
 
 impl Shared {
@@ -36,7 +37,7 @@ impl Shared {
         }
     }
 
-    /// The owner names a peer.
+    /// The owner adds a peer.
     pub(crate) fn add_peer(&self, addr: SocketAddr) {
         if lock(&self.state).book.add_given(addr, self.now()) {
             self.dial.notify_one();
@@ -47,7 +48,7 @@ impl Shared {
         *lock(&self.tracker_error) = Some(text);
     }
 
-    /// Whom to dial now.
+    /// The addresses to dial now.
     pub(crate) fn to_dial(&self) -> Vec<SocketAddr> {
         if self.has_failed() {
             return Vec::new();
@@ -63,8 +64,8 @@ impl Shared {
         lock(&self.state).book.lost(addr, self.now(), false);
     }
 
-    /// Takes a peer in after its handshake, unless there is a reason not to. Of two links to one peer, one goes; and of all
-    /// links one that does nothing, where there is no room.
+    /// Accepts a peer after its handshake, unless there is a reason to refuse it. Of two links to the same peer, one is
+    /// closed. If there is no room, an idle link is closed.
     pub(crate) fn admit(
         &self,
         peer_id: [u8; 20],
@@ -103,13 +104,13 @@ impl Shared {
         self.dial.notify_one();
     }
 
-    /// The peer gave every byte of a piece whose hash is wrong.
+    /// The peer delivered every byte of a piece whose hash is wrong.
     pub(crate) fn blame(&self, key: u32) {
         let state = &mut *lock(&self.state);
         let Some(link) = state.links.get(&key) else { return };
         log::warn!("peer {}: sent a wrong piece, dropped", link.addr);
         *state.strikes.entry(link.peer_id).or_default() += 1;
-        // On loopback many peers share an address, so there only the peer's id counts.
+        // On loopback many peers share an address, so only the peer's id counts there.
         if !link.addr.ip().is_loopback() {
             *state.ip_strikes.entry(link.addr.ip()).or_default() += 1;
         }
@@ -118,7 +119,7 @@ impl Shared {
 }
 
 impl State {
-    /// Room for a peer, at the cost of another link if need be; or why there is none.
+    /// Makes room for a peer, by closing another link if necessary; the error says why there is none.
     fn make_room(
         &mut self,
         shared: &Shared,
@@ -149,7 +150,7 @@ impl State {
             let idle = idle.filter(|link| !from_there || is_near(link));
             idle.max_by_key(|link| idle_for(link)).map(Arc::clone).ok_or(Refused::Full)
         };
-        // As long as there is plenty, a room behind one router may have it.
+        // While there are plenty of places, a room behind one router may have them.
         let is_scarce = links().count() >= shared.max_peers * SCARCE_FROM.0 / SCARCE_FROM.1;
         let has_enough = is_scarce && share(shared.max_peers, addr.ip()).is_some_and(|share| neighbours >= share);
         let goes = match known {
@@ -187,7 +188,7 @@ enum Stays {
     Both,
 }
 
-/// Of two links that say they lead to the same peer.
+/// Decides between two links that both claim to lead to the same peer.
 fn which_stays(
     old: &Link,
     idle: Duration,
@@ -196,16 +197,16 @@ fn which_stays(
     is_dialled: bool,
     now: Duration,
 ) -> Stays {
-    // Two that dialled each other at once both keep the link that the smaller id dialled. Later on the old link stays,
-    // unless the same side dials again: then it knows that the old one is dead.
+    // Two peers that dialled each other simultaneously both keep the link that the smaller id dialled. Later, the old
+    // link stays, unless the same side dials again: that side knows that the old one is dead.
     let smaller_dialled = is_dialled == (own_id < old.peer_id);
     let is_young = now.saturating_sub(old.since) < AT_ONCE;
     let is_same_side = old.is_dialled == is_dialled;
     if old.addr.ip() == addr.ip() {
         return if is_same_side || is_young && smaller_dialled { Stays::New } else { Stays::Old };
     }
-    // Anybody can say that it is somebody else, so an old link with a life in it stays. A peer with several addresses that
-    // dialled while we did sees both links as ours, from one address, and closes one.
+    // Any peer can claim another's id, so an old link that is alive stays. A peer with several addresses that dialled
+    // while we did sees both links as ours, from one address, and closes one.
     if !is_same_side && is_young && smaller_dialled {
         Stays::Both
     } else if !old.is_dialled && idle >= IDLE {
@@ -232,7 +233,7 @@ mod tests {
         testing::shared(8, 16384, &Options { max_peers, ..Options::default() })
     }
 
-    /// Takes in an incoming link of a peer with a name of its own.
+    /// Accepts an incoming link of a peer with a different id.
     fn come(shared: &Shared, addr: SocketAddr) -> Result<Arc<Link>, Refused> {
         let mut id = [0; 20];
         id[..2].copy_from_slice(&addr.port().to_be_bytes());
@@ -325,7 +326,7 @@ mod tests {
         }
     }
 
-    /// Both dialled at once, and the other has two addresses; its name is the smaller one.
+    /// Both dialled simultaneously, and the other peer has two addresses and the smaller id.
     #[test]
     fn the_link_that_the_smaller_name_dialled_is_taken_beside_ours_from_another_address() {
         let shared = swarm(40);

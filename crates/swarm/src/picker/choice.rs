@@ -1,4 +1,4 @@
-//! Which piece a peer is asked for next.
+//! Chooses the piece that is requested next from a peer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use rand::Rng;
 
 use super::{Ask, Block, END_GAME_AGE, PeerKey, Picker, Started, State, View};
 
-/// Whether somebody else may be asked for the piece who has answered so far. Else whoever talks most, and so is looked at
-/// first, would have every block that is taken from it right back.
+/// Whether the piece may be requested from another peer that has answered so far. Without this check, the peer that
+/// sends most messages is handled first, and would get back every block that was taken from it.
 fn has_better(peers: &BTreeMap<PeerKey, View>, peer: PeerKey, piece: PieceIndex) -> bool {
     peers.iter().any(|(&other, view)| other != peer && !view.usual.is_zero() && view.may_give(piece))
 }
@@ -19,7 +19,8 @@ impl Picker {
         self.bytes_in_flight + u64::from(self.geometry.piece_len()) <= self.budget
     }
 
-    /// Whether `peer` is not asked for all of the piece: it tried, and somebody else may be asked who tried less often.
+    /// Whether `peer` is skipped as the only giver of the piece: it has tried before, and the piece may be requested
+    /// from a peer with fewer tries.
     fn is_passed_over(&self, peer: PeerKey, piece: PieceIndex) -> bool {
         let Some(alone) = self.alone.get(&piece) else { return false };
         let tries = alone.tries(peer);
@@ -28,7 +29,7 @@ impl Picker {
 
     pub(super) fn choose(&mut self, peer: PeerKey, now: Duration, rng: &mut impl Rng) -> Option<PieceIndex> {
         let view = self.peers.get(&peer)?;
-        // A piece that it gave before may be another's now, alone.
+        // A piece that it gave before may now belong to another peer alone.
         let is_its = |piece: &PieceIndex, started: &Started| {
             started.free > 0 && (started.giver == Some(peer) || !self.alone.contains_key(piece))
         };
@@ -41,7 +42,7 @@ impl Picker {
             let is_its = started.giver == Some(peer);
             let (allowed, is_trusted) = if self.alone.contains_key(piece) {
                 let is_free = started.giver.is_none() && started.got == 0 && !self.is_passed_over(peer, **piece);
-                // Who has a piece to itself keeps the others from it, so nobody is tried again with one.
+                // A peer with a piece to itself keeps the others from it, so none gets a second try with one.
                 (is_its || is_free, !view.is_snubbed)
             } else {
                 (started.giver.is_none() || is_its || !orphans_only, is_trusted)
@@ -66,7 +67,8 @@ impl Picker {
     }
 
     pub(super) fn rarest_missing(&self, peer: PeerKey, view: &View, rng: &mut impl Rng) -> Option<PieceIndex> {
-        // Few candidates among many pieces: look at each of them, 64 pieces a step. Else a bucket soon yields one.
+        // There are few candidates among many pieces, so check each of them, 64 pieces per step. Otherwise a bucket
+        // soon has one.
         if view.unstarted <= 64 {
             let mut best: Option<(usize, u32, PieceIndex)> = None;
             let ranked = self
@@ -140,8 +142,8 @@ impl Picker {
         let Some(view) = self.peers.get(&peer) else { return };
         let is_trusted = view.is_trusted(now);
         let peers = &self.peers;
-        // What comes at its giver's usual pace is not late: a second copy would only take the link from the first. But
-        // nobody waits for a giver that is slow beside the one that has nothing to do.
+        // Blocks that come at their giver's usual pace are not late: a second copy would only take the link from the
+        // first. But an idle peer does not wait for a giver that is slower.
         let fast = view.usual * 4;
         let patience = |giver| {
             let usual = peers.get(&giver).map_or(Duration::ZERO, |giver| giver.usual * 2);

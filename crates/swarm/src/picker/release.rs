@@ -1,4 +1,4 @@
-//! Taking requests back from peers that are late, choke us or have gone, and giving up pieces.
+//! Takes requests back from peers that are late, choke us or are gone, and abandons pieces.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use metainfo::PieceIndex;
 use super::{Ask, Block, DEADLINE_MAX, DEADLINE_MIN, Overdue, PeerKey, Picker, View, is_asked};
 
 impl Picker {
-    /// Frees what `peer` is late with, as far as another peer that we may ask has it.
+    /// Frees the late blocks of `peer`, if another peer that allows requests has them.
     pub(super) fn release_late(&mut self, peer: PeerKey, now: Duration, cancels: &mut Vec<(PeerKey, Ask)>) {
         while let Some(view) = self.peers.get_mut(&peer) {
             let Some(&(ask, at)) = view.asked.front() else { return };
@@ -37,14 +37,14 @@ impl Picker {
         }
     }
 
-    /// Gives up pieces that one peer was to give alone and that it left unfinished, or takes too long for while somebody
-    /// else could be asked. What it gave of them is thrown away: mixed with another's blocks it would hide who lies.
+    /// Abandons pieces that one peer had to deliver alone and left unfinished, or takes too long for while another peer
+    /// is available. Its blocks are dropped: mixed with another peer's blocks, they would hide who lies.
     pub(super) fn give_up_alone(&mut self, now: Duration, overdue: &mut Overdue) {
         let mut over = Vec::new();
         for (&piece, alone) in &self.alone {
             let (Some(started), Some((giver, since))) = (self.started.get(&piece), alone.giver) else { continue };
             let is_late = now.saturating_sub(since) >= alone.patience(giver);
-            // Also one that was late before: nothing else may be left to try it with.
+            // This includes a peer that was late before, because there may be no other left to try.
             let may_give = |view: &View| view.can_ask && view.has.contains(piece);
             let has_others = || self.peers.iter().any(|(&other, view)| other != giver && may_give(view));
             if started.giver != Some(giver) || is_late && has_others() {

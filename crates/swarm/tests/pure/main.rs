@@ -1,4 +1,4 @@
-//! The parts without I/O, tried with everything: wire, picker, super-seeding, tracker, announce replies.
+//! Tests of the parts without I/O, over many inputs: wire, picker, super-seeding, tracker, announce replies.
 
 mod picker;
 mod super_seeding;
@@ -7,7 +7,7 @@ mod wire;
 
 use metainfo::{Geometry, PieceIndex};
 
-/// A piece of this number, of a torrent that has more.
+/// The piece with this number, of a torrent that has more pieces.
 fn piece(index: u32) -> PieceIndex {
     let geometry = Geometry::new(1 << 30, 16384).expect("sane");
     geometry.piece(index).expect("one of thousands")

@@ -1,4 +1,4 @@
-//! The picker: what it promises, one rule at a time, and a random swarm in which everything must arrive.
+//! Tests of the picker: its promises, one rule at a time, and a random swarm in which everything must arrive.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ struct Case {
     rng: StdRng,
 }
 
-/// Pieces of four blocks, and room for `budget` of them.
+/// A torrent with pieces of four blocks, and room for `budget` of them.
 fn case(pieces: u32, budget: u64) -> Case {
     let geometry = Geometry::new(u64::from(pieces) * 65536, 65536).expect("sane");
     let mut rng = StdRng::seed_from_u64(7);
@@ -153,7 +153,7 @@ fn who_was_late_is_tried_again() {
     assert_eq!(case.ask(1, 4, later).len(), 4, "it does");
 }
 
-/// Two that never answer, each as quick to ask as a peer that talks all the time, and one that does.
+/// Two peers never answer and make requests as fast as a peer that talks all the time; one peer answers.
 #[test]
 fn who_does_not_answer_gets_nothing_back_while_somebody_does() {
     const MUTES: [u32; 2] = [1, 2];
@@ -161,7 +161,7 @@ fn who_does_not_answer_gets_nothing_back_while_somebody_does() {
     let mut case = case(2, 2);
     case.peer(GOOD, 0..2);
     let second = Duration::from_secs(1);
-    // Its first piece, a second after it was asked, so that it is known as one that answers.
+    // Its first piece arrives a second after the request, so that it is known to answer.
     let first = case.ask(GOOD, 4, NOW);
     for &ask in &first {
         if let Received::Fresh { piece_complete: true, .. } = case.picker.received(GOOD, ask, second) {
@@ -169,7 +169,7 @@ fn who_does_not_answer_gets_nothing_back_while_somebody_does() {
         }
     }
     MUTES.into_iter().for_each(|mute| case.peer(mute, 0..2));
-    // The other piece was wrong with several givers, so that one has it alone.
+    // The other piece was wrong with several givers, so one peer has it alone.
     let asks = case.ask(MUTES[0], 4, second);
     for (index, &ask) in asks.iter().enumerate() {
         case.picker.received(MUTES[index % 2], ask, second);
@@ -183,7 +183,7 @@ fn who_does_not_answer_gets_nothing_back_while_somebody_does() {
         for mute in MUTES {
             let held = case.ask(mute, 4, now);
             if !held.is_empty() {
-                // Once each, before it is known to be late.
+                // This happens once for each, before it is known to be late.
                 now += 3 * second;
                 case.picker.tick(now);
             }
@@ -229,7 +229,7 @@ fn after_a_wrong_hash_one_giver_alone_is_asked() {
     assert_eq!(case.ask(2, 9, NOW).len(), 4);
 }
 
-/// One piece of 256 blocks, which was wrong with several givers; two peers have it.
+/// One piece of 256 blocks that was wrong with several givers; two peers have it.
 fn alone() -> Case {
     let geometry = Geometry::new(4 << 20, 4 << 20).expect("sane");
     let mut rng = StdRng::seed_from_u64(7);
@@ -246,7 +246,7 @@ fn alone() -> Case {
     case
 }
 
-/// Each of its answers comes in time, and the piece never.
+/// Each of its answers comes in time, but the piece is never complete.
 #[test]
 fn who_drags_a_piece_out_loses_it_to_another() {
     let mut case = alone();
@@ -276,7 +276,7 @@ fn who_drags_a_piece_out_loses_it_to_another() {
     assert!(case.picker.have().is_full());
 }
 
-/// Two that are honest and need a minute for the piece.
+/// Two honest peers need a minute for the piece.
 #[test]
 fn who_is_only_slow_gets_the_time_at_last() {
     let mut case = alone();
@@ -374,7 +374,7 @@ fn what_is_unknown_is_neither_asked_for_nor_given() {
     let asks = case.ask(1, 99, NOW);
     assert_eq!(pieces(&asks), [1].into());
     case.get(1, &asks);
-    // A peer that comes later is asked for the rest once that is known to be missing.
+    // A peer that comes later gets requests for the rest, once that is known to be missing.
     case.peer(2, 0..4);
     assert!(case.ask(2, 99, NOW).is_empty() && case.picker.wants_from(2));
     case.picker.lacks(piece(0));

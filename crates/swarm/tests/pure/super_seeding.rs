@@ -1,4 +1,4 @@
-//! The seeder's plan: every first copy leaves once, and no peer waits for one that does not fetch.
+//! Tests of the seeder's plan: every first copy leaves once, and no peer waits for one that does not fetch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -77,7 +77,7 @@ proptest! {
                 let news = plan.refill(peer, NOW, fetched);
                 let queue = waiting.entry(peer).or_default();
                 queue.extend(news);
-                // What somebody else has got meanwhile is fetched from there.
+                // A piece that another peer has received meanwhile is fetched from there.
                 queue.retain(|piece| !copies.contains_key(piece));
                 if let Some(piece) = queue.pop() {
                     *copies.entry(piece).or_default() += 1;

@@ -1,4 +1,4 @@
-//! The tracker's state, and whether our own announces and a reply's reader fit it.
+//! Tests of the tracker's state, and that our announces and our reader of replies match it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Peer messages: against a second implementation, cut short, and hostile.
+//! Tests of peer messages: against a second implementation, cut short, and hostile.
 
 use librqbit_peer_protocol as theirs;
 use metainfo::{Geometry, Infohash};

@@ -1,4 +1,4 @@
-//! What the swarm's tests share: torrents of random bytes, a store that checks every write, a tracker over HTTP.
+//! Shared parts of the swarm's tests: torrents of random bytes, a store that checks every write, a tracker over HTTP.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use swarm::{AnnounceQuery, Have, Options, Storage, Swarm, Tracker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// The machine is slow and shared: no test fails before this.
+/// The machine is slow and shared, so no test fails before this time has passed.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// An image: its bytes and its torrent.
@@ -26,12 +26,12 @@ pub struct Image {
     pub torrent: Vec<u8>,
 }
 
-/// An image of `len` random bytes in a few extents, named by offsets in hex as images are.
+/// An image of `len` random bytes in a few extents, named by hex offsets like those of real images.
 pub fn image(len: usize, piece_len: u32, announce: Option<String>) -> Image {
     image_with_names(len, piece_len, announce, 32)
 }
 
-/// The same with names of so many digits: EZIO's oldest had 16.
+/// The same, but names have this many digits: EZIO's oldest had 16.
 pub fn image_with_names(len: usize, piece_len: u32, announce: Option<String>, digits: usize) -> Image {
     let mut content = vec![0; len];
     StdRng::seed_from_u64(len as u64).fill(&mut content[..]);
@@ -85,7 +85,7 @@ impl Image {
     }
 }
 
-/// A store in memory that notices every write that is wrong or comes twice.
+/// A store in memory that detects every write that is wrong or repeated.
 pub struct Memory {
     image: Arc<Vec<u8>>,
     meta: Arc<Metainfo>,
@@ -118,7 +118,7 @@ impl Memory {
         })
     }
 
-    /// Whether the bytes are the image's, and every write was right and the only one of its piece.
+    /// Whether the bytes are the image's, and each piece was written once and right.
     pub fn is_right(&self) -> bool {
         *self.held.lock().unwrap() == *self.image
             && self.bad_writes.load(Ordering::SeqCst) == 0
@@ -167,7 +167,7 @@ pub async fn receiver(image: &Image, options: Options) -> (Swarm, Arc<Memory>) {
     (swarm.expect("starting a receiver"), store)
 }
 
-/// Waits for completion, with a last word about the state if it does not come.
+/// Waits for completion; if it does not come, the panic shows the state.
 pub async fn complete(swarm: &Swarm) {
     match tokio::time::timeout(PATIENCE, swarm.completed()).await {
         Ok(result) => result.expect("completing"),
@@ -184,7 +184,7 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The project's tracker behind the smallest HTTP server that clients accept. Dropped with the runtime.
+/// The project's tracker behind a minimal HTTP server that clients accept. It is dropped with the runtime.
 pub struct HttpTracker {
     pub url: String,
     pub tracker: Arc<Mutex<Tracker>>,
@@ -232,7 +232,7 @@ impl HttpTracker {
     }
 }
 
-/// A torrent of so many pieces: for whoever speaks of pieces that an image does not have.
+/// A torrent of this many pieces, for peers that mention pieces an image does not have.
 pub fn pieces(count: u32) -> Geometry {
     Geometry::new(u64::from(count) * 16384, 16384).expect("sane")
 }

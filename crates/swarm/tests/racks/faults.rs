@@ -15,28 +15,28 @@ use tokio::task::JoinHandle;
 
 use crate::common::{HttpTracker, Memory, complete, image, options, pieces, receiver, seeder, until};
 
-/// How a peer is broken. All but the first few claim to have everything and let us ask.
+/// How a peer is broken. All but the first few claim to have everything, and allow requests.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// Sends noise after the handshake.
     Noise,
-    /// Announces a message of 4 GiB.
+    /// Announces the length of a message as 4 GiB.
     HugeMessage,
-    /// Talks about a piece the torrent lacks.
+    /// Mentions a piece that the torrent lacks.
     NoSuchPiece,
-    /// Connects and says nothing, not even hello.
+    /// Connects and sends nothing, not even a handshake.
     Mute,
-    /// Takes requests and answers none.
+    /// Accepts requests but answers none.
     Stalls,
     /// Answers with wrong bytes.
     Lies,
-    /// Chokes at the first request, and lets us ask again.
+    /// Chokes at the first request, and then allows requests again.
     Flickers,
     /// Hangs up at the first request.
     HangsUp,
-    /// Asks for everything, again and again, and reads nothing.
+    /// Requests everything, again and again, and reads nothing.
     Floods,
-    /// Sends blocks that nobody asked for.
+    /// Sends blocks without a request.
     Pushes,
 }
 
@@ -129,7 +129,7 @@ async fn misbehave(fault: Fault, meta: &Metainfo, mut stream: TcpStream) -> std:
     }
 }
 
-/// Three receivers and a seeder that takes its time, so that everybody gets a word in.
+/// Three receivers and a slow seeder, so that every peer gets to act.
 async fn with_faults(faults: &[Fault], piece_len: u32) {
     let image = image(6 << 20, piece_len, None);
     let slow = Options { up_bytes_per_s: Some(6 << 20), ..options(Have::All) };
@@ -250,7 +250,7 @@ async fn a_seeder_that_cannot_read_is_gone_round() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tracker_that_comes_late_is_found_and_told_everything() {
     let image = image(2 << 20, 64 << 10, None);
-    // Nobody else gets the port, and who connects is refused until it listens.
+    // No other program gets the port, and connections are refused until it listens.
     let reserved = TcpSocket::new_v4().expect("a socket");
     reserved.bind("127.0.0.1:0".parse().unwrap()).expect("binding");
     let addr = reserved.local_addr().expect("an address");

@@ -1,4 +1,4 @@
-//! Stock clients on the other end, both ways, on image-style torrents.
+//! Tests with stock clients at the other end, in both directions, on image-style torrents.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::common::{HttpTracker, Image, complete, image, image_with_names, optio
 use socket2::{Domain, Socket, Type};
 use swarm::{Have, Options};
 
-/// Kills the program when the test ends, however it ends.
+/// Kills the program however the test ends.
 struct Running {
     child: Child,
     _port: Port,
@@ -32,10 +32,10 @@ fn need(program: &str, args: &[&str]) {
     assert!(is_here, "`{program} {}` does not work here: `make setup` installs it", args.join(" "));
 }
 
-/// A port for a stock client, which cannot tell us which one it took.
+/// A port for a stock client that cannot report which one it took.
 ///
-/// Nobody else is given it as long as this lives: it is bound and does not listen, which keeps out all but those who ask for
-/// this very port and are ready to share (`SO_REUSEADDR`), as servers are.
+/// No other program gets it as long as this lives. The port is bound but does not listen: only a program that asks for
+/// this very port and is ready to share it (`SO_REUSEADDR`), as servers are, can have it.
 struct Port {
     number: u16,
     _held: Socket,
@@ -87,7 +87,7 @@ fn libtorrent(dir: &Path, torrent: &Path, port: Port, peer: &str) -> Running {
     start(command, port)
 }
 
-/// Transmission takes no peers on loopback from a tracker, but answers us when we dial it.
+/// Transmission accepts no loopback peers from a tracker, but answers when we dial it.
 fn transmission(dir: &Path, torrent: &Path, port: Port) -> Running {
     let mut command = Command::new("transmission-cli");
     command.arg("--config-dir").arg(dir.join("transmission")).arg("--download-dir").arg(dir);
@@ -193,7 +193,7 @@ async fn transmission_fetches_from_us() {
     }
 }
 
-/// Fresh receivers of both kinds start together: they have to see each other's first pieces.
+/// Fresh receivers of both kinds start together and have to see each other's first pieces.
 #[tokio::test(flavor = "multi_thread")]
 async fn fresh_receivers_of_both_kinds_share() {
     need("aria2c", &["--version"]);

@@ -1,4 +1,4 @@
-//! Peers that do what a generator thinks of: the other peers always finish, and nothing unverified is written.
+//! Peers act as a generator decides: the other peers always finish, and nothing unverified is written.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,23 +14,24 @@ use tokio::net::TcpStream;
 
 use crate::common::{Image, complete, image, options, pieces, receiver, seeder};
 
-/// One thing that a broken peer does.
+/// One action of a broken peer.
 #[derive(Clone, Debug)]
 enum Act {
-    /// Any bytes at all.
+    /// Sends any bytes.
     Noise(Vec<u8>),
-    /// A message of these fields, whether they make sense or not.
+    /// Sends a message with these fields, whether they make sense or not.
     Say { kind: u8, piece: u32, begin: u32, len: u32 },
-    /// Answers so many requests, every `lie`th with wrong bytes, every `cut`th with too few, every `silent`th not at all.
+    /// Answers this many requests, every `lie`th with wrong bytes, every `cut`th with too few, every `silent`th not at
+    /// all.
     Answer { count: u8, lie: u8, cut: u8, silent: u8 },
-    /// Does nothing for so many milliseconds.
+    /// Does nothing for this many milliseconds.
     Wait(u8),
 }
 
-/// What a broken peer does on each of its connections.
+/// The actions of a broken peer on each of its connections.
 #[derive(Clone, Debug)]
 struct Script {
-    /// Of eight: how many of the pieces it claims to have.
+    /// How many eighths of the pieces it claims to have.
     claims: u32,
     acts: Vec<Act>,
 }
@@ -125,7 +126,7 @@ fn say(meta: &Metainfo, kind: u8, piece: PieceIndex, begin: u32, len: u32, out: 
     encode(&message, out);
 }
 
-/// The next request of theirs; whatever else they say is passed over.
+/// Their next request; all other messages are ignored.
 async fn next_request(stream: &mut TcpStream, unread: &mut Vec<u8>, meta: &Metainfo) -> std::io::Result<Request> {
     loop {
         while let Ok(Some((message, used))) = decode(unread, &meta.geometry) {
@@ -152,7 +153,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.expect("threads").block_on(async {
             let image = Arc::new(image((1 << 20) - 5_000, 64 << 10, None));
-            // Slow enough for everybody to be asked.
+            // It is slow enough for every peer to get requests.
             let slow = Options { up_bytes_per_s: Some(2 << 20), ..options(Have::All) };
             let seeder = seeder(&image, slow).await;
             let peers = vec![seeder.local_addr()];

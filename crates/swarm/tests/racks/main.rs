@@ -1,4 +1,4 @@
-//! Swarms in one process, over loopback, with stores in memory; and with stock clients beside them.
+//! Tests of swarms in one process, over loopback, with stores in memory and with stock clients.
 
 mod common;
 mod faults;

@@ -39,8 +39,8 @@ async fn eight_receivers_that_meet_at_the_tracker_take_less_than_two_copies() {
     assert!(copies < 2.0, "{copies}");
 }
 
-/// A store that is being looked through: nothing of it is asked for or given before that is known, and what was there is
-/// fetched by nobody, but given to others.
+/// A store is still being checked: until a piece is known, it is neither requested nor given. Pieces that were there
+/// are not fetched, but are given to others.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_found_is_not_fetched_and_given_at_once() {
     let image = image(8 << 20, 64 << 10, None);
@@ -62,7 +62,7 @@ async fn what_is_found_is_not_fetched_and_given_at_once() {
     complete(&other).await;
     assert!(other_store.is_right());
     assert_eq!(looking.stats().downloaded, u64::try_from(lacking.len() * 65536).unwrap());
-    // Told late, or twice, it changes nothing.
+    // A late or repeated report changes nothing.
     looking.lacks(&pieces);
     assert_eq!(looking.stats().bytes_have, 8 << 20);
 }
@@ -95,7 +95,7 @@ async fn two_that_dial_each_other_keep_one_link() {
     assert_eq!(seeder.stats().pieces_have, seeder.stats().piece_count);
 }
 
-/// Pieces as large as they come, in less memory than two of them need.
+/// Pieces of the largest length, in less memory than two of them need.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_pieces_fit_a_small_budget() {
     let image = image((128 << 20) + 5, 64 << 20, None);

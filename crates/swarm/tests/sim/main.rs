@@ -1,7 +1,7 @@
-//! Rooms of up to two hundred machines under a deterministic simulation: the very core that the engine drives, on
-//! simulated links. Times are simulated; a run depends on its seed alone.
+//! Rooms of up to two hundred machines in a deterministic simulation: the same core that the engine drives, on
+//! simulated links. Times are simulated; a run depends only on its seed.
 //!
-//! `cargo test -p swarm --test sim -- --nocapture` prints one line a run.
+//! `cargo test -p swarm --test sim -- --nocapture` prints one line per run.
 
 mod node;
 mod room;
@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use room::{Death, Outcome, Room};
 
 const SEEDS: [u64; 3] = [1, 2, 3];
-/// Half of what `usual_piece_len` cuts an image of a gigabyte or more into.
+/// Half as many pieces as `usual_piece_len` makes of an image of a gigabyte or more.
 const PIECES: u32 = 2000;
 
 fn simulate(room: Room) -> Outcome {
@@ -26,7 +26,7 @@ fn simulate(room: Room) -> Outcome {
     outcome
 }
 
-/// One run a seed, of a room changed by `with`.
+/// One run per seed, of a room changed by `with`.
 fn runs(receivers: u32, seeds: &[u64], with: impl Fn(&mut Room)) -> Vec<Outcome> {
     let run = |&seed: &u64| {
         let mut room = Room::new(receivers, PIECES, seed);
@@ -40,7 +40,7 @@ fn worst(outcomes: &[Outcome], of: impl Fn(&Outcome) -> f64) -> f64 {
     outcomes.iter().map(of).fold(0.0, f64::max)
 }
 
-/// An image of 256 MiB, as on the bench, on links of `rate` bytes a second.
+/// An image of 256 MiB, as on the bench, on links of `rate` bytes per second.
 fn small_image(room: &mut Room, rate: f64) {
     let len = 256 << 20;
     room.piece_len = usual_piece_len(len);
@@ -48,7 +48,7 @@ fn small_image(room: &mut Room, rate: f64) {
     room.rate = rate;
 }
 
-/// Every tenth receiver dies at a moment of its own.
+/// Every tenth receiver dies, each at a different moment.
 fn deaths(room: &Room, how: impl Fn(Duration) -> Death) -> Vec<(u32, Death)> {
     let mut rng = StdRng::seed_from_u64(room.seed);
     (1..=room.receivers.div_ceil(10)).map(|node| (node, how(room.ideal().mul_f64(rng.random())))).collect()
@@ -95,7 +95,7 @@ fn two_hundred_receivers() {
     assert_together_in_time(&runs(200, &SEEDS[..1], |_| {}));
 }
 
-/// One in twenty has a tenth of the link.
+/// One receiver in twenty has a tenth of the link.
 #[test]
 fn slow_receivers_hold_up_nobody_else() {
     let with = |room: &mut Room| room.slow = (1..=room.receivers.div_ceil(20)).collect();
@@ -122,7 +122,7 @@ fn receivers_whose_power_is_cut_hold_up_nobody() {
     assert!(worst(&outcomes, Outcome::ratio) <= 1.08);
 }
 
-/// Eight receivers of which one comes at half time, one has a tenth of the link and one is killed at half time.
+/// Of eight receivers, one starts at half time, one has a tenth of the link, and one is killed at half time.
 #[test]
 fn the_healthy_five_of_eight_are_not_held_up() {
     let outcomes = runs(8, &SEEDS, |room| {
@@ -135,7 +135,7 @@ fn the_healthy_five_of_eight_are_not_held_up() {
     assert!(worst(&outcomes, Outcome::late_ratio) <= 1.1);
 }
 
-/// Everybody completes although the seeder's power is cut the moment every piece has left it once.
+/// Every receiver completes although the seeder's power is cut as soon as it has sent each piece once.
 #[test]
 fn a_seeder_that_gave_each_piece_once_is_not_needed() {
     runs(16, &SEEDS[..2], |room| room.seeder_leaves_early = true);

@@ -1,4 +1,4 @@
-//! One machine: the real core, and what its driver keeps of each link.
+//! One machine: the real core, and the data that its driver keeps for each link.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::room::{Room, index};
 /// One machine's end of a link.
 #[derive(Debug)]
 pub struct Link {
-    /// The core's name for the peer.
+    /// The peer's key in the core.
     pub key: PeerKey,
-    /// Blocks on their way to the peer: what TCP's buffers hold.
+    /// Blocks on their way to the peer: the contents of TCP's buffers.
     pub in_flight: u32,
     pub last_progress: Duration,
-    /// What the peer was asked for and has not sent. Nothing else is taken from it.
+    /// Blocks that were requested from the peer and not sent yet. No other blocks are accepted from it.
     pub asked: HashSet<Ask>,
 }
 
@@ -38,11 +38,11 @@ pub struct Node {
     pub blocks_sent: u64,
     pub blocks_wasted: u64,
     links: Vec<Option<Link>>,
-    /// Machines by the core's keys, which count from 1.
+    /// Machines by their keys in the core, which count from 1.
     machines: Vec<u32>,
     /// Connected machines, in the order in which they came.
     neighbours: Vec<u32>,
-    /// Those of them that are being served; the first one is next on the wire.
+    /// Those of them that are being served; the first is next on the wire.
     on_wire: VecDeque<u32>,
 }
 
@@ -83,12 +83,12 @@ impl Node {
         self.links[index(peer)].as_mut()
     }
 
-    /// The core's name for a connected machine.
+    /// The core's key for a connected machine.
     pub fn key(&self, peer: u32) -> Option<PeerKey> {
         self.links[index(peer)].as_ref().map(|link| link.key)
     }
 
-    /// The machine that the core calls this, connected or not.
+    /// The machine with this key in the core, connected or not.
     pub fn machine(&self, key: PeerKey) -> u32 {
         self.machines[index(key) - 1]
     }
@@ -98,7 +98,7 @@ impl Node {
         self.neighbours.clone()
     }
 
-    /// A link is up, and the peer lets us ask; the pieces to tell it of.
+    /// A link is up, and the peer allows requests; returns the pieces to announce to it.
     pub fn connect(&mut self, peer: u32, now: Duration) -> Vec<PieceIndex> {
         let (key, bitfield) = self.core.join(now);
         self.core.heard_unchoke(key, true);
@@ -116,8 +116,8 @@ impl Node {
         }
     }
 
-    /// Who gets the next block that goes out, of those whose turn it is and whose window has room: they alternate, as
-    /// connections that share a link do.
+    /// The machine that gets the next block, of those whose turn it is and whose window has room. They alternate, like
+    /// connections that share a link.
     pub fn next_on_wire(&mut self, window: u32) -> Option<u32> {
         let is_served = |peer: u32| self.key(peer).is_some_and(|key| self.core.next_upload(key).is_some());
         let mut on_wire = self.on_wire.clone();

@@ -1,4 +1,4 @@
-//! What is simulated: how many machines, how fast, who comes late, who dies; and what came of it.
+//! The setup of a simulation (how many machines, how fast, which start late, which die), and its outcome.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use metainfo::{BLOCK_LEN, Geometry};
 use swarm::pace::UPLOAD_SLOTS;
 
-/// When a machine dies, and whether anybody is told.
+/// When a machine dies, and whether its peers notice at once.
 #[derive(Clone, Copy, Debug)]
 pub enum Death {
     /// The process ends: its connections are reset at once.
     Killed(Duration),
-    /// The power is cut: nobody hears anything, connections time out after [`swarm::pace::UNACKNOWLEDGED`].
+    /// The power is cut: no peer gets notice, and connections time out after [`swarm::pace::UNACKNOWLEDGED`].
     PowerCut(Duration),
 }
 
@@ -20,23 +20,23 @@ pub enum Death {
 pub struct Room {
     pub receivers: u32,
     pub piece_count: u32,
-    /// Length of a piece in bytes: the policies see this one's windows, turns and budgets.
+    /// Length of a piece in bytes; the policies use windows, turns and budgets for this length.
     pub piece_len: u32,
-    /// Simulated blocks a piece: a simulated block stands for `piece_len / blocks` bytes, always requested together.
+    /// Simulated blocks per piece: a simulated block stands for `piece_len / blocks` bytes, always requested together.
     pub blocks: u32,
-    /// Capacity of an ordinary link in bytes a second, each way.
+    /// Capacity of an ordinary link in bytes per second, each way.
     pub rate: f64,
     /// Most links a machine keeps; the first two thirds are dialled, as in the engine.
     pub max_links: usize,
-    /// Peers a machine serves at the same moment.
+    /// Peers that a machine serves at the same time.
     pub slots: usize,
-    /// One way, for every message.
+    /// Latency of every message, one way.
     pub latency: Duration,
     /// Receivers with a tenth of the rate.
     pub slow: Vec<u32>,
     pub late: Vec<(u32, Duration)>,
     pub deaths: Vec<(u32, Death)>,
-    /// The seeder's power is cut the moment that some receiver or other has each piece.
+    /// The seeder's power is cut as soon as each piece is on some receiver.
     pub seeder_leaves_early: bool,
     pub seed: u64,
 }
@@ -67,12 +67,12 @@ impl Room {
         Duration::from_secs_f64(bytes / self.rate)
     }
 
-    /// What nobody can beat with pieces of this size: (1 + ⌊log₂ N⌋ ÷ M) · F/C.
+    /// The lower bound for any algorithm with pieces of this size: (1 + ⌊log₂ N⌋ ÷ M) · F/C.
     pub fn bound(&self) -> Duration {
         self.ideal().mul_f64(1.0 + f64::from(self.receivers.ilog2()) / f64::from(self.piece_count))
     }
 
-    /// As the core sees it: simulated blocks are its blocks.
+    /// The geometry that the core sees: simulated blocks are its blocks.
     pub fn picked(&self) -> Geometry {
         let piece_len = self.blocks * BLOCK_LEN;
         Geometry::new(u64::from(self.piece_count) * u64::from(piece_len), piece_len).expect("blocks a power of two")
@@ -88,15 +88,15 @@ impl Room {
 #[derive(Debug)]
 pub struct Outcome {
     pub room: Room,
-    /// From its own start until everything was verified; `None` for who died or was left waiting.
+    /// Time from the machine's start until everything was verified; `None` if it died or never finished.
     pub took: Vec<Option<Duration>>,
     pub finished_at: Vec<Option<Duration>>,
     pub died: Vec<bool>,
     /// Copies of the image that left the seeder.
     pub seeder_copies: f64,
-    /// When the median receiver had a tenth and nine tenths ÷ ideal: shows where time is lost.
+    /// When the median receiver had a tenth and nine tenths ÷ ideal; this shows where time is lost.
     pub passed: (f64, f64),
-    /// Bytes received twice or unasked ÷ bytes needed.
+    /// Bytes received twice or without a request ÷ bytes needed.
     pub waste: f64,
 }
 
@@ -110,7 +110,7 @@ impl Outcome {
         (1..=self.room.receivers).filter(move |&node| is_ordinary(node)).map(index).filter(|&node| !self.died[node])
     }
 
-    /// Every receiver that lives has everything.
+    /// Whether every receiver that lives has everything.
     pub fn all_complete(&self) -> bool {
         (1..self.took.len()).all(|node| self.died[node] || self.took[node].is_some())
     }
@@ -132,7 +132,7 @@ impl Outcome {
         }
     }
 
-    /// The slowest late receiver's time from its own start ÷ bound.
+    /// The slowest late receiver's time since it started ÷ bound.
     pub fn late_ratio(&self) -> f64 {
         let took = |&(node, _): &(u32, Duration)| {
             self.took[index(node)].map_or(f64::INFINITY, |took| took.as_secs_f64() / self.room.bound().as_secs_f64())

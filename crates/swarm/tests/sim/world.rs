@@ -1,9 +1,9 @@
 //! Time and links: a queue of events, and links that carry one block after the other.
 //!
-//! A block occupies its sender's uplink for its length ÷ rate; connections being served share the uplink block by block.
-//! It passes the receiver's downlink in the same way and at the same time (cut-through), queueing there behind blocks of
-//! other senders. At most [`WINDOW_BYTES`] of a connection are between the two: that is TCP pushing back, and the sender
-//! serves somebody else meanwhile. Requests and HAVEs take the latency and no capacity.
+//! A block occupies its sender's uplink for its length ÷ rate; connections being served share the uplink block by
+//! block. It passes the receiver's downlink in the same way and at the same time (cut-through), queueing there behind
+//! blocks of other senders. At most [`WINDOW_BYTES`] of a connection are between the two: that is TCP's back pressure,
+//! and the sender serves another peer meanwhile. Requests and HAVEs take the latency but no capacity.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -22,13 +22,13 @@ use swarm::wire::Request;
 use crate::node::Node;
 use crate::room::{Death, Outcome, Room, index};
 
-/// What a connection's buffers hold between the sender's decision and the receiver.
+/// Bytes that a connection's buffers hold between the sender's decision and the receiver.
 const WINDOW_BYTES: u32 = 256 << 10;
-/// Hashing and writing a piece.
+/// Time to hash and write a piece.
 const HASHING: Duration = Duration::from_millis(1);
-/// Links come up at random within this after both ends have started.
+/// Links come up at a random time within this after both ends have started.
 const DIALLING: Duration = Duration::from_millis(20);
-/// Nobody may take longer than this many times the ideal.
+/// No machine may take longer than this many times the ideal.
 const PATIENCE: u32 = 30;
 
 enum Event {
@@ -68,7 +68,7 @@ impl Ord for Due {
     }
 }
 
-/// Runs the room to its end: everybody has everything, or nothing happens any more.
+/// Runs the room to its end: every machine has everything, or nothing more happens.
 pub fn run(room: Room) -> Outcome {
     let mut world = World::new(room);
     let deadline = world.room.ideal() * PATIENCE;
@@ -191,11 +191,11 @@ impl World {
             assert!(node.core.heard_request(key, request(ask), now), "asked for what it does not have");
         }
         self.act(to);
-        // Whatever a peer says wakes its link.
+        // Any message of a peer wakes its link.
         self.speak(to, from);
     }
 
-    /// Carries out what a machine's core has decided, and keeps its uplink busy.
+    /// Carries out the actions of a machine's core, and keeps its uplink busy.
     fn act(&mut self, node: u32) {
         for action in self.nodes[index(node)].core.take_actions() {
             match action {
@@ -205,14 +205,14 @@ impl World {
                     self.nodes[index(node)].finished_at = Some(self.now);
                     self.unfinished -= 1;
                 }
-                // Links between two that have everything cost nothing here, and neither does memory.
+                // Here, links between two machines that have everything cost nothing, and neither does memory.
                 Action::Finish(_) | Action::Abandon(_) => {}
             }
         }
         self.pump(node);
     }
 
-    /// Says what there is to say to one peer.
+    /// Sends all messages for one peer.
     fn speak(&mut self, from: u32, to: u32) {
         let node = &mut self.nodes[index(from)];
         let Some(key) = node.key(to) else { return };
@@ -266,7 +266,7 @@ impl World {
             let at = receiver.downlink_free_at + self.room.latency;
             self.at(at, Event::Arrived { from, to, ask });
         }
-        // Whoever is served hears the news between its blocks.
+        // A peer that is being served gets the news between its blocks.
         self.speak(from, to);
         self.act(from);
     }
@@ -375,8 +375,8 @@ impl World {
     }
 }
 
-/// Who is linked to whom: everybody, or at random as far as everybody's limit allows. A machine dials until it has two
-/// thirds of its links, and takes in others until it is full.
+/// The links: between all machines, or at random as far as every machine's limit allows. A machine dials until it has
+/// two thirds of its links, and accepts others until it is full.
 fn mesh(room: &Room, rng: &mut StdRng) -> Vec<(u32, u32)> {
     let mut pairs: Vec<(u32, u32)> =
         (0..=room.receivers).flat_map(|a| (0..=room.receivers).map(move |b| (a, b))).filter(|(a, b)| a != b).collect();

@@ -1,4 +1,4 @@
-//! APFS: the length of its container.
+//! APFS: finds the length of its container.
 //!
 //! ```text
 //! block 0: container superblock: "NXSB" at 32 · block size u32 36 · blocks u64 40

@@ -1,4 +1,4 @@
-//! exFAT: its two boot regions.
+//! exFAT: finds its two boot regions.
 //!
 //! ```text
 //! main boot region and its backup, 12 sectors each · boot sector: "EXFAT   " at 3 · sectors u64 72 · sector 2^n u8 108

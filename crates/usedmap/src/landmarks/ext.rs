@@ -1,13 +1,14 @@
 //! ext2, ext3 and ext4: superblock, group descriptors, and their backups in other groups.
 //!
 //! ```text
-//! superblock at byte 1024 · descriptors, a table from the next block on, with room behind it to grow
+//! superblock at byte 1024 · descriptors, a table from the next block on, with room after it to grow
 //! backup group: superblock in its first block, then the same table
 //! meta_bg: no table; each block of descriptors is in the first, second and last of the groups that it describes
 //! ```
 //!
-//! The groups that have backups follow from the features sparse_super (0, 1, powers of 3, 5 and 7) and sparse_super2 (two
-//! named ones); without them, all have. Source: Linux, `Documentation/filesystems/ext4/{blockgroup,super}.rst`.
+//! The features decide which groups have backups: sparse_super (0, 1, powers of 3, 5 and 7) or sparse_super2 (two named
+//! groups); without these, all groups have them. Source: Linux,
+//! `Documentation/filesystems/ext4/{blockgroup,super}.rst`.
 
 use std::io::{Read, Seek};
 use std::ops::Range;
@@ -23,7 +24,7 @@ const MAGIC: u16 = 0xef53;
 const BLOCK_SHIFT_MAX: u32 = 6;
 /// Fewest blocks of a group that any mkfs makes.
 const GROUP_BLOCKS_MIN: u64 = 256;
-/// More groups than a volume of an EiB has with the usual ones of 128 MiB, halved twice.
+/// More groups than a volume of one EiB has with the usual groups of 128 MiB, halved twice.
 const GROUPS_MAX: u64 = 1 << 24;
 /// `s_state`: unmounted cleanly, without errors.
 const CLEAN: u16 = 1;
@@ -37,7 +38,7 @@ const RO_SPARSE_SUPER: u32 = 1;
 const RO_GDT_CSUM: u32 = 0x10;
 const RO_BIGALLOC: u32 = 0x200;
 const RO_METADATA_CSUM: u32 = 0x400;
-/// Of a group: its block bitmap was never written, because nothing but what is at fixed places is in use.
+/// Flag of a group: its block bitmap was never written, because only the blocks at fixed places are in use.
 const BLOCK_UNINIT: u16 = 2;
 
 /// How the groups are laid out; lengths in blocks.
@@ -46,18 +47,18 @@ struct Layout {
     first_block: u64,
     per_group: u64,
     group_count: u64,
-    /// Descriptors in a block.
+    /// Descriptors per block.
     per_block: u64,
-    /// The first group without a table; `None` if all of them are in it.
+    /// The first group whose descriptor is not in the table; `None` if all of them are.
     meta_group_first: Option<u64>,
-    /// Of the table and the room behind it.
+    /// Length of the table and the room after it.
     table: u64,
     backups: Backups,
-    /// Of all of it.
+    /// Length of the file system.
     block_count: u64,
-    /// Bytes of a descriptor.
+    /// Length of a descriptor, in bytes.
     descriptor_len: u64,
-    /// Of the inodes of a group.
+    /// Length of a group's inode table.
     inode_table: u64,
 }
 
@@ -89,7 +90,7 @@ impl Layout {
         self.first_block.saturating_add(group.saturating_mul(self.per_group))
     }
 
-    /// The block with the descriptor of a group and others after it, of which `group` has to be the first.
+    /// The block with the descriptors of a group and of some after it; `group` has to be the first of these.
     fn descriptors_of(&self, group: u64) -> u64 {
         match self.meta_group_first {
             Some(first) if group >= first => self.first_of(group) + u64::from(self.backups.has(group)),
@@ -97,8 +98,8 @@ impl Layout {
         }
     }
 
-    /// Whether a group that claims to have nothing but what is at fixed places has more in use by its own count. Then
-    /// nothing says which blocks.
+    /// Whether a group claims to use only the blocks at fixed places, but its count says that more are in use. Nothing
+    /// says which blocks these are.
     fn is_in_doubt(&self, group: u64, descriptor: &Fields<'_>) -> bool {
         let has_high = self.descriptor_len >= 64;
         let number = |low: usize, high: usize| {
@@ -116,7 +117,7 @@ impl Layout {
         descriptor.u16(18) & BLOCK_UNINIT != 0 && end - start > free.saturating_add(fixed)
     }
 
-    /// What a group starts with, in bytes.
+    /// The start of a group with metadata, in bytes.
     fn start_of(&self, group: u64) -> Range<u64> {
         let has_superblock = self.backups.has(group);
         let descriptors = match self.meta_group_first {
@@ -129,19 +130,19 @@ impl Layout {
         };
         let mut first = self.first_of(group);
         if group == 0 && self.block_size == SUPERBLOCK {
-            // With clusters, the blocks are counted from the boot block on.
+            // With clusters, blocks are counted from the boot block on.
             first = 1;
         }
         let end = first.saturating_add(u64::from(has_superblock)).saturating_add(descriptors);
-        // Boot code is in front of the first.
+        // Boot code is before the first group.
         let start = if group == 0 { 0 } else { first };
         start.saturating_mul(self.block_size)..end.saturating_mul(self.block_size)
     }
 }
 
-/// Byte ranges of groups of which nothing says what is in use.
+/// Byte ranges of groups whose used blocks are unknown.
 ///
-/// e2fsck counts such a group as damaged, but kernels mount it, and its files are there.
+/// e2fsck considers such a group damaged, but kernels mount it, and its files are there.
 fn groups_in_doubt(
     volume: &mut Volume<'_, impl Read + Seek>,
     layout: &Layout,
@@ -197,7 +198,7 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
     let table = group_count.div_ceil(per_block);
     let meta_first = (incompat & INCOMPAT_META_BG != 0).then(|| u64::from(fields.u32(260)));
     if compat & COMPAT_RESIZE_INODE != 0 && meta_first.is_some() {
-        // The blocks that the one keeps are where the other has data.
+        // The one feature keeps blocks where the other has data.
         return Err(volume.damaged("it has both resize_inode and meta_bg, which exclude each other"));
     }
     let inode_len = if fields.u32(76) == 0 { 128 } else { u64::from(fields.u16(88)) };
@@ -224,7 +225,7 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
     if layout.group_count > GROUPS_MAX {
         return Err(volume.unsupported(format!("{group_count} groups")));
     }
-    // What a longer file system than the volume says of what is not there has no place.
+    // If the file system is longer than the volume, descriptors of the missing part have no place.
     let in_volume = layout.group_count.min(volume.len() / (per_group * block_size) + 1);
     let has_flags = read_only & (RO_GDT_CSUM | RO_METADATA_CSUM) != 0 && read_only & RO_BIGALLOC == 0;
     let in_doubt = if has_flags { groups_in_doubt(volume, &layout, in_volume)? } else { Vec::new() };
@@ -296,14 +297,14 @@ mod tests {
             bytes[18..20].copy_from_slice(&flags.to_le_bytes());
             layout.is_in_doubt(group, &Fields::little(&bytes))
         };
-        // Superblock and table, and of its own: bitmaps, inodes.
+        // Superblock and table, and the group's own metadata: bitmaps, inodes.
         assert!(!descriptor(1, true, 8192 - 3 - 258, BLOCK_UNINIT));
         assert!(descriptor(1, true, 8192 - 3 - 259, BLOCK_UNINIT));
         assert!(!descriptor(1, true, 17, 1), "not flagged");
-        // Its own metadata is in another group, as with flex_bg.
+        // The group's metadata is in another group, as with flex_bg.
         assert!(!descriptor(2, false, 8192, BLOCK_UNINIT));
         assert!(descriptor(2, false, 8191, BLOCK_UNINIT));
-        // The last is shorter.
+        // The last group is shorter.
         assert!(!descriptor(3, false, 1000 - 3, BLOCK_UNINIT));
         assert!(descriptor(3, false, 1000 - 4, BLOCK_UNINIT));
     }

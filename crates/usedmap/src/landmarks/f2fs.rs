@@ -1,4 +1,4 @@
-//! F2FS: its two superblocks, and how many nodes its last checkpoint has.
+//! F2FS: finds its two superblocks, and the number of nodes in its last checkpoint.
 //!
 //! ```text
 //! superblock 1024 bytes into blocks 0 and 1: magic · block 2^n u32 16 · segment 2^n blocks u32 20 · blocks u64 36
@@ -7,8 +7,8 @@
 //! two packs, a segment apart; each starts and ends with the same checkpoint
 //! ```
 //!
-//! The blocks that a checkpoint counts as valid include those that a file has reserved and that have no place yet, so
-//! only nodes are counted here. Source: Linux, `include/linux/f2fs_fs.h`.
+//! A checkpoint's count of valid blocks includes blocks that a file has reserved but that have no place yet, so only
+//! nodes are counted here. Source: Linux, `include/linux/f2fs_fs.h`.
 
 use std::io::{Read, Seek};
 
@@ -24,11 +24,11 @@ const BLOCK_SHIFTS: [u32; 5] = [12, 13, 14, 15, 16];
 const DEVICES: usize = 2201;
 const DEVICE_LEN: usize = 68;
 const DEVICES_MAX: usize = 8;
-/// Longest fields of a checkpoint in front of its bitmaps, in bytes.
+/// Length of a checkpoint's fields before its bitmaps, in bytes, at most.
 const CHECKPOINT_LEN: usize = 192;
 const SEGMENT_SHIFT_MAX: u32 = 16;
 
-/// The first superblock that is one, with the size of its blocks as a power of two.
+/// The first valid superblock, with the size of its blocks as a power of two.
 fn superblock(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Option<(u32, Vec<u8>)>, UsedError> {
     let copies = BLOCK_SHIFTS.map(|shift| SUPERBLOCK + (1 << shift));
     for offset in [SUPERBLOCK].into_iter().chain(copies) {
@@ -66,7 +66,7 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
     Ok(Landmarks { len, places, used_min, devices: Some(devices), ..Landmarks::default() })
 }
 
-/// Version and number of nodes of the checkpoint whose pack is at this block, if it is whole.
+/// Version and number of nodes of the checkpoint whose pack is at this block, if the pack is complete.
 fn checkpoint(
     volume: &mut Volume<'_, impl Read + Seek>,
     block: u64,
@@ -92,7 +92,7 @@ fn checkpoint_block(
     if !(CHECKPOINT_LEN..=bytes.len() - 4).contains(&at) {
         return Ok(None);
     }
-    // With a large map of nodes, the checksum is in front of the maps and of their part too.
+    // With a large map of nodes, the checksum is before the maps, and also before their part.
     let (front, sum, behind) = (&bytes[..at], Fields::little(&bytes).u32(at), &bytes[at + 4..]);
     Ok((crc32(crc32(MAGIC, front), behind) == sum).then_some(bytes))
 }

@@ -6,25 +6,25 @@ use std::ops::Range;
 use crate::ranges::{RANGES_MAX, Ranges};
 use crate::volume::Volume;
 
-/// What a file system says of itself that a map of its used blocks has to agree with.
+/// What a file system records about itself, which a map of its used blocks has to agree with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Landmarks {
-    /// Length in bytes that the file system says it has, from the start of the volume. It may be more than the volume
-    /// has: then the end of the file system is missing.
+    /// Length in bytes that the file system states, from the start of the volume. It may be more than the volume has;
+    /// in that case the end of the file system is missing.
     pub len: Option<u64>,
     /// Places that are in use and that a map may lack: room for boot code, superblocks and their copies, backup
-    /// descriptors, headers; of btrfs, all that is in use, and all of the volume if that is not known because it is on
-    /// several devices or has a log to be replayed. Byte ranges: ascending, disjoint, coalesced, clipped to the volume. A
-    /// few may be behind `len`.
+    /// descriptors, headers. For btrfs, they are all used space, or the whole volume if the used space is unknown
+    /// because of several devices or a log to be replayed. Byte ranges: ascending, disjoint, merged, clipped to the
+    /// volume. A few may lie after `len`.
     pub places: Vec<Range<u64>>,
-    /// At least so many bytes are in use by its own count (mirrors not counted), if it has one that can be relied on: a
-    /// completed map has as many.
+    /// The minimum number of bytes in use (not counting mirrors) according to its count, if that is reliable: a
+    /// completed map has at least as many.
     pub used_min: Option<u64>,
-    /// Stretches kept in several copies: what is used in one is used in all. No two of them overlap.
+    /// Stretches that are kept in several copies: a part used in one is used in all. They do not overlap.
     pub mirrors: Vec<Mirror>,
-    /// How many devices it is on, if its kind may be on several (btrfs, F2FS).
+    /// How many devices it spans, if its kind allows several (btrfs, F2FS).
     pub devices: Option<u64>,
-    /// Whether it was unmounted cleanly, of FAT16 and FAT32 only: the bit for it in the second entry of the table.
+    /// Whether it was unmounted cleanly, for FAT16 and FAT32 only: the bit for it in the second entry of the table.
     pub is_clean: Option<bool>,
 }
 
@@ -33,13 +33,13 @@ pub struct Landmarks {
 pub struct Mirror {
     /// Where each copy starts, in bytes from the start of the volume.
     pub copies: Vec<u64>,
-    /// Length of each, in bytes.
+    /// Length of each copy, in bytes.
     pub len: u64,
 }
 
 impl Landmarks {
-    /// Adds places and mirrors to a map, in bytes, and returns the completed one: ascending, disjoint, coalesced. Of a
-    /// map with more than 2^19 ranges and more than it had before, the smallest holes are joined.
+    /// Adds places and mirrors to a map, in bytes, and returns the completed map: ascending, disjoint, merged. If it
+    /// has more than 2^19 ranges and more than before, the smallest holes are joined.
     pub fn complete(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
         let ranges_max = RANGES_MAX.max(ranges.len());
         let mut all = Ranges::with_limit(u64::MAX, ranges_max);
@@ -63,7 +63,7 @@ impl Landmarks {
     }
 }
 
-/// Places, sorted and clipped to the volume: everything in front of byte `end`, and what else there is.
+/// Places, sorted and clipped to the volume: everything before byte `end`, and the other ranges.
 pub(super) fn places<S: Read + Seek>(
     volume: &Volume<'_, S>,
     end: u64,

@@ -1,4 +1,4 @@
-//! HFS+ and HFSX: the volume header and the copy of it at the end of the volume. Numbers are big-endian.
+//! HFS+ and HFSX: finds the volume header and its copy at the end of the volume. Numbers are big-endian.
 //!
 //! ```text
 //! 1024 bytes for a boot loader · header: "H+" or "HX" · attributes u32 4 · block size u32 40 · blocks u32 44 · free u32 48
@@ -33,7 +33,7 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
         return Err(volume.damaged(format!("{blocks} blocks of {block_size} bytes, {free} free")));
     }
     let len = blocks * block_size;
-    // What is less than a block behind the last one still belongs to the volume.
+    // A remainder after the last block, smaller than a block, still belongs to the volume.
     let ends = [len, volume.len()].map(|end| end.saturating_sub(END_LEN)..end);
     let places = places(volume, HEADER + HEADER_LEN, ends);
     let used_min = (fields.u32(4) & UNMOUNTED != 0).then(|| (blocks - free) * block_size);

@@ -1,4 +1,4 @@
-//! Minix, versions 1 to 3, of either byte order: its length.
+//! Minix, versions 1 to 3, of either byte order: finds its length.
 //!
 //! ```text
 //! boot block · superblock at 1024: zones u16 2 (version 1) or u32 20 · magic u16 16 or, version 3, 24 · block u16 28
@@ -15,7 +15,7 @@ use crate::volume::{Fields, Volume};
 const SUPERBLOCK: u64 = 1024;
 const BLOCK: u64 = 1024;
 
-/// Zones and the size of a block, if it is one in this byte order.
+/// Zones and the size of a block, if this is a superblock in this byte order.
 fn zones(fields: Fields<'_>) -> Option<(u64, u64)> {
     match (fields.u16(16), fields.u16(24)) {
         (0x137f | 0x138f, _) => Some((fields.u16(2).into(), BLOCK)),

@@ -1,9 +1,10 @@
-//! What a file system says of itself, for checking and completing a map of its used blocks that another program made.
+//! Landmarks: what a file system records about itself, for checking and completing a map of its used blocks that
+//! another program made.
 //!
-//! A program that maps used blocks may err: partclone 0.3.23 leaves out parts of btrfs's trees and their second copies,
-//! no map has what lies in front of or behind the blocks of a file system, and one that broke off looks like one of an
-//! empty volume. The landmarks are few numbers from superblocks, so reading them takes no time; only of btrfs, whole
-//! trees are read.
+//! A program that maps used blocks may err: partclone 0.3.23 leaves out parts of btrfs's trees and their second copies.
+//! No map includes the space before or after the blocks of a file system, and a map that broke off looks like that of
+//! an empty volume. The landmarks are a few numbers from superblocks, so reading them takes no time; only for btrfs are
+//! whole trees read.
 
 mod apfs;
 mod btrfs;
@@ -24,12 +25,11 @@ pub use self::facts::{Landmarks, Mirror};
 use crate::used::UsedError;
 use crate::volume::Volume;
 
-/// Those that have landmarks, as `blkid` calls them.
+/// The file systems with landmarks, named as in `blkid`.
 const KINDS: [&str; 13] =
     ["apfs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "minix", "ntfs", "reiser4", "vfat", "xfs"];
 
-/// The landmarks of a file system that is as `blkid` calls it, on a volume of `len` bytes. A name that is not known here
-/// has none.
+/// The landmarks of a file system, named as in `blkid`, on a volume of `len` bytes. An unknown name has none.
 ///
 /// # Errors
 /// If the volume cannot be read, makes no sense, or has a feature that is not known here. The caller then copies all of

@@ -1,4 +1,4 @@
-//! NTFS: the boot file at the start, and the copy of the boot sector behind the last sector.
+//! NTFS: finds the boot file at the start, and the copy of the boot sector after the last sector.
 //!
 //! ```text
 //! boot sector: "NTFS    " at 3 · sector size u16 11 · sectors, without the copy, u64 40
@@ -28,7 +28,7 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
         return Err(volume.damaged(format!("{sectors} sectors of {sector} bytes")));
     };
     let len = Some(copy.end);
-    // Whoever made it too long for its partition left out the copy.
+    // A tool that made it too long for its partition left out the copy.
     let copy = Some(copy).filter(|copy| copy.end <= volume.len());
     let places = places(volume, BOOT_LEN, copy);
     Ok(Landmarks { len, places, ..Landmarks::default() })

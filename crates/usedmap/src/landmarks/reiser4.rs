@@ -1,4 +1,4 @@
-//! Reiser4: its length.
+//! Reiser4: finds its length.
 //!
 //! ```text
 //! 64 KiB for a boot loader · master superblock: "ReIsEr4" · plugin u16 16 · block size u16 18

@@ -1,12 +1,12 @@
-//! FAT12, FAT16 and FAT32: the reserved sectors in front of the tables, and whether it was unmounted cleanly.
+//! FAT12, FAT16 and FAT32: finds the reserved sectors before the tables, and whether it was unmounted cleanly.
 //!
 //! ```text
 //! boot sector: sector size u16 11 · sectors of a cluster u8 13 · reserved sectors u16 14 · tables u8 16 · root entries
 //!              u16 17 · sectors u16 19 or u32 32 · sectors of a table u16 22 or, in FAT32, u32 36
 //! ```
 //!
-//! Boot code, FAT32's sector of counts and its copy of the boot sector are in the reserved ones. The counts may be wrong,
-//! so nothing is made of them. Source: Microsoft, "FAT: General Overview of On-Disk Format", 1.03.
+//! Boot code, FAT32's sector of counts and its copy of the boot sector are in the reserved sectors. The counts may be
+//! wrong, so they are not used. Source: Microsoft, "FAT: General Overview of On-Disk Format", 1.03.
 
 use std::io::{Read, Seek};
 
@@ -15,7 +15,7 @@ use crate::used::UsedError;
 use crate::volume::{Fields, Volume};
 
 const ROOT_ENTRY_LEN: u64 = 32;
-/// From this many clusters on it is FAT16.
+/// FAT16 has at least this many clusters.
 const FAT16_CLUSTERS_MIN: u64 = 4085;
 /// Bit of the second entry that a clean unmount sets.
 const FAT16_CLEAN: u16 = 1 << 15;

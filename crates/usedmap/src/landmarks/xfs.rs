@@ -1,7 +1,7 @@
-//! XFS: the headers of its allocation groups. Numbers are big-endian.
+//! XFS: finds the headers of its allocation groups. Numbers are big-endian.
 //!
 //! ```text
-//! each allocation group starts with four sectors: superblock (a copy, but for the first), free space, inodes, free list
+//! each allocation group starts with four sectors: superblock (a copy, except the first), free space, inodes, free list
 //! superblock: "XFSB" · block size u32 4 · data blocks u64 8 · blocks of a group u32 84 · groups u32 88 · sector u16 102
 //!             free data blocks u64 144
 //! ```

@@ -1,18 +1,17 @@
-//! LVM2 physical volumes: which extents any logical volume has.
+//! LVM2 physical volumes: finds the extents that belong to logical volumes.
 //!
 //! ```text
 //! label: in one of the first four sectors of 512 bytes: "LABELONE" · sector · CRC · offset of the header · "LVM2 001"
 //! header: UUID, size, data areas, metadata areas (offset and length each, ended by zeros)
-//! metadata area: CRC, magic, version, start, size, then up to four places of a text in the ring behind it
+//! metadata area: CRC, magic, version, start, size, then up to four places of a text in the ring after it
 //! text: volume group { physical_volumes { … } logical_volumes { name { segment1 { stripes = ["pv0", 0] } } } }
 //! ```
 //!
 //! Only groups on one physical volume with linear and striped segments are read. Anything else that may give meaning to
-//! an extent (snapshots, thin pools, RAID, caches, moves in progress, a flag not known here) is
-//! [`UsedError::Unsupported`], with what it is: the caller copies all of the volume. What lies before the first extent
-//! is always copied, and so are the metadata areas. Whether the file systems inside were unmounted cleanly is not known
-//! here.
-//! Source: LVM2, `lib/format_text/layout.h` and `lib/label/label.h`; lvm.conf(5) for the text.
+//! an extent (snapshots, thin pools, RAID, caches, moves in progress, an unknown flag) is [`UsedError::Unsupported`]
+//! with its name, and the caller copies all of the volume. The space before the first extent and the metadata areas are
+//! always copied. It is not known here whether the file systems inside were unmounted cleanly. Source: LVM2,
+//! `lib/format_text/layout.h` and `lib/label/label.h`; lvm.conf(5) for the text.
 
 mod text;
 
@@ -31,14 +30,14 @@ const LABEL_SECTORS: u64 = 4;
 const CRC_SEED: u32 = 0xf597_a6cf;
 const AREA_MAGIC: &[u8; 16] = b"\x20LVM2\x20x[5A%r0N*>";
 const AREA_VERSION: u32 = 1;
-/// Longest text that is read, in bytes: thousands of logical volumes.
+/// Longest text that is read, in bytes: it describes thousands of logical volumes.
 const TEXT_LEN_MAX: u64 = 16 << 20;
-/// Flag of a text's place: not to be used.
+/// Flag of a text's place: do not use it.
 const IGNORED: u32 = 1;
 /// Most extents that a physical volume may have here: their bits take 32 MiB.
 const EXTENTS_MAX: u64 = 1 << 28;
 
-/// What the label says.
+/// The contents of the label.
 struct Label {
     uuid: String,
     size: u64,
@@ -67,7 +66,7 @@ impl Label {
         let uuid = String::from_utf8(bytes[at..at + 32].to_vec()).ok()?;
         let size = fields.u64(at + 32);
         at += 40;
-        // Two lists: data areas, metadata areas.
+        // There are two lists: data areas, metadata areas.
         let mut lists = [Vec::new(), Vec::new()];
         for list in &mut lists {
             loop {
@@ -101,7 +100,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
     if label.areas.is_empty() {
         return Err(volume.unsupported("it has no metadata area, so what is in use is written elsewhere"));
     }
-    // There are one or two areas, with the same text but after a crash between writing one and the other.
+    // There are one or two areas. Their text is the same, except after a crash between writing one and the other.
     let mut found: Option<(u64, Section)> = None;
     for area in &label.areas {
         let metadata = area_text(volume, area)?;
@@ -139,7 +138,7 @@ pub(crate) fn used(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Used, Us
         }
     }
     let block_size = u32::try_from(map.extent_len).unwrap_or(u32::MAX);
-    // What is behind the extents is less than one, but for a second metadata area, which is in `areas`.
+    // The remainder after the extents is shorter than one, except for a second metadata area, which is in `areas`.
     let notes = volume.take_notes();
     Ok(Used { ranges: ranges.finish(), spans: extents_end, block_size, is_clean: None, notes })
 }
@@ -167,7 +166,7 @@ fn area_text(volume: &mut Volume<'_, impl Read + Seek>, area: &Range<u64>) -> Re
     if !is_inside || ring_len > volume.len() {
         return Err(volume.damaged(format!("a text of {len} bytes at {offset} in an area of {ring_len}")));
     }
-    // The ring goes on behind the header.
+    // The ring continues after the header.
     let first_len = len.min(ring_len - offset);
     let mut bytes = volume.read(area.start.saturating_add(offset), first_len)?;
     bytes.extend(volume.read(area.start.saturating_add(SECTOR), len - first_len)?);
@@ -177,7 +176,7 @@ fn area_text(volume: &mut Volume<'_, impl Read + Seek>, area: &Range<u64>) -> Re
     String::from_utf8(bytes).map_err(|_| volume.damaged("its metadata is no text"))
 }
 
-/// The one section of a text, which is the volume group, and its name.
+/// The only section of a text, which is the volume group, and its name.
 fn group(whole: &Section) -> Option<(&str, &Section)> {
     let sections = whole.sections();
     sections.first_key_value().filter(|_| sections.len() == 1).map(|(name, group)| (name.as_str(), group))
@@ -192,7 +191,7 @@ struct ExtentMap {
 
 impl ExtentMap {
     /// # Errors
-    /// What in the group is not understood.
+    /// The part of the group that is not understood.
     fn read(label: &Label, name: &str, group: &Section) -> Result<ExtentMap, String> {
         let known = ["physical_volumes", "logical_volumes", "historical_logical_volumes"];
         if let Some(other) = group.sections().keys().find(|name| !known.contains(&name.as_str())) {
@@ -221,7 +220,7 @@ impl ExtentMap {
         let (Some(extent_len @ 1..), Some(first), true) = (extent_len, first, count <= EXTENTS_MAX) else {
             return Err(format!("{count} extents of {extent_sectors} sectors from {first_sector} on"));
         };
-        // Before anything is allocated by this number.
+        // This check comes before any allocation that depends on this number.
         if count.checked_mul(extent_len).and_then(|len| len.checked_add(first)).is_none_or(|end| end > label.size) {
             return Err(format!("{count} extents of {extent_len} bytes in {}", label.size));
         }
@@ -261,7 +260,7 @@ impl ExtentMap {
                         let count = usize::try_from(count / stripe_count).map_err(|_| what())?;
                         let end = start.checked_add(count).ok_or_else(what)?;
                         let extents = self.is_used.get_mut(start..end).ok_or_else(what)?;
-                        // No extent belongs to two.
+                        // No extent may belong to two segments.
                         if extents.contains(&true) {
                             return Err(format!("{name} shares extents with another volume"));
                         }
@@ -275,10 +274,10 @@ impl ExtentMap {
     }
 }
 
-/// Refuses a word that is not known: it may mean anything.
+/// Refuses an unknown word, because it may mean anything.
 fn check_words(section: &Section, list: &str, known: &[&str], name: &str) -> Result<(), String> {
     let Some(value) = section.value(list) else { return Ok(()) };
-    // A single word may stand without brackets.
+    // A single word may be written without brackets.
     let words = match value {
         Value::Text(word) => Some(vec![word.as_str()]),
         Value::Number(_) | Value::List(_) => section.texts(list),
@@ -332,7 +331,8 @@ mod tests {
         bytes
     }
 
-    /// 14 extents of 64 KiB from 64 KiB on; one volume of extents 2 to 4 and 9, one of 6 and 12 in two stripes.
+    /// 14 extents of 64 KiB, starting at 64 KiB; one volume with extents 2 to 4 and 9, one with 6 and 12 in two
+    /// stripes.
     const TEXT: &str = r#"vg {
         id = "x" seqno = 7 format = "lvm2" status = ["RESIZEABLE", "READ", "WRITE"] flags = [] extent_size = 128
         physical_volumes { pv0 { id = "abcdef-ghij-klmn-opqr-stuv-wxyz-012345" device = "/dev/sda"
@@ -361,7 +361,8 @@ mod tests {
 
     #[test]
     fn extents_of_volumes_are_used() {
-        // Part n is extent n - 1, but the first, which is in front of them, and the last, of which nothing is said.
+        // Part n is extent n - 1, except the first, which is before the extents, and the last, of which nothing is
+        // known.
         let wanted = vec![0, 3, 4, 5, 7, 10, 13];
         assert_eq!(extents(TEXT, 512).as_ref(), Ok(&wanted));
         let wrapping = AREA_LEN - 100;

@@ -1,4 +1,4 @@
-//! LVM2's text format: `name = value`, `name { … }`, values being numbers, strings, and lists of them.
+//! LVM2's text format: `name = value`, `name { … }`, where values are numbers, strings, and lists of them.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ pub(crate) struct Section {
     sections: BTreeMap<String, Section>,
 }
 
-/// What is behind a `=`.
+/// The value after a `=`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
-    /// A whole number; others are not in what is looked at here, and kept as text.
+    /// A whole number; other numbers do not occur in the parts read here, and are kept as text.
     Number(i64),
-    /// Between quotes, or a word that is no whole number.
+    /// Text between quotes, or a word that is not a whole number.
     Text(String),
-    /// Between brackets.
+    /// Values between brackets.
     List(Vec<Value>),
 }
 
@@ -28,7 +28,7 @@ impl Section {
         self.values.get(name)
     }
 
-    /// A number that is not negative.
+    /// A number that is not negative, by name.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         match self.value(name)? {
             Value::Number(number) => u64::try_from(*number).ok(),
@@ -43,7 +43,7 @@ impl Section {
         }
     }
 
-    /// The texts of a list.
+    /// The texts of a list, by name.
     pub(super) fn texts(&self, name: &str) -> Option<Vec<&str>> {
         let Value::List(values) = self.value(name)? else { return None };
         values.iter().map(|value| if let Value::Text(text) = value { Some(text.as_str()) } else { None }).collect()
@@ -62,7 +62,7 @@ impl Section {
     }
 }
 
-/// Reads a text; `None` if it is not whole, says something twice, or is nested too deeply.
+/// Reads a text; `None` if it is incomplete, defines a name twice, or is nested too deeply.
 pub(crate) fn parse(text: &str) -> Option<Section> {
     let mut tokens = Tokens { rest: text };
     // Sections that are open, with their names; the first is the text itself.

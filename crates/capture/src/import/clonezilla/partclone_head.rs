@@ -1,4 +1,5 @@
-//! The head of partclone's image format, version 2 (partclone 0.3): how large the file system is, how much is in use.
+//! The head of partclone's image format, version 2 (partclone 0.3): the size of the file system, and how much of it is
+//! in use.
 //!
 //! ```text
 //!   0 "partclone-image\0"   16 version of partclone   30 "0002"   34 0xC0DE
@@ -10,22 +11,22 @@
 pub(super) const LEN: usize = 110;
 const MAGIC: &[u8] = b"partclone-image";
 
-/// What is needed of it.
+/// The fields that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// Of the file system in bytes.
+    /// Size of the file system in bytes.
     pub device_size: u64,
     /// Bytes in use, at most the size.
     pub used_len: u64,
 }
 
-/// Whether a stream that starts so is partclone's, of whatever version.
+/// Whether a stream with this start is partclone's, of any version.
 pub(super) fn is_partclone(start: &[u8]) -> bool {
     start.starts_with(MAGIC)
 }
 
 impl Head {
-    /// Reads it; `None` if it is of another version or makes no sense, which is for partclone to say.
+    /// Reads the head; `None` if it is of another version or makes no sense, which partclone reports.
     pub(super) fn parse(start: &[u8]) -> Option<Head> {
         let is_known = is_partclone(start) && start.len() >= LEN && &start[30..34] == b"0002";
         let number = |at: usize| start.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
@@ -34,7 +35,8 @@ impl Head {
         }
         let block_size = u64::from(u32::from_le_bytes(start[84..88].try_into().ok()?));
         let device_size = number(52)?;
-        // The superblock's count of ext4 includes blocks that are only reserved, or the bitmap's may: take the larger.
+        // Either count may include blocks that are only reserved: for ext4, that of the superblock does. Take the
+        // larger.
         let used = number(68)?.max(number(76)?);
         Some(Head { device_size, used_len: used.checked_mul(block_size)?.min(device_size) })
     }
@@ -45,7 +47,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// As partclone 0.3.23 wrote it of an ext4 of 100 MiB.
+    /// A head that partclone 0.3.23 wrote for an ext4 of 100 MiB.
     const REAL: &str = "70617274636c6f6e652d696d61676500302e332e323300000000000000003030\
         3032dec0455854465300000000000000000000000000400600000000009001000000\
         0000312f000000000000312f00000000000000040000120000000200400020000400000400000101d15703eb";

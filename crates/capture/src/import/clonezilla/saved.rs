@@ -1,8 +1,8 @@
-//! What is in a Clonezilla directory, by the names of its files and what the small ones say.
+//! The contents of a Clonezilla directory, from the names of its files and the text of the small ones.
 //!
-//! `disk` and `parts` list names of devices (savedisk; saveparts writes `parts` only), `sda-…` is about a disk,
-//! `sda1.ext4-ptcl-img.gz.aa`, `.ab`, … are the stream of a partition, `swappt-sda2.info` is a swap area's recipe.
-//! Everything is hostile until checked: names become names of files here.
+//! `disk` and `parts` list names of devices (by savedisk; saveparts writes only `parts`). `sda-…` is about a disk;
+//! `sda1.ext4-ptcl-img.gz.aa`, `.ab`, … are the stream of a partition; `swappt-sda2.info` is a swap area's recipe.
+//! Everything is hostile until checked, because names become file names here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,11 +14,11 @@ use anyhow::{Context, bail, ensure};
 use super::stream::is_compression;
 use library::regular;
 
-/// Longest list of names or recipe, in bytes.
+/// Longest list of names, or recipe, in bytes.
 const TEXT_LEN_MAX: u64 = 64 << 10;
 /// Longest name of a device.
 const NAME_LEN_MAX: usize = 64;
-/// What is at the end of the names of files about a disk's table.
+/// Endings of the names of files about a disk's table.
 const TABLE_ENDINGS: [&str; 3] = ["-gpt-1st", "-mbr", "-pt.sf"];
 
 /// One disk of a directory.
@@ -28,14 +28,14 @@ pub(super) struct Saved {
     pub dir: PathBuf,
     /// The disk's name: `sda`, `nvme0n1`.
     pub disk: String,
-    /// The partitions of it that were saved.
+    /// Its partitions that were saved.
     pub parts: Vec<String>,
     has_table: bool,
     /// Every file's name.
     names: Vec<String>,
 }
 
-/// What became of a partition.
+/// What was saved of a partition.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kept {
     /// Its bytes.
@@ -54,16 +54,16 @@ pub(super) enum Kept {
 /// The files of a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Files {
-    /// In order; never empty.
+    /// In order, never empty.
     pub paths: Vec<PathBuf>,
-    /// What their names say they are compressed with.
+    /// Their compression, according to their names.
     pub compression: Option<String>,
-    /// Their length together in bytes.
+    /// Their total length in bytes.
     pub len: u64,
 }
 
 impl Files {
-    /// Looks at them.
+    /// Examines the files.
     ///
     /// # Errors
     /// If one of them is not a regular file.
@@ -76,7 +76,7 @@ impl Files {
         Ok(Files { paths, compression, len })
     }
 
-    /// For people.
+    /// The files as text for people.
     pub(super) fn shown(&self) -> String {
         self.paths.first().map(|path| path.display().to_string()).unwrap_or_default()
     }
@@ -84,16 +84,16 @@ impl Files {
 
 /// Whether a directory looks like one of Clonezilla's.
 pub(super) fn is_clonezilla(dir: &Path) -> bool {
-    // A link counts, so that it is refused as what it is.
+    // A link counts as present, so that it is refused later with the right reason.
     let has = |name: &&str| fs::symlink_metadata(dir.join(name)).is_ok_and(|found| !found.is_dir());
     ["parts", "disk", "ecryptfs.info", "clonezilla-img"].iter().any(has)
 }
 
 impl Saved {
-    /// Finds out what there is of the disk `wanted`, or of the only one.
+    /// Finds out what was saved of the disk `wanted`, or of the only one.
     ///
     /// # Errors
-    /// If the directory is encrypted, has several disks and none was named, or has what cannot be put together.
+    /// If the directory is encrypted, has several disks and none was named, or has parts that cannot be assembled.
     pub(super) fn read(dir: &Path, wanted: Option<&str>) -> anyhow::Result<Saved> {
         let reading = || format!("reading {}", dir.display());
         let mut names = Vec::new();
@@ -115,7 +115,7 @@ impl Saved {
         let saved_parts = list("parts")?;
         let mut disks = if has("disk") { list("disk")? } else { disks_with_table(&names) };
         if disks.is_empty() && saved_parts.len() == 1 {
-            // One partition, and nobody kept the table it was in.
+            // There is one partition, and its table was not saved.
             disks.clone_from(&saved_parts);
         }
         let is_of = |disk: &str, part: &str| part == disk || number_of(disk, part).is_some();
@@ -139,10 +139,10 @@ impl Saved {
         Ok(Saved { dir: dir.to_owned(), disk, parts, has_table, names })
     }
 
-    /// The stream of the whole device, if it has no partition table or that was not kept.
+    /// The stream of the whole device, if it has no partition table or the table was not saved.
     ///
     /// # Errors
-    /// As [`Saved::kept`].
+    /// As for [`Saved::kept`].
     pub(super) fn whole_disk(&self) -> anyhow::Result<Option<Files>> {
         if self.parts != [self.disk.clone()] {
             ensure!(
@@ -159,7 +159,7 @@ impl Saved {
         }
     }
 
-    /// What the partition of this number is called.
+    /// The name of the partition with this number.
     pub(super) fn name_of(&self, number: u32) -> String {
         format!("{}{}{number}", self.disk, infix(&self.disk))
     }
@@ -176,7 +176,8 @@ impl Saved {
         regular::read(&self.dir.join(name), limit).map(Some)
     }
 
-    /// What lies between the table and the first partition, from the second sector of 512 bytes on; at most `limit` bytes.
+    /// The data between the table and the first partition, from the second sector of 512 bytes on; at most `limit`
+    /// bytes.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -189,10 +190,10 @@ impl Saved {
         }
     }
 
-    /// What there is of a partition.
+    /// What was saved of a partition.
     ///
     /// # Errors
-    /// If it should be there and is not, or is incomplete, or made by a tool that is not known here.
+    /// If it should be there but is missing, incomplete, or made by an unknown tool.
     pub(super) fn kept(&self, part: &str) -> anyhow::Result<Kept> {
         let mut sets: BTreeMap<&str, Vec<(&str, ImageFile<'_>)>> = BTreeMap::new();
         for name in &self.names {
@@ -287,7 +288,7 @@ fn check_sequence(suffixes: &[&str]) -> anyhow::Result<()> {
         return Ok(());
     }
     for (index, suffix) in suffixes.iter().enumerate() {
-        // split(1) goes on with longer ones after yz, which are not counted here.
+        // After yz, split(1) continues with longer suffixes, which are not supported here.
         let (first, second) = (index / 26, index % 26);
         if first >= 25 {
             break;
@@ -299,19 +300,19 @@ fn check_sequence(suffixes: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is between the name of a disk and the number of a partition.
+/// The text between the name of a disk and the number of a partition.
 fn infix(disk: &str) -> &'static str {
     if disk.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" }
 }
 
-/// The number of a partition of that disk.
+/// The number of a partition of this disk.
 fn number_of(disk: &str, part: &str) -> Option<u32> {
     let digits = part.strip_prefix(disk)?.strip_prefix(infix(disk))?;
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
     is_number.then(|| digits.parse().ok())?
 }
 
-/// The disks that have files about their table.
+/// The disks with files about their table.
 fn disks_with_table(names: &[String]) -> Vec<String> {
     let disk = |name: &String| TABLE_ENDINGS.iter().find_map(|ending| Some(name.strip_suffix(ending)?.to_owned()));
     let mut disks: Vec<String> = names.iter().filter_map(disk).filter(|name| is_device_name(name)).collect();
@@ -332,7 +333,7 @@ fn is_device_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// UUID and label of a swap area: `UUID="…"` and `LABEL="…"`, each on a line.
+/// UUID and label of a swap area: `UUID="…"` and `LABEL="…"`, each on its own line.
 fn parse_swap(text: &str) -> (String, String) {
     let value = |key: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));

@@ -1,4 +1,4 @@
-//! The bytes of a partition as they were before Clonezilla compressed and split them.
+//! The bytes of a partition before Clonezilla compressed and split them.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -17,13 +17,13 @@ use library::regular;
 
 /// How a stream is compressed.
 struct Compression {
-    /// What Clonezilla appends to names.
+    /// The endings that Clonezilla appends to names.
     names: &'static [&'static str],
-    /// How such streams start; one of these.
+    /// The first bytes of such streams; one of these.
     magics: &'static [&'static [u8]],
     /// The program that decompresses from standard input, with its options.
     program: &'static [&'static str],
-    /// The Debian package that has it.
+    /// The Debian package of that program.
     package: &'static str,
 }
 
@@ -31,7 +31,7 @@ const COMPRESSIONS: [Compression; 9] = [
     Compression { names: &["gz"], magics: &[b"\x1f\x8b\x08"], program: &["gzip", "-dc"], package: "gzip" },
     Compression {
         names: &["zst"],
-        // The second is a skippable frame, with which pzstd starts.
+        // The second is a skippable frame; pzstd's streams start with one.
         magics: &[b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"],
         program: &["zstd", "-dc"],
         package: "zstd",
@@ -55,12 +55,12 @@ const COMPRESSIONS: [Compression; 9] = [
     Compression { names: &["lrz"], magics: &[b"LRZI"], program: &[], package: "lrzip" },
 ];
 
-/// Whether this is what Clonezilla appends to the names of compressed files.
+/// Whether Clonezilla appends this to the names of compressed files.
 pub(super) fn is_compression(name: &str) -> bool {
     name == "uncomp" || COMPRESSIONS.iter().any(|compression| compression.names.contains(&name))
 }
 
-/// What unpacks a file that starts so: a program with its options. `None` if it is not compressed.
+/// The command that unpacks a file with this start: a program with its options. `None` if it is not compressed.
 pub(super) fn unpacker(start: &[u8]) -> Option<String> {
     let compression = compression_of(start)?;
     let program = compression.program.join(" ");
@@ -71,10 +71,10 @@ fn compression_of(start: &[u8]) -> Option<&'static Compression> {
     COMPRESSIONS.iter().find(|known| known.magics.iter().any(|magic| start.starts_with(magic)))
 }
 
-/// What is left of a partition's files, decompressed.
+/// The rest of a partition's files, decompressed.
 pub(super) struct Stream {
     out: Box<dyn Read + Send>,
-    /// Bytes of the files read so far, and of these how many [`Stream::taken`] told.
+    /// Bytes of the files read so far, and how many of these [`Stream::taken`] has reported.
     read: Arc<AtomicU64>,
     told: u64,
     unpacking: Option<Unpacking>,
@@ -88,7 +88,7 @@ struct Unpacking {
 }
 
 impl Stream {
-    /// Starts reading. `scratch` is a directory for what the tools say.
+    /// Starts reading. `scratch` is a directory for the tools' messages.
     ///
     /// # Errors
     /// If the files cannot be read, are not what their names say, or the program for them is missing.
@@ -137,7 +137,7 @@ impl Stream {
         Ok(Stream { out: Box::new(out), read, told: 0, unpacking })
     }
 
-    /// The first `len` bytes, fewer only at its end. They are not read again.
+    /// The first `len` bytes, fewer only if the stream ends earlier. Later reads start after them.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -147,7 +147,7 @@ impl Stream {
         Ok(start)
     }
 
-    /// Reads on; 0 at the end.
+    /// Reads the next bytes; 0 at the end.
     ///
     /// # Errors
     /// If that fails.
@@ -155,7 +155,7 @@ impl Stream {
         self.out.read(buf).context("reading it")
     }
 
-    /// How many bytes of the files were read since it was last asked.
+    /// How many bytes of the files were read since the last call.
     pub(super) fn taken(&mut self) -> u64 {
         let read = self.read.load(Ordering::Relaxed);
         let taken = read - self.told;
@@ -163,10 +163,10 @@ impl Stream {
         taken
     }
 
-    /// To be called at the end: whether everything was read and was whole.
+    /// Call it at the end: checks that everything was read and was intact.
     ///
     /// # Errors
-    /// What the decompressing program said, or why a file could not be read.
+    /// The message of the decompressing program, or why a file could not be read.
     pub(super) fn finish(self, stop: &AtomicBool) -> anyhow::Result<()> {
         let Some(Unpacking { program, mut running, feeder, complaints }) = self.unpacking else { return Ok(()) };
         drop(self.out);
@@ -180,7 +180,7 @@ impl Stream {
 
 fn feed(mut packed: Joined, mut stdin: impl io::Write) -> io::Result<()> {
     match io::copy(&mut packed, &mut stdin) {
-        // It wants no more: its exit code says why.
+        // The program reads no more; its exit code says why.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         copied => copied.map(|_| ()),
     }

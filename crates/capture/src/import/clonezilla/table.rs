@@ -1,7 +1,7 @@
 //! A sparse file with the partition table and boot gap of the disk that Clonezilla saved, and nothing else.
 //!
-//! GPT: `sda-gpt-1st` is the first 34 sectors of 512 bytes, `sda-gpt-2nd` the last 32 or 33. MBR: `sda-mbr` is the first
-//! sector, `sda-hidden-data-after-mbr` what is between it and the first partition; logical partitions are in
+//! GPT: `sda-gpt-1st` is the first 34 sectors of 512 bytes, `sda-gpt-2nd` the last 32 or 33. MBR: `sda-mbr` is the
+//! first sector, `sda-hidden-data-after-mbr` the data between it and the first partition; logical partitions are in
 //! `sda-pt.sf`, a dump for `sfdisk`. The size of the disk is in `sda-pt.parted`.
 
 use std::fs::File;
@@ -17,13 +17,13 @@ use super::saved::Saved;
 use crate::child::{Running, said};
 use crate::partclone::{find_program, last_words};
 
-/// Longest file about a table, in bytes: a GPT with more than a thousand entries, or text about as many.
+/// Longest file about a table, in bytes: a GPT with more than a thousand entries, or text about as many partitions.
 const TABLE_LEN_MAX: u64 = 1 << 20;
-/// Most that is taken of what lies before the first partition, in bytes; capture keeps no more either.
+/// Most bytes taken from the space before the first partition; a capture keeps no more either.
 const HIDDEN_LEN_MAX: u64 = 64 << 20;
-/// Disks end at a multiple of this, in bytes, where nobody wrote down how large they are.
+/// Disks end at a multiple of this, in bytes, if their size was not recorded.
 const ROUND_UP_TO: u64 = 1 << 20;
-/// Where the entries of a GPT are, in its header: LBA, count, length of one (UEFI 2.10, table 5.5).
+/// Offsets in a GPT header about its entries: LBA, count, length of one (UEFI 2.10, table 5.5).
 const ENTRIES_LBA_AT: usize = 72;
 const ENTRY_COUNT_AT: usize = 80;
 const ENTRY_LEN_AT: usize = 84;
@@ -84,12 +84,12 @@ pub(super) fn rebuild(saved: &Saved, path: &Path, stop: &AtomicBool) -> anyhow::
     Ok(sector_size)
 }
 
-/// What matters of a GPT's header.
+/// The important fields of a GPT's header.
 #[derive(Debug, PartialEq, Eq)]
 struct Gpt {
     sector_size: u32,
     disk_len: u64,
-    /// Where its entries are in the bytes kept.
+    /// Where its entries are in the saved bytes.
     entries: std::ops::Range<usize>,
 }
 
@@ -111,8 +111,8 @@ impl Gpt {
         Ok(Gpt { sector_size, disk_len, entries: start..end.min(first.len()) })
     }
 
-    /// What to write for the backup of a disk of `len` bytes. Clonezilla's copy starts a sector late on disks of today:
-    /// the first of its entries are those of the first table.
+    /// What to write for the backup on a disk of `len` bytes. On current disks, Clonezilla's copy starts one sector
+    /// late: the first of its entries come from the first table.
     fn backup<'a>(&self, first: &'a [u8], second: &'a [u8], len: u64) -> Vec<(u64, &'a [u8])> {
         let size = u64::from(self.sector_size);
         let header_at = second.len().checked_sub(self.sector_size as usize);
@@ -140,7 +140,7 @@ fn u32_at(header: &[u8], at: usize) -> u32 {
     header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-/// Whether a first sector has an extended partition.
+/// Whether a first sector lists an extended partition.
 fn has_extended(mbr: &[u8]) -> bool {
     (0..4).any(|entry| matches!(mbr.get(446 + 16 * entry + 4), Some(0x05 | 0x0f | 0x85)))
 }
@@ -160,7 +160,7 @@ fn run_sfdisk(disk: &Path, script: &str, stop: &AtomicBool) -> anyhow::Result<()
         .context("running sfdisk")?;
     let mut running = Running(child);
     let mut stdin = running.0.stdin.take().context("writing to sfdisk")?;
-    // It may end before it has read everything; its exit code counts.
+    // The program may end before it has read everything; only its exit code counts.
     let _ = stdin.write_all(script.as_bytes());
     drop(stdin);
     let status = running.wait(stop, || ())?;
@@ -169,7 +169,7 @@ fn run_sfdisk(disk: &Path, script: &str, stop: &AtomicBool) -> anyhow::Result<()
     Ok(())
 }
 
-/// Disk and sector size in bytes from what `parted unit s print` printed: `Disk /dev/sda: 131072s` and `Sector size
+/// Disk and sector size in bytes from the output of `parted unit s print`: `Disk /dev/sda: 131072s` and `Sector size
 /// (logical/physical): 512B/512B`.
 fn parse_parted(text: &str) -> Option<(u64, u32)> {
     let value = |start: &str| {
@@ -184,7 +184,7 @@ fn parse_parted(text: &str) -> Option<(u64, u32)> {
     sized(sectors, sector_size)
 }
 
-/// The same, at least, from the partitions of a dump that `sfdisk -d` wrote.
+/// Minimum disk size, and sector size, from the partitions of a dump by `sfdisk -d`.
 fn script_size(script: &str) -> Option<(u64, u32)> {
     let mut end = 0;
     let mut sector_size = 512;
@@ -202,7 +202,7 @@ fn script_size(script: &str) -> Option<(u64, u32)> {
     Some((len, sector_size)).filter(|_| end > 0 && matches!(sector_size, 512 | 1024 | 2048 | 4096))
 }
 
-/// A disk of so many sectors, if there can be one.
+/// A disk of this many sectors, if such a disk can exist.
 fn sized(sectors: u64, sector_size: u32) -> Option<(u64, u32)> {
     let len = sectors.checked_mul(u64::from(sector_size))?;
     (len > 0 && i64::try_from(len).is_ok()).then_some((len, sector_size))
@@ -255,7 +255,7 @@ mod tests {
         assert!(!has_extended(&mbr[..490]));
     }
 
-    /// A table of 34 sectors and its copy, as Clonezilla keeps them, of a disk of this many sectors.
+    /// A table of 34 sectors and its copy, as Clonezilla keeps them, for a disk of this many sectors.
     fn gpt(sectors: u64) -> (Vec<u8>, Vec<u8>) {
         let mut first = vec![0; 34 * 512];
         for (index, byte) in first[1024..].iter_mut().enumerate() {

@@ -27,7 +27,7 @@ pub(super) fn adapt(job: &Job<'_>) -> Result<Adapted, AdaptError> {
     let sector_len = job.sector_len();
     let entry_sectors = u64::from(header.entry_count()) * u64::from(ENTRY_LEN);
     let entry_sectors = entry_sectors.div_ceil(sector_len);
-    // All of a partition that was cut off has to fit: what ends behind the usable space Linux does not show.
+    // All of a partition that was cut off has to fit: Linux does not show a partition that ends after the usable space.
     let lowest = job.end_of_partitions(&table, |partition| partition.full_len()).div_ceil(sector_len);
     let lowest = lowest.max(header.first_usable_lba().saturating_add(1)) - 1;
     let too_small = || AdaptError::TooSmall {
@@ -83,8 +83,8 @@ struct Primary {
     array: Range<usize>,
 }
 
-/// Reads header and entries as far as needed to change them; whether they make sense [`Table::read`] decides, and its
-/// word comes first where there is no header at all.
+/// Reads header and entries as far as needed to change them. [`Table::read`] decides whether they make sense, and its
+/// error comes first if there is no header at all.
 fn primary(job: &Job<'_>) -> Result<Primary, AdaptError> {
     let mut disk = Sparse::new(vec![(0, job.head)], job.from_len);
     let mut refused = |found: String| match Table::read(&mut disk, job.from_len, job.sector_size) {
@@ -114,7 +114,7 @@ fn primary(job: &Job<'_>) -> Result<Primary, AdaptError> {
     Ok(Primary { header, array })
 }
 
-/// The backup at the end of the disk: the entries, and in the last sector the header.
+/// The backup at the end of the disk: the entries, then the header in the last sector.
 fn tail(job: &Job<'_>, mut header: Header, backup_lba: u64, entries: &[u8]) -> Vec<u8> {
     let sector_len = usize::try_from(job.sector_len()).expect("at most 4096");
     let mut tail = entries.to_vec();
@@ -137,15 +137,15 @@ impl Ends {
     /// `None` if the disk ends too early: `lowest` is the first sector that may be the last usable one.
     fn of(job: &Job<'_>, header: &Header, entry_sectors: u64, lowest: u64) -> Option<Ends> {
         let backup_lba = job.sectors_after().checked_sub(1)?;
-        // Backup header and entries lie behind the usable space.
+        // Backup header and entries lie after the usable space.
         let nearest = entry_sectors + 1;
         let highest = backup_lba.checked_sub(nearest).filter(|&lba| lba >= lowest)?;
         let fits = |lba: &u64| (lowest..=highest).contains(lba);
         let last_usable_lba = if header.alternate_lba() == backup_lba {
             Some(header.last_usable_lba())
         } else {
-            // Keeping the distance is what makes the way back exact, whatever the tool's taste. A large one is no
-            // taste, but a table that was never told how large its disk is.
+            // Keeping the distance makes the way back exact, whatever distance the tool prefers. A large distance is no
+            // preference: that table does not know how large its disk is.
             let distance = header.alternate_lba().checked_sub(header.last_usable_lba());
             let distance = distance.filter(|&sectors| sectors <= nearest + ALIGN / job.sector_len());
             distance.and_then(|sectors| backup_lba.checked_sub(sectors))
@@ -154,7 +154,7 @@ impl Ends {
     }
 }
 
-/// The bytes of the backup that `header` names, if they are nobody's else: a header may name anything.
+/// The bytes of the backup that `header` names, if nothing else uses them: a header may name anything.
 fn stale(job: &Job<'_>, header: &Header, entry_sectors: u64, table: &Table) -> Option<DiskRange> {
     let start = header.alternate_lba().checked_sub(entry_sectors)?.checked_mul(job.sector_len())?;
     let end = header.alternate_lba().checked_add(1)?.checked_mul(job.sector_len())?;
@@ -163,8 +163,7 @@ fn stale(job: &Job<'_>, header: &Header, entry_sectors: u64, table: &Table) -> O
 }
 
 /// Makes the protective entry cover the new disk if it covered the old one. A hybrid's entry that ends before the
-/// partitions beside it stays, and so does the CHS address of its end: nothing reads that, and it could not be told
-/// back.
+/// partitions beside it stays. The CHS address of its end stays too: no program reads it, and it could not be restored.
 fn protect(head: &mut [u8], from_sectors: u64, to_sectors: u64) {
     let is_used = |head: &[u8], at: usize| head[at + 4] != 0 && u32_at(head, at + 12) > 0;
     let is_alone = ENTRIES_AT.iter().filter(|&&at| is_used(head, at)).count() == 1;

@@ -1,4 +1,4 @@
-//! What is to be different on a device, and the rules for it.
+//! The changes to make for a device, and the rules for them.
 
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,23 +8,23 @@ use crate::parttable::table::{Partition, Table, TableError};
 use crate::{DiskOffset, DiskRange};
 use metainfo::TableKind;
 
-/// Partitions that grow end at a multiple of this, in bytes, as every tool of today aligns them; growing by less than
-/// what that leaves is not worth a change.
+/// Partitions that grow end at a multiple of this, in bytes, as all current tools align them. Growing by less than one
+/// such unit is not worth a change.
 pub const ALIGN: u64 = 1 << 20;
 
-/// Which partition is to use the space that a larger disk has.
+/// Which partition uses the additional space of a larger disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Grow {
     /// None: the space stays free.
     #[default]
     No,
-    /// The one that lies last on the disk.
+    /// The last one on the disk.
     Last,
-    /// The one of this number, up to what lies behind it.
+    /// The one with this number, up to what lies after it.
     Number(u32),
 }
 
-/// A text that is no [`Grow`].
+/// Text that is not a [`Grow`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a partition to grow: write `no`, `last`, or the number of a partition")]
 pub struct GrowError(String);
@@ -54,18 +54,18 @@ impl fmt::Display for Grow {
     }
 }
 
-/// What is to be different on the device, besides what its size asks for.
+/// Changes wanted on the device, besides those that its size requires.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// The partition that grows. Only its entry does: the file system in it is for others to grow.
+    /// The partition that grows. Only its entry grows; other code grows the file system in it.
     pub grow: Grow,
-    /// A new identity for the disk, in the byte order of the disk: the disk GUID (GPT), of which an MBR takes the first
-    /// four bytes as its signature. Partition GUIDs stay; `PARTUUID`s of an MBR and Windows' boot configuration are
-    /// derived from it, so an image that boots by these needs its old one.
+    /// A new identity for the disk, in the disk's byte order: the disk GUID for a GPT; an MBR takes its first four
+    /// bytes as the signature. Partition GUIDs stay. An MBR's `PARTUUID`s and Windows' boot configuration depend on the
+    /// identity, so an image that boots by these needs the old one.
     pub new_disk_id: Option<[u8; 16]>,
 }
 
-/// What [`adapt`] replaced and the device no longer tells; for [`revert`].
+/// What [`adapt`] replaced and the device no longer shows; needed by [`revert`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Original {
     /// Number of the partition that grew, and its length in the image in bytes.
@@ -77,17 +77,17 @@ pub struct Original {
 /// A table that fits its disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapted {
-    /// The start of the disk, as long as the one given.
+    /// The start of the disk, as long as the given head.
     pub head: Vec<u8>,
     /// Disk offset and bytes of the backup GPT, entries and header, up to the disk's last sector; `None` if it stays as
     /// the image has it.
     pub tail: Option<(DiskOffset, Vec<u8>)>,
-    /// Where the image has its backup GPT, if that moved: bytes that mean nothing on this disk. No partition of the
-    /// image has any of them, but one that grew may.
+    /// Where the image has its backup GPT, if that moved: these bytes mean nothing on this disk. They belong to no
+    /// partition of the image, but may belong to one that grew.
     pub stale: Option<DiskRange>,
-    /// The partition that has another length than in the head given.
+    /// The partition whose length differs from the given head.
     pub grown: Option<Grown>,
-    /// What [`revert`] has to be told.
+    /// The values that [`revert`] needs.
     pub original: Original,
 }
 
@@ -102,31 +102,32 @@ pub struct Grown {
     pub old_len: u64,
     /// Length in bytes now.
     pub new_len: u64,
-    /// Its type in words, or empty.
+    /// Its type as text, or empty.
     pub type_name: &'static str,
-    /// Whether there was more room than an MBR can describe: it counts to 2^32 sectors (2 TiB, if they have 512 bytes).
+    /// Whether there was more room than an MBR can describe: it counts up to 2^32 sectors (2 TiB with 512-byte
+    /// sectors).
     pub is_capped: bool,
 }
 
-/// Why a table cannot be made to fit. Nothing has been changed then.
+/// Why a table cannot be made to fit. Nothing has been changed in that case.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdaptError {
-    /// The table given is damaged.
+    /// The given table is damaged.
     #[error("the image's partition table cannot be fitted to this disk")]
     Table(#[from] TableError),
-    /// Another table than was said, or none.
+    /// The table is of another kind than expected, or missing.
     #[error("the image should have a partition table of kind {expected}, what it starts with is of kind {found}")]
     Kind {
-        /// What the image says of itself.
+        /// The kind that the image states.
         expected: &'static str,
-        /// What is there.
+        /// The kind that was found.
         found: &'static str,
     },
-    /// A wish that needs a table, and an image without.
+    /// A wish needs a table, and the image has none.
     #[error("the image has no partition table: no partition can be grown and no disk identity be changed")]
     NoTable,
-    /// More bytes than the disk has.
+    /// More bytes were given than the disk has.
     #[error("the first {head_len} bytes of a disk of {disk_len} bytes: that cannot be")]
     Head {
         /// Bytes given.
@@ -134,7 +135,7 @@ pub enum AdaptError {
         /// Size of the disk in bytes.
         disk_len: u64,
     },
-    /// The entries are somewhere else than at the start of the disk.
+    /// The entries are not at the start of the disk.
     #[error(
         "the image's GPT keeps its entries at bytes {start} to {end}, outside of the first {head_len} bytes of the disk: \
          such a table cannot be fitted to another disk"
@@ -142,70 +143,70 @@ pub enum AdaptError {
     EntriesOutside {
         /// First byte of the entries.
         start: u64,
-        /// Byte behind them.
+        /// Byte after them.
         end: u64,
         /// Bytes given.
         head_len: u64,
     },
-    /// Entries that are not those the header was written for.
+    /// The entries do not match the header's checksum.
     #[error(
         "the partitions in the image's GPT do not match their checksum, the table is damaged: \
          repair it on the golden disk (`sgdisk -v DISK` tells more) and capture again"
     )]
     EntriesChecksum,
-    /// Partitions and table do not fit.
+    /// Partitions and table do not fit onto the device.
     #[error("the image's partitions and their table need a disk of {needed} bytes, this one has {device}")]
     TooSmall {
         /// Bytes needed.
         needed: u64,
-        /// Bytes there are.
+        /// Bytes the device has.
         device: u64,
     },
-    /// A wish to grow the last partition of none.
+    /// The last partition should grow, but there is none.
     #[error("there is no partition to grow: the image's partition table is empty")]
     NoPartition,
-    /// A wish to grow one that is not there.
+    /// A partition should grow that does not exist.
     #[error("there is no partition {0} to grow")]
     NoSuchPartition(u32),
-    /// Its table is in the middle of the disk, not at its start.
+    /// The table of this partition is in the middle of the disk, not at its start.
     #[error(
         "partition {0} is a logical partition or holds some, and these are not grown: \
          choose a primary partition, or `no`"
     )]
     Logical(u32),
-    /// No room between two partitions.
+    /// There is no room between two partitions.
     #[error("partition {number} cannot grow: partition {next} follows it directly")]
     NoRoom {
-        /// The one to grow.
+        /// The one that should grow.
         number: u32,
         /// The one in the way.
         next: u32,
     },
-    /// Bytes that are another one's too.
+    /// The partition shares bytes with another one.
     #[error(
         "partition {number} shares bytes with partition {other}, and such a partition is not grown: choose another one, \
          or `no`"
     )]
     Overlapping {
-        /// The one to grow.
+        /// The one that should grow.
         number: u32,
         /// The other.
         other: u32,
     },
-    /// A length that [`revert`] was told and that cannot have been.
+    /// [`revert`] was given a length that cannot be right.
     #[error("partition {number} cannot have been {len} bytes long")]
     OriginalLen {
-        /// Which.
+        /// Which partition.
         number: u32,
         /// The length.
         len: u64,
     },
-    /// What was made is not read back as what it should be.
+    /// The new table does not read back as intended.
     #[error("the partition table made for this disk does not read back as it should")]
     ReadBack(#[source] Option<TableError>),
 }
 
-/// What becomes of one partition's length.
+/// The new length of one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resize {
     No,
@@ -223,7 +224,7 @@ pub(super) struct Job<'a> {
     pub(super) to_len: u64,
     pub(super) resize: Resize,
     pub(super) disk_id: Option<[u8; 16]>,
-    /// Whether it is [`revert`]'s.
+    /// Whether it is for [`revert`].
     pub(super) is_back: bool,
 }
 
@@ -244,8 +245,8 @@ impl Job<'_> {
         self.to_len / self.sector_len()
     }
 
-    /// Decides about the partition that gets another length. `end` is the byte behind the space that partitions may
-    /// use, `cap` the one behind what the table can describe.
+    /// Decides which partition gets another length. `end` is the byte after the space that partitions may use; `cap` is
+    /// the byte after what the table can describe.
     pub(super) fn resized(&self, table: &Table, end: u64, cap: u64) -> Result<Option<Grown>, AdaptError> {
         let (chosen, new_len) = match self.resize {
             Resize::No => return Ok(None),
@@ -263,7 +264,7 @@ impl Job<'_> {
         if let Some(other) = overlapping(table, chosen) {
             return Err(AdaptError::Overlapping { number, other });
         }
-        // A count is one less than what is described by start and count together.
+        // A count covers one sector less than start and count together can describe.
         let cap = if chosen.start == 0 { cap - self.sector_len() } else { cap };
         let next = table.partitions.iter().filter(|other| other.start > chosen.start).min_by_key(|other| other.start);
         let room = next.map_or(end, |next| next.start);
@@ -288,7 +289,7 @@ impl Job<'_> {
         Ok((new_len != old_len).then_some(grown))
     }
 
-    /// The byte behind the last partition, once the one whose length is given has it; the others have `len`.
+    /// The byte after the last partition, once the partition with the given length has it; the others have `len`.
     pub(super) fn end_of_partitions(&self, table: &Table, len: impl Fn(&Partition) -> u64) -> u64 {
         let end = |partition: &Partition| match self.resize {
             Resize::To(number, len) if number == partition.number => partition.start.saturating_add(len),
@@ -298,15 +299,15 @@ impl Job<'_> {
     }
 }
 
-/// Another partition that has some of the same bytes.
+/// Another partition that shares bytes with this one.
 pub(super) fn overlapping(table: &Table, chosen: &Partition) -> Option<u32> {
     let others = table.partitions.iter().filter(|other| other.number != chosen.number);
     let mut shared = others.filter(|other| !other.range().intersect(chosen.range()).is_empty());
     shared.next().map(|other| other.number)
 }
 
-/// Compares what is read back of a table that was made with what it was made from. On a disk of another length more or
-/// less of a partition at the end is there, or one that was past the end is.
+/// Compares the new table, read back, with the table it was made from. On a disk of another length, more or less of a
+/// partition at the end is present, or one that was past the end appears.
 pub(super) fn check(
     job: &Job<'_>,
     before: &Table,
@@ -333,7 +334,7 @@ pub(super) fn check(
 
 pub(super) fn numbered(table: &Table, number: u32) -> Result<&Partition, AdaptError> {
     let found = table.partitions.iter().find(|partition| partition.number == number);
-    // Records of logical partitions are not in the head, so whether this one exists is not known here.
+    // Records of logical partitions are not in the head, so it is not known here whether this one exists.
     let is_logical = table.kind == TableKind::Mbr && number > 4;
     found.ok_or(if is_logical { AdaptError::Logical(number) } else { AdaptError::NoSuchPartition(number) })
 }

@@ -1,4 +1,4 @@
-//! Tables made by gptman and by hand; those of other programs are in `tests/adapt.rs`.
+//! Tests with tables made by gptman and by hand; `tests/adapt.rs` has those of other programs.
 
 use std::io::Cursor;
 
@@ -31,7 +31,7 @@ fn mbr(entries: &[(u8, u32, u32)], len: u64, device_len: u64, wish: &Wish) -> Re
     adapt(disk.get_ref(), TableKind::Mbr, 512, len, device_len, wish)
 }
 
-/// The table as it would be found on the device.
+/// The table as a reader finds it on the device.
 fn table(made: &Adapted, device_len: u64, sector_size: u32) -> Table {
     let mut parts = vec![(0, made.head.as_slice())];
     parts.extend(made.tail.iter().map(|(at, bytes)| (at.0, bytes.as_slice())));
@@ -100,7 +100,7 @@ fn a_gpt_moves_with_the_end_of_the_disk() {
 #[test]
 fn only_the_fields_that_have_to_change_do() {
     let mut disk = gpt_disk(16 * MIB, 512, &[(2048, 4095), (4096, 8191)]);
-    // Boot code, CHS addresses, the header's padding, the gap behind the table.
+    // Boot code, CHS addresses, the header's padding, the gap after the table.
     for range in [0..446, 447..450, 451..454, 512 + 92..1024, 34 * 512..2048 * 512] {
         disk.get_mut()[range].fill(0xa5);
     }
@@ -130,7 +130,7 @@ fn a_gpt_partition_grows_to_a_full_mib() {
     assert_eq!(new_len(&between), Some(3 * MIB), "up to partition 1");
     let same_size = gpt(&[(2048, 4095)], 16 * MIB, &grow(Grow::Number(1))).expect("free space behind");
     assert_eq!(new_len(&same_size), Some(14 * MIB));
-    // It ends inside the last MiB that is free: 32 sectors more are no reason to touch it.
+    // The partition ends inside the last free MiB: 32 more sectors are no reason to change it.
     let little = gpt(&[(2048, 32734)], 16 * MIB + 32 * 512, &grow(Grow::Last)).expect("moved");
     assert_eq!(little.grown, None);
     assert_eq!(new_len(&gpt(&[(2048, 32734)], 18 * MIB, &grow(Grow::Last)).expect("room")), Some(16 * MIB));
@@ -282,7 +282,7 @@ fn logical_partitions_are_not_grown() {
         let result = adapt(&head_of(&disk), TableKind::Mbr, 512, 8 * MIB, 64 * MIB, &grow(wish));
         assert!(error(result).contains(&format!("partition {number} is a logical partition or holds some")));
     }
-    // A chain that starts in the head and goes on behind it is not followed.
+    // A chain that starts in the head and continues after it is not followed.
     let mut disk = blank(MIB);
     boot_record(&mut disk, 0, &[(0x05, 63, 8000), (0x83, 16384, 2048)]);
     boot_record(&mut disk, 63, &[(0x83, 63, 1000), (0x05, 3000, 600)]);
@@ -294,7 +294,7 @@ fn logical_partitions_are_not_grown() {
 fn addresses_in_the_usual_geometry_are_kept_right() {
     let mut disk = blank(MIB);
     boot_record(&mut disk, 0, &[(0x83, 2048, 16384)]);
-    // As sfdisk writes the end of sectors 2048 to 18431.
+    // The CHS address that sfdisk writes for the end of sectors 2048 to 18431.
     put(disk.get_mut(), 451, &[0x25, 0x24, 0x01]);
     for (device_len, expected) in [(10 * MIB, [0x46, 0x05, 0x01]), (64 * GIB, [0xfe, 0xff, 0xff])] {
         let made = adapt(disk.get_ref(), TableKind::Mbr, 512, 9 * MIB, device_len, &grow(Grow::Last)).expect("room");
@@ -338,7 +338,7 @@ fn partitions_that_overlap_stay_as_they_are() {
         let text = error(gpt(&both, 64 * MIB, &grow(wish)));
         assert!(text.contains("shares bytes with partition") && text.contains("is not grown"), "{text}");
     }
-    // A stick made from a CD image: the first partition is all of it, from sector 0 on.
+    // A stick made from a CD image: the first partition covers all of it from sector 0.
     let stick = [(0x00, 0, 20000), (0xef, 300, 5000)];
     let made = mbr(&stick, 16 * MIB, 64 * MIB, &Wish { new_disk_id: Some([9; 16]), ..Wish::default() }).expect("fits");
     let back = revert(&made.head, TableKind::Mbr, 512, 64 * MIB, 16 * MIB, &made.original).expect("back");
@@ -394,7 +394,7 @@ fn many_entries_move_if_the_head_has_them() {
 
 #[test]
 fn a_gpt_that_was_cut_off_is_whole_on_a_larger_disk() {
-    // Of a disk of 17 MiB, 16 are there.
+    // 16 MiB of a disk of 17 MiB are present.
     let disk = raw_gpt(17 * MIB, 92, 128, &[(1, 2048, 4095), (2, 4096, 34000), (4, 32800, 34200)]);
     let head = head_of(&disk);
     let fit = |device_len, wish: &Wish| adapt(&head, TableKind::Gpt, 512, 16 * MIB, device_len, wish);
@@ -407,12 +407,12 @@ fn a_gpt_that_was_cut_off_is_whole_on_a_larger_disk() {
         ["partitions 2 and 4 overlap"],
         "what was missing overlaps in the table as it always did"
     );
-    // Its last sector is 34000, and entries and header come behind it.
+    // Its last sector is 34000, and entries and header follow it.
     assert!(fit(34034 * 512, &Wish::default()).is_ok());
     let text = error(fit(34033 * 512, &Wish::default()));
     assert!(text.contains(&format!("need a disk of {} bytes", 34034 * 512)), "{text}");
     assert!(error(fit(16 * MIB, &grow(Grow::Last))).contains("need a disk of"), "the backup would lie on top of it");
-    // Going back to a disk that is too short for it is no way back, and says so.
+    // Going back to a disk that is too short for the table is impossible, and the error says so.
     assert!(revert(&made.head, TableKind::Gpt, 512, 20 * MIB, 16 * MIB, &Original::default()).is_err());
 }
 
@@ -435,7 +435,7 @@ fn an_mbr_that_was_cut_off_fits_where_its_bytes_do() {
 
 #[test]
 fn entries_past_the_end_may_be_on_a_larger_disk() {
-    // Nothing but boot code, and a partition that starts where this disk ends.
+    // Only boot code, and a partition that starts where this disk ends.
     let entries = [(0x83, 2048, 2048), (0x00, 100_000, 10), (0x83, 16 * 2048, 100)];
     let id = Wish { new_disk_id: Some([9; 16]), ..Wish::default() };
     let made = mbr(&entries, 16 * MIB, 64 * MIB, &id).expect("larger");
@@ -456,14 +456,14 @@ fn any_wish() -> impl Strategy<Value = Wish> {
     (grow, any::<Option<[u8; 16]>>()).prop_map(|(grow, new_disk_id)| Wish { grow, new_disk_id })
 }
 
-/// What holds of every table that could be adapted, whatever it was made of.
+/// Properties of every table that could be adapted, whatever its source.
 fn check_sane(head: &[u8], kind: TableKind, from_len: u64, to_len: u64, wish: &Wish) -> Result<(), TestCaseError> {
     let Ok(made) = adapt(head, kind, 512, from_len, to_len, wish) else { return Ok(()) };
     prop_assert_eq!(made.head.len(), head.len());
     if from_len == to_len && *wish == Wish::default() || kind == TableKind::None {
         return Ok(());
     }
-    // Logical partitions are behind the head or not looked at.
+    // Logical partitions are after the head or not read.
     let shown = if kind == TableKind::Mbr { 512 } else { head.len() };
     let before = Table::read(&mut Sparse::new(vec![(0, &head[..shown])], from_len), from_len, 512).expect("good");
     let shown = Adapted { head: made.head[..shown].to_vec(), ..made.clone() };

@@ -1,32 +1,32 @@
-//! Chunks: what of a device a logical address is.
+//! Chunks: they map logical addresses to places on a device.
 //!
 //! ```text
 //! length u64 0 · type u64 24 · stripes u16 44 · stripes at 48, 32 bytes each: device u64 0, start on it u64 8
 //! ```
 //!
-//! The logical start is the offset of its key. Of the profiles DUP, RAID1, RAID1C3 and RAID1C4 each stripe is a copy of
-//! all of the chunk. On a single device there are no others with more than one stripe.
+//! A chunk's logical start is the offset in its key. With the profiles DUP, RAID1, RAID1C3 and RAID1C4, each stripe is
+//! a copy of the whole chunk. On a single device, no other profiles have more than one stripe.
 
 use std::ops::Range;
 
 use super::superblock::Superblock;
 use crate::volume::Fields;
 
-/// Length in front of its stripes, and of each stripe.
+/// Length of the part before its stripes, and of each stripe.
 const LEN: usize = 48;
 const STRIPE_LEN: usize = 32;
 
-/// Profiles whose stripes are copies, with the number of those.
+/// Profiles whose stripes are copies, with the number of copies.
 const MIRRORED: [(u64, usize); 4] = [(0x10, 2), (0x20, 2), (0x200, 3), (0x400, 4)];
 /// Profiles whose stripes are parts: RAID0, 10, 5, 6.
 const STRIPED: [u64; 4] = [8, 0x40, 0x80, 0x100];
-/// What a chunk holds: data, system, metadata.
+/// The contents of a chunk: data, system, metadata.
 const CONTENT: u64 = 7;
 
 /// A chunk on the one device of its file system.
 pub(super) struct Chunk {
     logical: Range<u64>,
-    /// Where each copy of it starts on the device; at least one, and all of them end on it.
+    /// Where each copy of it starts on the device. There is at least one copy, and all of them end on the device.
     pub stripes: Vec<u64>,
 }
 
@@ -34,7 +34,7 @@ impl Chunk {
     /// The chunk at the start of these bytes, and how many of them it takes.
     ///
     /// # Errors
-    /// What makes no sense.
+    /// The first value that makes no sense.
     pub(super) fn parse(start: u64, bytes: &[u8], superblock: &Superblock) -> Result<(Chunk, usize), String> {
         let error = |what: &str| format!("the chunk at logical byte {start} {what}");
         if bytes.len() < LEN {
@@ -68,7 +68,7 @@ impl Chunk {
     }
 }
 
-/// Chunks in the order of their logical addresses, which do not overlap.
+/// Chunks in the order of their logical addresses; they do not overlap.
 pub(super) struct Chunks(Vec<Chunk>);
 
 impl Chunks {
@@ -86,7 +86,7 @@ impl Chunks {
         &self.0
     }
 
-    /// The stripes that have these logical bytes, which are in one chunk, and how far from their starts.
+    /// The stripes that have these logical bytes, which lie in one chunk, and the distance from their starts.
     pub(super) fn find(&self, start: u64, len: u64) -> Option<(&[u64], u64)> {
         let index = self.0.partition_point(|chunk| chunk.logical.start <= start).checked_sub(1)?;
         let chunk = &self.0[index];
@@ -95,7 +95,7 @@ impl Chunks {
     }
 
     /// # Errors
-    /// If two stripes are at the same place, or one ends behind a volume of this length.
+    /// If two stripes are at the same place, or one ends past a volume of this length.
     pub(super) fn check_places(&self, volume_len: u64) -> Result<(), String> {
         let stripes = |chunk: &Chunk| {
             let len = chunk.len();

@@ -1,17 +1,17 @@
-//! btrfs: what its own tree of extents has as used, and what it keeps twice.
+//! btrfs: reads its tree of extents for used space, and finds the parts that it keeps twice.
 //!
 //! ```text
 //! superblock at 64 KiB, copies at 64 MiB and 256 GiB: checksum · file system id · own place 0x30 · magic 0x40
 //!   root tree 0x50 · chunk tree 0x58 · log tree 0x60 · bytes used 0x78 · its device 0xc9 · first chunks 0x32b
-//! chunk tree: chunks, which say what of the device a logical address is
+//! chunk tree: chunks, which map logical addresses to places on the device
 //! root tree: where the extent tree is · extent tree: a key for each stretch of data and each node of any tree
 //! ```
 //!
-//! partclone 0.3.23 walks each tree for its leaves. It leaves out nodes that are none, unless a leaf happens to be in
-//! front of them in the same 64 KiB, and of what is there twice, the second copy. So the extent tree is read here, all of
-//! it: what it has, in all copies, is a place. The sum of it has to be that of the superblock, and every node has to pass
-//! its checks, else nothing is believed. What is on several devices, and what has a log to be replayed, which is in no
-//! other tree, is used as a whole. Source: Linux, `include/uapi/linux/btrfs_tree.h`.
+//! partclone 0.3.23 walks each tree for its leaves. It leaves out other nodes, unless a leaf happens to be before them
+//! in the same 64 KiB, and it leaves out second copies. So all of the extent tree is read here, and everything in it,
+//! in all copies, is a place. Its sum has to match that of the superblock, and every node has to pass its checks;
+//! otherwise nothing of it is used. A file system on several devices is used as a whole. So is one with a log to be
+//! replayed, because the log's data is in no other tree. Source: Linux, `include/uapi/linux/btrfs_tree.h`.
 
 mod chunk;
 mod superblock;
@@ -29,34 +29,34 @@ use superblock::{SUPERBLOCK_LEN, Superblock};
 use tree::{Key, Pointer, walk};
 
 const COPIES: [u64; 2] = [64 << 20, 256 << 30];
-/// No chunk is here: the room for a boot loader, and the superblock.
+/// This part has no chunks: it is the space for a boot loader, and the superblock.
 const RESERVED: u64 = 1 << 20;
 const SYSTEM_CHUNKS: usize = 0x32b;
 const SYSTEM_CHUNKS_LEN_MAX: usize = 2048;
 /// Most chunks that are read: a volume of 256 TiB has no more.
 const CHUNKS_MAX: usize = 1 << 18;
 
-/// The key of every chunk, but for its place.
+/// The key of every chunk, except its place.
 const CHUNK: (u64, u8) = (256, 228);
 /// The key of the extent tree's root in the root tree.
 const EXTENT_TREE: Key = Key { object: 2, kind: 132, offset: 0 };
-/// Types of keys of the extent tree: a stretch, whose length is the key's offset; a node.
+/// Types of keys in the extent tree: a stretch, whose length is the key's offset; a node.
 const EXTENT: u8 = 168;
 const NODE: u8 = 169;
 
-/// Where the tree of roots is.
+/// The root of the tree of roots.
 fn root_tree(superblock: &Superblock) -> Pointer {
     let fields = superblock.fields();
     Pointer { logical: fields.u64(0x50), level: superblock.bytes[0xc6], generation: fields.u64(0x48) }
 }
 
-/// Where the tree of chunks is.
+/// The root of the tree of chunks.
 fn chunk_tree(superblock: &Superblock) -> Pointer {
     let fields = superblock.fields();
     Pointer { logical: fields.u64(0x58), level: superblock.bytes[0xc7], generation: fields.u64(0xa4) }
 }
 
-/// The chunks that the chunk tree is in.
+/// The chunks that contain the chunk tree.
 fn system_chunks(superblock: &Superblock) -> Result<Vec<Chunk>, String> {
     let len = usize::try_from(superblock.fields().u32(0xa0)).unwrap_or(usize::MAX);
     if len > SYSTEM_CHUNKS_LEN_MAX {
@@ -99,7 +99,7 @@ pub(super) fn landmarks(volume: &mut Volume<'_, impl Read + Seek>) -> Result<Lan
     Ok(found)
 }
 
-/// All chunks, from the tree of them.
+/// All chunks, from the chunk tree.
 fn chunks(volume: &mut Volume<'_, impl Read + Seek>, superblock: &Superblock) -> Result<Chunks, UsedError> {
     let system = system_chunks(superblock).and_then(Chunks::new).map_err(|what| volume.damaged(what))?;
     let mut all = Vec::new();
@@ -118,7 +118,7 @@ fn chunks(volume: &mut Volume<'_, impl Read + Seek>, superblock: &Superblock) ->
     Ok(chunks)
 }
 
-/// What the extent tree has as used, in bytes of the volume, and how many logical bytes that is.
+/// The used space according to the extent tree, in bytes of the volume, and the number of logical bytes.
 fn extents(
     volume: &mut Volume<'_, impl Read + Seek>,
     superblock: &Superblock,
@@ -129,7 +129,7 @@ fn extents(
         if key == EXTENT_TREE {
             root = Pointer::of_root(item);
         }
-        // It is the first of all trees.
+        // The extent tree is the first of all trees.
         Ok(key < EXTENT_TREE)
     })?;
     let root = root.ok_or_else(|| volume.damaged("it has no extent tree"))?;
@@ -147,7 +147,7 @@ fn extents(
             .filter(|_| key.object >= end && len > 0)
             .ok_or_else(|| format!("an extent of {len} bytes is at logical byte {}", key.object))?;
         stripes.iter().for_each(|stripe| used.insert(stripe + at..stripe + at + len));
-        // Inside of a chunk, so this is no overflow.
+        // This is inside a chunk, so it cannot overflow.
         end = key.object + len;
         count = count.saturating_add(len);
         Ok(true)

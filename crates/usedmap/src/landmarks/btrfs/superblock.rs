@@ -12,20 +12,20 @@ pub(super) const SUPERBLOCK_LEN: u64 = 4096;
 
 const MAGIC: &[u8] = b"_BHRfS_M";
 
-/// Of a superblock and of a node.
+/// In a superblock and in a node.
 pub(super) const FSID: Range<usize> = 0x20..0x30;
 
-/// Where the superblock has the file system id of the nodes, if it was changed since.
+/// Where the superblock has the nodes' file system id, if the id was changed later.
 const METADATA_FSID: Range<usize> = 0x23b..0x24b;
 
 const HAS_METADATA_FSID: u64 = 0x400;
 
-/// Features that change nothing in what is read here: all but zones, extent tree v2, stripe tree and remapping.
+/// Features that change nothing in the parts read here: all except zones, extent tree v2, stripe tree and remapping.
 const FEATURES_KNOWN: u64 = 0x1_0fff;
 
 const CSUM_IS_CRC32C: u16 = 0;
 
-/// A superblock, as far as it matters.
+/// The important fields of a superblock.
 pub(super) struct Superblock {
     pub(super) bytes: Vec<u8>,
     pub(super) node_size: u64,
@@ -61,12 +61,12 @@ impl Superblock {
         Fields::little(&self.bytes)
     }
 
-    /// Whether a superblock or node has the checksum that it should have, if it is of a kind that is known here.
+    /// Whether the checksum of a superblock or node matches, if its kind of checksum is known here.
     pub(super) fn is_sum_good(&self, block: &[u8]) -> bool {
         self.fields().u16(0xc4) != CSUM_IS_CRC32C || !crc32c(!0, &block[FSID.start..]) == Fields::little(block).u32(0)
     }
 
-    /// The file system id that nodes have.
+    /// The file system id in nodes.
     pub(super) fn fsid(&self) -> &[u8] {
         let is_changed = self.fields().u64(0xbc) & HAS_METADATA_FSID != 0;
         &self.bytes[if is_changed { METADATA_FSID } else { FSID }]

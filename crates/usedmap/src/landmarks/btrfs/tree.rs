@@ -16,10 +16,10 @@ const HEAD_LEN: usize = 0x65;
 const ITEM_LEN: usize = Key::LEN + 8;
 const POINTER_LEN: usize = Key::LEN + 16;
 const LEVELS: u8 = 8;
-/// Shortest item that says where a tree is.
+/// Shortest item that describes a tree, in bytes.
 const ROOT_LEN: usize = 239;
 
-/// A key of any tree; they are in ascending order.
+/// A key of any tree; keys are in ascending order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub object: u64,
@@ -28,18 +28,18 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// In bytes.
+    /// Length in bytes.
     pub(super) const LEN: usize = 17;
 
     /// # Panics
-    /// If there are less than 17 bytes.
+    /// If there are fewer than 17 bytes.
     pub(super) fn parse(bytes: &[u8]) -> Key {
         let fields = Fields::little(bytes);
         Key { object: fields.u64(0), kind: bytes[8], offset: fields.u64(9) }
     }
 }
 
-/// Where a node is, and what it has to be.
+/// The place of a node, and the values that it must have.
 pub(super) struct Pointer {
     pub logical: u64,
     pub level: u8,
@@ -47,18 +47,18 @@ pub(super) struct Pointer {
 }
 
 impl Pointer {
-    /// To the root of the tree that this item of the root tree describes.
+    /// A pointer to the root of the tree that this item of the root tree describes.
     pub(super) fn of_root(item: &[u8]) -> Option<Pointer> {
         let fields = Fields::little(item.get(..ROOT_LEN)?);
         Some(Pointer { logical: fields.u64(176), level: item[238], generation: fields.u64(160) })
     }
 }
 
-/// Visits the items of a tree in the order of their keys, until `visit` returns `false` or what is wrong with an item.
+/// Visits the items of a tree in the order of their keys, until `visit` returns `false` or a fault in an item.
 ///
 /// # Errors
-/// If a node cannot be read or fails its checks. Each node has at least one item and each item a greater key than the
-/// one before, so no node is read twice, and this ends.
+/// If a node cannot be read or fails its checks. Each node has at least one item, and each item has a greater key than
+/// the previous one. So no node is read twice, and the walk ends.
 pub(super) fn walk(
     volume: &mut Volume<'_, impl Read + Seek>,
     superblock: &Superblock,
@@ -69,7 +69,7 @@ pub(super) fn walk(
     if root.level >= LEVELS {
         return Err(volume.damaged(format!("a tree of {} levels", root.level)));
     }
-    // The next one last.
+    // The next node is last.
     let mut pending = vec![root];
     let mut last_key = None;
     while let Some(pointer) = pending.pop() {
@@ -122,7 +122,7 @@ fn read(
     Err(volume.damaged(format!("the node at logical byte {start} fails its checks")))
 }
 
-/// Where each of a node's entries of this length is; there is at least one.
+/// Offsets of a node's entries of this length; there is at least one.
 fn entries(node: &[u8], len: usize) -> Result<impl DoubleEndedIterator<Item = usize> + use<>, String> {
     let count = usize::try_from(Fields::little(node).u32(0x60)).unwrap_or(usize::MAX);
     if !(1..=(node.len() - HEAD_LEN) / len).contains(&count) {
@@ -139,7 +139,7 @@ fn children(node: &[u8], level: u8) -> Result<Vec<Pointer>, String> {
     Ok(entries(node, POINTER_LEN)?.rev().map(pointer).collect())
 }
 
-/// The item of a leaf whose key is there.
+/// The item of a leaf whose key is at this offset.
 fn item(node: &[u8], at: usize) -> Option<&[u8]> {
     let number = |at| usize::try_from(Fields::little(node).u32(at)).ok();
     let start = number(at + Key::LEN)?.checked_add(HEAD_LEN)?;
