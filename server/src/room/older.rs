@@ -95,11 +95,12 @@ fn what_was_lost_before_the_upgrade_is_suspended() {
             std::fs::write(dir.join(name), &bytes[..bytes.len() / 2]).expect("written");
         }
     };
-    let lose: [(&str, Box<dyn FnOnce(&Path)>); 4] = [
-        ("fleet.json is gone", Box::new(|dir| std::fs::remove_file(dir.join("fleet.json")).expect("removed"))),
-        ("fleet.json is damaged", Box::new(cut("fleet.json"))),
-        ("fleet.json is damaged", Box::new(|dir| std::fs::write(dir.join("fleet.json"), "").expect("written"))),
-        ("armed.json is damaged", Box::new(cut("armed.json"))),
+    type Lose<'a> = &'a dyn Fn(&Path);
+    let lose: [(&str, Lose<'_>); 4] = [
+        ("fleet.json is gone", &|dir| std::fs::remove_file(dir.join("fleet.json")).expect("removed")),
+        ("fleet.json is damaged", &cut("fleet.json")),
+        ("fleet.json is damaged", &|dir| std::fs::write(dir.join("fleet.json"), "").expect("written")),
+        ("armed.json is damaged", &cut("armed.json")),
     ];
     for (words, lose) in lose {
         let (dir, armed) = taken_over(lose);

@@ -296,7 +296,7 @@ impl Order {
         let best = best.or_else(|| same.iter().find(|old| old.scope == Scope::All)).or(same.first());
         let Some(deployment) = best.map(|old| old.deployment.clone()) else { return self };
         let mut counts: Vec<String> =
-            same.iter().flat_map(|old| [&[old.deployment.clone()], &old.counts[..]].concat()).collect();
+            same.iter().flat_map(|old| old.counts.iter().chain([&old.deployment])).cloned().collect();
         counts.retain(|other| *other != deployment);
         counts.sort_unstable();
         counts.dedup();

@@ -195,10 +195,10 @@ fn on_a_full_or_read_only_disk_nothing_is_acknowledged_and_everything_can_be_sto
             std::process::Command::new("sh").arg("-c").arg(format!("cat /dev/zero >{}", fill.display())).output();
         assert!(!zeros.expect("sh").status.success(), "the disk is full");
         let mut answers = Vec::new();
-        for last in 1..=200u8 {
+        for last in 1..=30u8 {
             let report = format!(
-                r#"{{"mac":"52:54:00:77:01:{last:02x}","stage":"done","deployment":"{id}","note":"{}"}}"#,
-                "x".repeat(1500)
+                r#"{{"mac":"52:54:00:77:01:{last:02x}","stage":"done","deployment":"{id}","error":"{}"}}"#,
+                "x".repeat(7500)
             );
             answers.push((last, client.ask("/report", &["-d", &report]).0));
         }
