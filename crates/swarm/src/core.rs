@@ -73,6 +73,8 @@ pub struct Core {
     /// Pieces verified since the start, in that order; each peer's entry knows how far that peer was told.
     have_log: Vec<PieceIndex>,
     bytes_have: u64,
+    /// Pieces that are held and cannot be given: the store does not read them back, or not as they should be.
+    withheld: PieceSet,
     peers: BTreeMap<PeerKey, Peer>,
     next_key: PeerKey,
     /// Peers we have told that we are interested.
@@ -101,6 +103,7 @@ impl Core {
             plan,
             have_log: Vec::new(),
             bytes_have: held.iter().map(|piece| u64::from(geometry.len_of(piece))).sum(),
+            withheld: PieceSet::new(geometry),
             peers: BTreeMap::new(),
             next_key: 1,
             interesting: 0,
@@ -129,8 +132,11 @@ impl Core {
             shows_little = true;
         }
         self.peers.insert(key, Peer::new(now, self.have_log.len(), shows_little));
-        let have = self.picker.have();
-        (key, (!shows_little && have.count() > 0).then(|| have.clone()))
+        let mut have = self.picker.have().clone();
+        self.withheld.iter().for_each(|piece| {
+            have.remove(piece);
+        });
+        (key, (!shows_little && have.count() > 0).then_some(have))
     }
 
     /// A peer has gone; what it was asked for is free again. False if it had gone before.

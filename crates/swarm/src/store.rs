@@ -15,6 +15,6 @@ pub trait Storage: Send + Sync + 'static {
     /// Reads `buf.len()` bytes from byte `offset` of a piece this store holds.
     ///
     /// # Errors
-    /// An error costs the peer that asked its connection; the swarm goes on.
+    /// After an error the piece is not given to anybody any more; the swarm goes on.
     fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()>;
 }

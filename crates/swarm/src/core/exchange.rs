@@ -17,6 +17,8 @@ pub struct Said {
     pub interest: Option<bool>,
     /// Blocks it need not send any more, of which the driver says and forgets those that have not come.
     pub cancels: Vec<Ask>,
+    /// Pieces the peer asked for and does not get from us.
+    pub rejects: Vec<PieceIndex>,
     /// Blocks we ask for.
     pub asks: Vec<Ask>,
 }
@@ -24,7 +26,8 @@ pub struct Said {
 impl Said {
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.haves.is_empty() && self.interest.is_none() && self.cancels.is_empty() && self.asks.is_empty()
+        let has_news = !self.haves.is_empty() || self.interest.is_some() || !self.rejects.is_empty();
+        !has_news && self.cancels.is_empty() && self.asks.is_empty()
     }
 }
 
@@ -44,6 +47,14 @@ impl Core {
             self.wake(true);
         }
         !(self.picker.have().is_full() && self.picker.is_seeder(key))
+    }
+
+    /// The peer does not give us this piece, although it said that it has it; the driver forgets what it was asked for of it.
+    pub fn heard_reject(&mut self, key: PeerKey, piece: PieceIndex) {
+        if self.picker.peer_lacks(key, piece) {
+            self.actions.push(Action::Abandon(piece));
+        }
+        self.wake(true);
     }
 
     /// The peer lets us ask (unchoke), or no longer does (choke); then it sends nothing of what it was asked for, and the
@@ -92,6 +103,8 @@ impl Core {
         }
         said.haves.extend_from_slice(&self.have_log[peer.told_haves..]);
         peer.told_haves = self.have_log.len();
+        said.haves.retain(|&piece| !self.withheld.contains(piece));
+        said.rejects = std::mem::take(&mut peer.rejects);
         let wants = picker.wants_from(key);
         if wants != peer.is_interesting {
             peer.is_interesting = wants;

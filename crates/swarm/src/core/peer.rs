@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use metainfo::PieceIndex;
+
 use crate::core::uploads::Uploads;
 use crate::picker::Ask;
 
@@ -19,6 +21,8 @@ pub(super) struct Peer {
     pub(super) is_hungry: bool,
     /// What it need not send any more and does not know yet: no more than it was asked for since it was last told.
     pub(super) cancels: Vec<Ask>,
+    /// Pieces it asked for that it does not get, and does not know it yet.
+    pub(super) rejects: Vec<PieceIndex>,
     /// What it asked for.
     pub(super) uploads: Uploads,
     /// Something of `uploads` is being sent, and its turn lasts until that is out.
@@ -40,6 +44,7 @@ impl Peer {
             is_interesting: false,
             is_hungry: false,
             cancels: Vec::new(),
+            rejects: Vec::new(),
             uploads: Uploads::default(),
             is_sending: false,
             is_stalled: false,
