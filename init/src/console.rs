@@ -163,6 +163,18 @@ impl Console {
         shared.draw();
     }
 
+    /// It is over before it began: the disk is as it was, and the machine starts from it.
+    pub fn stopped(&self, why: &str) {
+        let mut shared = self.lock();
+        shared.say("stopped: ", why);
+        shared.say("", "nothing was written; restarting");
+        shared.picture.big = "STOP".to_owned();
+        shared.picture.title = "stopped, nothing was written; restarting".to_owned();
+        shared.picture.detail = why.to_owned();
+        shared.picture.colour = Colour::Red;
+        shared.draw();
+    }
+
     /// It is over, not well. Every line of the reason starts the same on a serial console, so that all of it is found
     /// together, and one more line says that nothing follows.
     pub fn failed(&self, why: &str) {

@@ -31,6 +31,8 @@ pub struct Chosen {
     pub device: Arc<Device>,
     /// Its name, model, serial and size.
     pub words: String,
+    /// Whether it is a disk, not a partition of one.
+    pub is_whole: bool,
 }
 
 /// Waits for the disks and chooses the one that the order means.
@@ -45,13 +47,16 @@ pub async fn choose(
     reporter: &Reporter,
 ) -> Result<Chosen> {
     let disks = wait_for_disks(coldplug).await?;
-    let (path, words) = match target::partition(&options.target, &disks, Path::new("/sys")) {
+    let (path, words, is_whole) = match target::partition(&options.target, &disks, Path::new("/sys")) {
         Some(partition) => {
             let words = partition.display().to_string();
             console.line(&format!("disk {words}"));
-            (partition, words)
+            (partition, words, false)
         }
-        None => whole_disk(options, &disks, layout, console).await?,
+        None => {
+            let (path, words) = whole_disk(options, &disks, layout, console).await?;
+            (path, words, true)
+        }
     };
     // Before it is opened, so that the server names the disk of a machine that fails here.
     reporter.update(|report| report.disk.clone_from(&words));
@@ -59,7 +64,7 @@ pub async fn choose(
     if let Err(cause) = layout.check_device(device.len(), device.sector_size()) {
         bail!("{words}: {cause}; nothing was touched");
     }
-    Ok(Chosen { device: Arc::new(device), words })
+    Ok(Chosen { device: Arc::new(device), words, is_whole })
 }
 
 async fn wait_for_disks(coldplug: &Coldplug) -> Result<Vec<Disk>> {

@@ -1,7 +1,7 @@
-//! Files by TFTP: `ezio.conf` under its three names, and the torrent.
+//! Files by TFTP: `ezio.conf` under its three names, the torrent, and the last question.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
@@ -9,7 +9,8 @@ use netboot::MacAddr;
 use netboot::tftp::{Fetch, FetchError, Step};
 use tokio::net::UdpSocket;
 
-const TFTP_PORT: u16 = 69;
+/// Where a TFTP server listens (RFC 1350, section 4).
+pub const TFTP_PORT: u16 = 69;
 /// RFC 1350's code for "disk full or allocation exceeded", by which our server says that it has too much to do.
 const BUSY: u16 = 3;
 /// RFC 1350's code for "no such user".
@@ -19,6 +20,20 @@ const NO_SUCH_USER: u16 = 7;
 const NO_SUCH_FILE: std::ops::RangeInclusive<u16> = 0..=2;
 /// A configuration is some lines.
 const MAX_CONF_LEN: usize = 64 * 1024;
+
+/// So much of an answer that is no answer is shown, in characters.
+const SHOWN_LEN: usize = 80;
+
+/// What a server says to the last question before the first write.
+#[derive(Debug)]
+pub enum Answer {
+    /// Go on.
+    Yes,
+    /// Leave the disk as it is; why, in words.
+    No(String),
+    /// There is no answer; why, in words.
+    NotYet(String),
+}
 
 /// What keeps a machine from its order.
 #[derive(Debug)]
@@ -36,7 +51,7 @@ enum TransferError {
     Socket(#[source] io::Error),
     /// The text that comes with the code is about disks.
     #[error("{server} is busy with other machines; asking for {name} again")]
-    Busy { server: Ipv4Addr, name: String },
+    Busy { server: IpAddr, name: String },
     #[error(transparent)]
     Server(FetchError),
 }
@@ -48,7 +63,7 @@ enum TransferError {
 pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(Vec<u8>, String), Obstacle> {
     let names = [format!("ezio.conf/{}", mac.bootif()), "ezio.conf/default".to_owned(), "ezio.conf".to_owned()];
     for name in names {
-        match transfer(server, &name, MAX_CONF_LEN).await {
+        match transfer((server, TFTP_PORT).into(), &name, MAX_CONF_LEN).await {
             Ok(bytes) => return Ok((bytes, name)),
             Err(TransferError::Server(FetchError::Refused { code, .. })) if NO_SUCH_FILE.contains(&code) => {}
             // Ours knows this machine and has no order for it: everybody's is not for it either. It says why.
@@ -71,13 +86,30 @@ pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(Vec<u8>, String), O
 /// If it is not there, or the server does not answer.
 pub async fn torrent(server: Ipv4Addr, path: &str) -> Result<Vec<u8>, Obstacle> {
     let most = usize::try_from(metainfo::TORRENT_LEN_MAX).expect("fits");
-    let bytes = transfer(server, path, most).await;
+    let bytes = transfer((server, TFTP_PORT).into(), path, most).await;
     bytes.context("fetching the torrent that ezio.conf names").map_err(Obstacle::Passing)
 }
 
-async fn transfer(server: Ipv4Addr, name: &str, max_len: usize) -> Result<Vec<u8>, TransferError> {
+/// Asks whether this machine may write, by the file of that name.
+pub async fn confirm(server: SocketAddr, name: &str) -> Answer {
+    let at = server.ip();
+    match transfer(server, name, MAX_CONF_LEN).await {
+        Ok(bytes) if bytes.starts_with(b"yes") => Answer::Yes,
+        Ok(bytes) => {
+            let text: String = String::from_utf8_lossy(&bytes).chars().take(SHOWN_LEN).collect();
+            Answer::No(format!("{at} has {text:?} in {name}, which is no yes"))
+        }
+        Err(TransferError::Server(FetchError::Refused { text, .. })) => Answer::No(text),
+        Err(error) => {
+            let error = anyhow!(error).context("asking whether to write to the disk");
+            Answer::NotYet(format!("{error:#}; nothing is written before there is an answer"))
+        }
+    }
+}
+
+async fn transfer(to: SocketAddr, name: &str, max_len: usize) -> Result<Vec<u8>, TransferError> {
+    let server = to.ip();
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.map_err(TransferError::Socket)?;
-    let to = SocketAddr::from((server, TFTP_PORT));
     let mut fetch = Fetch::new(to, name, max_len, Instant::now());
     let mut buf = vec![0; 65536];
     loop {

@@ -4,6 +4,7 @@
 //! in one place, [`pid1::end`]: it reports to server and screen, and reboots or waits.
 
 mod boot_args;
+mod confirm;
 mod console;
 mod disk;
 mod dry_run;

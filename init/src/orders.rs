@@ -9,6 +9,7 @@ use netboot::MacAddr;
 use order::{Order, value_of};
 
 use crate::boot_args::BootArgs;
+use crate::confirm;
 use crate::console::Console;
 use crate::fetch::{self, Obstacle};
 use crate::memory;
@@ -68,6 +69,7 @@ impl Asking<'_> {
             reporter.update(|report| {
                 report.deployment = value("DEPLOYMENT").unwrap_or_default();
                 report.image = value("IMAGE").unwrap_or_default();
+                report.token = value("TOKEN").unwrap_or_default();
             });
             reporter.set_url(url);
         }
@@ -76,6 +78,9 @@ impl Asking<'_> {
         let order = order.with_context(|| format!("reading {name} from {}", self.server))?;
         for key in order.unknown_in_words() {
             log::warn!("{name}: the key {key} is unknown and is ignored");
+        }
+        if order.options.confirm {
+            confirm::name(self.mac, &order)?;
         }
         reporter.update(|report| report.dry_run = order.options.dry_run);
         Ok(order)

@@ -13,9 +13,13 @@ use order::After;
 use crate::console::Console;
 use crate::netdev;
 use crate::reporter::Reporter;
+use crate::stages::Outcome;
 
 /// The last word to the server may take this long, and longer only until two attempts were in vain.
 const LAST_REPORT: Duration = Duration::from_secs(10);
+
+/// What a machine says before it restarts can be read for so long.
+const READING_TIME: Duration = Duration::from_secs(15);
 
 /// Mounts what the rest relies on. A mount that fails leaves a machine that says so later, where it can be read.
 pub fn mount_everything() {
@@ -66,26 +70,36 @@ pub fn survive_panics(console: &Console, reporter: &Reporter) {
     }));
 }
 
-/// The one ending. On success the after-action; on failure the reason on screen and server, until somebody comes. The
-/// disk of a failed machine has been left unable to boot by whoever wrote to it last.
-pub fn end(result: Result<After>, console: &Console, reporter: &Reporter) -> ! {
-    match result {
-        Ok(after) => {
+/// The one ending. On success the after-action; where the server took its order back, a restart; on failure the reason on
+/// screen and server, until somebody comes. The disk of a failed machine has been left unable to boot by whoever wrote to it
+/// last.
+pub fn end(result: Result<Outcome>, console: &Console, reporter: &Reporter) -> ! {
+    let after = match result {
+        Ok(Outcome::Done(after)) => {
             reporter.enter(Stage::Done);
             reporter.settle(LAST_REPORT);
             console.done(after.as_str());
-            netdev::set_all_down();
-            nix::unistd::sync();
-            let mode = match after {
-                After::Reboot => RebootMode::RB_AUTOBOOT,
-                After::Poweroff => RebootMode::RB_POWER_OFF,
-                After::Halt => RebootMode::RB_HALT_SYSTEM,
-            };
-            let refused = reboot(mode);
-            fail(&format!("the kernel refuses to {}: {refused:?}", after.as_str()), console, reporter)
+            after
+        }
+        Ok(Outcome::Stopped(why)) => {
+            reporter.update(|report| report.error = Some(why.clone()));
+            reporter.enter(Stage::Failed);
+            console.stopped(&why);
+            reporter.settle(LAST_REPORT);
+            std::thread::sleep(READING_TIME);
+            After::Reboot
         }
         Err(error) => fail(&format!("{error:#}"), console, reporter),
-    }
+    };
+    netdev::set_all_down();
+    nix::unistd::sync();
+    let mode = match after {
+        After::Reboot => RebootMode::RB_AUTOBOOT,
+        After::Poweroff => RebootMode::RB_POWER_OFF,
+        After::Halt => RebootMode::RB_HALT_SYSTEM,
+    };
+    let refused = reboot(mode);
+    fail(&format!("the kernel refuses to {}: {refused:?}", after.as_str()), console, reporter)
 }
 
 fn fail(why: &str, console: &Console, reporter: &Reporter) -> ! {

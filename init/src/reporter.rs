@@ -33,6 +33,7 @@ impl Reporter {
         let report = Report {
             mac: String::new(),
             deployment: String::new(),
+            token: String::new(),
             ip: String::new(),
             serial,
             image: String::new(),

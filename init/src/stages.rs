@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use blockdev::Device;
 use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use order::{After, Grow, Order};
 use report::Stage;
-use restore::{RestoreOptions, Restored, Update, Wish};
+use restore::{DueStamp, RestoreError, RestoreOptions, Restored, Stamp, Update, Wish};
 use swarm::{Options, Swarm};
 
 use crate::boot_args::BootArgs;
+use crate::confirm::{self, Waiting};
 use crate::console::Console;
 use crate::disk::{self, Chosen};
 use crate::dry_run;
+use crate::fetch::TFTP_PORT;
 use crate::grow;
 use crate::lease::{Network, wait_for_lease};
 use crate::memory;
@@ -31,26 +34,42 @@ const SEEDING_LOOK: Duration = Duration::from_millis(500);
 /// A finished machine restarts after this long even if others still take from it, unless its order has a longer linger.
 const LINGER_MOST: Duration = Duration::from_secs(600);
 
+/// How it ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Well; what to do now.
+    Done(After),
+    /// The server took its order back before anything was written; its words.
+    Stopped(String),
+}
+
 /// Runs all stages; gives what to do afterwards.
 ///
 /// # Errors
 /// Whatever cannot be mended by trying again, in words for the screen.
-pub async fn run(console: &Console, reporter: &Reporter) -> Result<After> {
+pub async fn run(console: &Console, reporter: &Reporter) -> Result<Outcome> {
     let machine = Machine { console, reporter };
     let args = boot_args()?;
     memory::check_unpacked()?;
     let link = machine.network(&args).await?;
     let job = machine.fetch(&args, &link).await?;
     let disk = machine.disk(&job, &link).await?;
+    let done = Outcome::Done(job.order.options.after);
     if job.order.options.dry_run {
         machine.dry_run(&job, disk, &link).await?;
-        return Ok(job.order.options.after);
+        return Ok(done);
+    }
+    if machine.has_it(&job, &disk).await? {
+        return Ok(done);
     }
     let path = disk.device.path().to_owned();
-    let restored = machine.restore(&job, disk).await?;
+    let restored = match machine.restore(&job, disk).await? {
+        Ok(restored) => restored,
+        Err(said) => return Ok(Outcome::Stopped(said)),
+    };
     machine.seed(&job, &restored).await;
     machine.grow(path, restored).await?;
-    Ok(job.order.options.after)
+    Ok(done)
 }
 
 /// How a machine reached the network.
@@ -63,8 +82,18 @@ struct Link {
 /// What a machine is to do.
 struct Job {
     order: Order,
+    server: Ipv4Addr,
+    mac: MacAddr,
     meta: Arc<Metainfo>,
     layout: Arc<Layout>,
+}
+
+impl Job {
+    /// What a disk says that is done with this.
+    fn stamp(&self) -> Option<Stamp> {
+        let deployment = self.order.deployment.clone();
+        (!deployment.is_empty()).then(|| Stamp { deployment, infohash: self.meta.infohash.0 })
+    }
 }
 
 /// Where a machine says what it does.
@@ -103,7 +132,8 @@ impl Machine<'_> {
     /// The order and the torrent that it names.
     async fn fetch(self, args: &BootArgs, link: &Link) -> Result<Job> {
         self.enter(Stage::Fetch);
-        let asking = Asking { server: server_of(args, &link.network)?, mac: link.mac, args };
+        let server = server_of(args, &link.network)?;
+        let asking = Asking { server, mac: link.mac, args };
         let (order, meta) = asking.until_answered(self.console, self.reporter).await?;
         let layout = Arc::new(Layout::new(&meta).context("the torrent does not describe a disk")?);
         self.console.line(&format!(
@@ -112,7 +142,7 @@ impl Machine<'_> {
             units::size(meta.geometry.content_len()),
             units::count(meta.geometry.piece_count(), "piece")
         ));
-        Ok(Job { order, meta: Arc::new(meta), layout })
+        Ok(Job { order, server, mac: link.mac, meta: Arc::new(meta), layout })
     }
 
     /// The one disk that the order means, opened for this machine alone; and room in memory for what comes.
@@ -132,7 +162,7 @@ impl Machine<'_> {
 
     /// Says what would be done.
     async fn dry_run(self, job: &Job, disk: Chosen, link: &Link) -> Result<()> {
-        let Chosen { device, words } = disk;
+        let Chosen { device, words, .. } = disk;
         let url = job.order.boot.as_deref().map(dry_run::initramfs);
         let interface = link.network.dev.name.clone();
         let (meta, layout) = (Arc::clone(&job.meta), Arc::clone(&job.layout));
@@ -146,23 +176,66 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// [`Stage::Restore`], [`Stage::Verify`] and [`Stage::Finish`]: the disk, proven.
-    async fn restore(self, job: &Job, disk: Chosen) -> Result<Restored> {
-        let Job { order, meta, layout } = job;
+    /// Whether the disk carries the stamp of this very deployment and image: then nothing is written, whatever the server has
+    /// forgotten.
+    async fn has_it(self, job: &Job, disk: &Chosen) -> Result<bool> {
+        let Some(stamp) = job.stamp().filter(|_| disk.is_whole) else { return Ok(false) };
+        let (device, table) = (Arc::clone(&disk.device), job.layout.table());
+        let look = tokio::task::spawn_blocking(move || restore::is_stamped(&device, &stamp, table));
+        if !look.await.context("looking for a stamp")? {
+            return Ok(false);
+        }
+        let note = format!(
+            "the disk has it already, by the stamp of deployment {}; nothing was written, and `ezio arm` orders it again",
+            job.order.deployment
+        );
+        self.console.line(&note);
+        self.reporter.update(|report| {
+            report.progress.bytes_total = job.meta.geometry.content_len();
+            report.note = note;
+        });
+        Ok(true)
+    }
+
+    /// [`Stage::Restore`], [`Stage::Verify`] and [`Stage::Finish`]: the disk, proven; or the server's words, if it does not
+    /// let this machine write.
+    async fn restore(self, job: &Job, disk: Chosen) -> Result<Result<Restored, String>> {
+        let Job { order, meta, layout, .. } = job;
         let trackers = trackers(order, meta);
         let swarm = Options { trackers, memory_bytes: memory::for_swarm(), ..Options::default() };
+        let waiting = Waiting::default();
+        let permission = if order.options.confirm {
+            let server = (job.server, TFTP_PORT).into();
+            Some(confirm::by_tftp(server, confirm::name(job.mac, order)?, waiting.clone()))
+        } else {
+            None
+        };
         let options = RestoreOptions {
             verify: order.options.verify,
             keep: order.options.keep,
             discard: order.options.discard,
             table: Wish { grow: order.options.grow, new_disk_id: order.options.new_ids.then(new_guid) },
+            stamp: job.stamp().filter(|_| disk.is_whole),
+            permission,
         };
         let mut shown = None;
-        let show = |update| show(update, &mut shown, self.console, self.reporter);
+        let show = |mut update: Update| {
+            // While the answer is awaited, nothing else can be what keeps this machine.
+            update.trouble = waiting.trouble().or(update.trouble);
+            show(update, &mut shown, self.console, self.reporter);
+        };
         let restored = restore::restore(Arc::clone(meta), Arc::clone(layout), disk.device, swarm, options, show);
-        let restored = restored.await.context(disk.words)?;
+        let mut restored = match restored.await {
+            Err(RestoreError::Refused { said, .. }) => {
+                return Ok(Err(format!("{} does not let this machine write to its disk: {said}", job.server)));
+            }
+            other => other.context(disk.words)?,
+        };
+        if job.stamp().is_some() && !disk.is_whole {
+            restored.warnings.push("no stamp is on the disk: the image went to a partition".to_owned());
+        }
         restored.warnings.iter().for_each(|warning| self.console.line(warning));
-        Ok(restored)
+        Ok(Ok(restored))
     }
 
     /// Gives to others what they lack.
@@ -195,15 +268,29 @@ impl Machine<'_> {
     async fn grow(self, path: PathBuf, restored: Restored) -> Result<()> {
         restored.swarm.shutdown().await;
         let Some(grown) = restored.grown else { return Ok(()) };
+        let stamped = path.clone();
         let grow = move || grow::file_system(&path, &grown);
-        let said = match tokio::task::spawn_blocking(grow).await.context("growing the file system")? {
+        let mut said = match tokio::task::spawn_blocking(grow).await.context("growing the file system")? {
             Ok(words) => words,
             Err(error) => format!("a partition was grown, the file system in it was not: {error:#}"),
         };
+        if let Some(due) = restored.due_stamp {
+            let write = move || write_stamp(&stamped, &due);
+            if let Err(error) = tokio::task::spawn_blocking(write).await.context("writing the stamp")? {
+                said += &format!("; no stamp is on the disk: {error:#}");
+            }
+        }
         self.console.line(&said);
         self.reporter.update(|report| report.note += &format!("; {said}"));
         Ok(())
     }
+}
+
+/// The disk was given back, so that a file system on it could be mounted.
+fn write_stamp(disk: &Path, due: &DueStamp) -> Result<()> {
+    let device = Device::open_exclusive(disk)?;
+    due.write(&device)?;
+    Ok(())
 }
 
 fn boot_args() -> Result<BootArgs> {

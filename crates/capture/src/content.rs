@@ -30,7 +30,13 @@ impl Content {
     /// # Errors
     /// If it cannot be made.
     pub fn create(path: &Path, len: u64) -> anyhow::Result<Content> {
-        let file = File::create_new(path).and_then(|file| file.set_len(len).map(|()| file));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .and_then(|file| file.set_len(len).map(|()| file));
         let file = file.with_context(|| format!("making {}", path.display()))?;
         // Some file systems (tmpfs of older kernels, ZFS) do not support O_DIRECT.
         let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok();

@@ -179,6 +179,15 @@ impl Layout {
         &self.zeros
     }
 
+    /// Whether the image has any byte of this range of the disk, as content or as zeros.
+    pub fn touches(&self, range: DiskRange) -> bool {
+        let extent = self.extents.partition_point(|extent| extent.end() <= range.start);
+        let zeros = self.zeros.partition_point(|zeros| zeros.end <= range.start);
+        !range.is_empty()
+            && (self.extents.get(extent).is_some_and(|extent| extent.disk < range.end)
+                || self.zeros.get(zeros).is_some_and(|zeros| zeros.start < range.end))
+    }
+
     /// Length of the content in bytes.
     pub fn content_len(&self) -> u64 {
         self.content_len

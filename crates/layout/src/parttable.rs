@@ -11,6 +11,7 @@ mod crc32;
 mod gpt;
 mod mbr;
 mod names;
+pub mod stamp;
 mod table;
 
 use std::io::{Read, Seek};

@@ -23,7 +23,7 @@ use crate::{live, regular};
 pub fn open_image(image: &Image) -> Result<Arc<dyn Storage>> {
     let geometry = image.meta.geometry;
     Ok(match &image.manifest.live {
-        None => Arc::new(FlatContent::open(&image.content_path(), geometry)?),
+        None => Arc::new(FlatContent::of_library(&image.content_path(), geometry)?),
         Some(live) => {
             let device = Arc::new(live::open(live, &image.manifest)?);
             let sector_size = device.sector_size();
@@ -41,13 +41,22 @@ pub struct FlatContent {
 }
 
 impl FlatContent {
-    /// Opens it, and checks its length against the torrent's.
+    /// Opens a file that a person has named, and checks its length against the torrent's.
     ///
     /// # Errors
     /// If it is not there or of another length.
     pub fn open(path: &Path, geometry: Geometry) -> Result<FlatContent> {
+        FlatContent::of_file(File::open(path), path, geometry)
+    }
+
+    /// The same for what lies in a library: a link there may lead to any file of this machine.
+    fn of_library(path: &Path, geometry: Geometry) -> Result<FlatContent> {
+        FlatContent::of_file(regular::open_own(path), path, geometry)
+    }
+
+    fn of_file(file: io::Result<File>, path: &Path, geometry: Geometry) -> Result<FlatContent> {
         let opening = || format!("opening the content {}", path.display());
-        let file = File::open(path).with_context(opening)?;
+        let file = file.with_context(opening)?;
         let len = file.metadata().with_context(opening)?.len();
         if len != geometry.content_len() {
             let wanted = geometry.content_len();

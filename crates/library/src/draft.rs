@@ -1,6 +1,7 @@
 //! An image in the making.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -63,7 +64,10 @@ impl Draft {
         if manifest.live.is_none() {
             let content = self.content_path();
             File::open(&content)
-                .and_then(|file| file.sync_all())
+                .and_then(|file| {
+                    file.set_permissions(Permissions::from_mode(0o600))?;
+                    file.sync_all()
+                })
                 .with_context(|| format!("flushing {}", content.display()))?;
         }
         sync_dir(&self.dir)?;

@@ -1,12 +1,20 @@
 //! Files and directories of a library: locks, flushed writes, removal.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+/// Makes a directory and those that it is in, as far as they are missing. What is in a library is for its owner alone: an
+/// image holds every secret of the disk that it was taken from.
+pub(crate) fn make_dirs(dir: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("making {}", dir.display()))
+}
 
 /// Whether the file system of `dir` can exchange two directories.
 pub(crate) fn can_exchange(dir: &Path) -> anyhow::Result<bool> {
@@ -25,7 +33,7 @@ pub(crate) fn can_exchange(dir: &Path) -> anyhow::Result<bool> {
 }
 
 pub(crate) fn open_lock(path: &Path) -> anyhow::Result<File> {
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
     opened.with_context(|| format!("opening the lock {}", path.display()))
 }
 
@@ -39,7 +47,7 @@ pub(crate) fn try_lock(path: &Path) -> anyhow::Result<Option<File>> {
 }
 
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let written = File::create_new(path).and_then(|mut file| {
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|mut file| {
         io::Write::write_all(&mut file, bytes)?;
         file.sync_all()
     });

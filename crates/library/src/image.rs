@@ -1,6 +1,5 @@
 //! One image: torrent, manifest and content, checked against each other.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use layout::Layout;
 use metainfo::{Metainfo, TORRENT_LEN_MAX};
 
 use crate::manifest::Manifest;
-use crate::regular::read_any;
+use crate::regular::{open_own, read_own};
 
 /// Longest image name: it becomes a directory, a TFTP path and a line on a screen.
 const NAME_LEN_MAX: usize = 64;
@@ -62,10 +61,10 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 /// # Errors
 /// If a file is missing or damaged, or they do not belong together.
 pub(crate) fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
-    let torrent_bytes = Bytes::from(read_any(&dir.join("image.torrent"), TORRENT_LEN_MAX)?);
+    let torrent_bytes = Bytes::from(read_own(&dir.join("image.torrent"), TORRENT_LEN_MAX)?);
     let meta = Metainfo::parse(&torrent_bytes).context("reading image.torrent")?;
     let layout = Layout::new(&meta).context("reading image.torrent")?;
-    let manifest = read_any(&dir.join("manifest.json"), MANIFEST_LEN_MAX)?;
+    let manifest = read_own(&dir.join("manifest.json"), MANIFEST_LEN_MAX)?;
     let manifest = Manifest::parse(&manifest).context("reading manifest.json")?;
     if manifest.infohash != meta.infohash.to_string() {
         bail!("manifest.json belongs to infohash {}, image.torrent is {}", manifest.infohash, meta.infohash);
@@ -77,13 +76,12 @@ pub(crate) fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
 }
 
 fn check_content(content: &Path, wanted: u64) -> anyhow::Result<()> {
-    let found = fs::metadata(content).with_context(|| format!("opening {}", content.display()))?;
-    ensure!(found.is_file(), "{} is not a regular file", content.display());
+    let found = open_own(content).and_then(|file| Ok(file.metadata()?.len()));
+    let found = found.with_context(|| format!("opening {}", content.display()))?;
     ensure!(
-        found.len() == wanted,
-        "{} has {} bytes instead of {wanted}: the image is damaged, so remove it and capture it again",
+        found == wanted,
+        "{} has {found} bytes instead of {wanted}: the image is damaged, so remove it and capture it again",
         content.display(),
-        found.len()
     );
     Ok(())
 }

@@ -24,6 +24,7 @@ pub mod unfinished;
 mod draft;
 mod files;
 mod image;
+mod keeping;
 mod library;
 mod listed;
 

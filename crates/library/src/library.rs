@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 
 use crate::draft::Draft;
-use crate::files::{can_exchange, open_lock, remove_all, sync_dir, try_lock};
+use crate::files::{can_exchange, make_dirs, open_lock, remove_all, sync_dir, try_lock};
 use crate::image::{Image, check_name, load};
 
 /// Where a library is unless told otherwise.
@@ -54,7 +54,7 @@ impl Library {
     pub fn create(dir: impl Into<PathBuf>) -> anyhow::Result<Library> {
         let library = Library { dir: dir.into() };
         for dir in [library.images_dir(), library.work_dir(), library.locks_dir(), library.state_dir()] {
-            fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+            make_dirs(&dir)?;
         }
         Ok(library)
     }
@@ -103,8 +103,14 @@ impl Library {
     pub fn image(&self, name: &str) -> anyhow::Result<Image> {
         check_name(name)?;
         let dir = self.images_dir().join(name);
-        if !dir.is_dir() {
-            bail!("there is no image {name:?} in {} ({})", self.dir.display(), self.instead_of(name));
+        match fs::symlink_metadata(&dir) {
+            Ok(found) if found.is_symlink() => bail!(
+                "image {name:?} cannot be used: {} is a symbolic link, and what it leads to may be anything; move the \
+                 directory itself there, or name the library that it is in with --library",
+                dir.display()
+            ),
+            Ok(found) if found.is_dir() => {}
+            _ => bail!("there is no image {name:?} in {} ({})", self.dir.display(), self.instead_of(name)),
         }
         load(name, dir).with_context(|| format!("image {name:?} cannot be used"))
     }
@@ -131,7 +137,7 @@ impl Library {
         self.check_free(name, replace, guard)?;
         let lock = self.lock_name(name)?;
         let dir = self.work_dir().join(name);
-        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        make_dirs(&dir)?;
         let locks = vec![lock];
         let draft = Draft { library: self.clone(), name: name.to_owned(), dir, replace, guard, is_kept: false, locks };
         if replace && fs::symlink_metadata(self.images_dir().join(name)).is_ok() {
@@ -329,5 +335,36 @@ mod tests {
         assert_eq!(fs::read(first.content_path()).expect("there"), [2; 512]);
         library.remove("debian", guard).expect("nothing is needed");
         assert_eq!(fs::read_dir(library.work_dir()).expect("read").count(), 0);
+    }
+
+    #[test]
+    fn what_an_image_is_made_of_is_in_its_own_directory() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let library = Library::create(dir.path().join("library")).expect("made");
+        let image = publish(library.draft("debian", false, guard).expect("free"), 1).expect("listed");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!([mode(&image.dir), mode(&image.content_path())], [0o700, 0o600], "for its owner alone");
+        crate::content::open_image(&image).expect("whole");
+        let elsewhere = dir.path().join("elsewhere");
+        let links: [fn(&Path, &Path) -> io::Result<()>; 2] = [|to, at| symlink(to, at), |to, at| fs::hard_link(to, at)];
+        for name in ["content", "image.torrent", "manifest.json"] {
+            let file = image.dir.join(name);
+            for (link, what) in links.iter().zip(["symbolic link", "hard link"]) {
+                fs::rename(&file, &elsewhere).expect("moved");
+                link(&elsewhere, &file).expect("linked");
+                let said = format!("{:#}", library.image("debian").expect_err("not its own"));
+                assert!(said.contains(what) && said.contains(name), "{said}");
+                // Also after it was found good.
+                assert_eq!(crate::content::open_image(&image).is_err(), name == "content");
+                fs::remove_file(&file).expect("removed");
+                fs::rename(&elsewhere, &file).expect("moved back");
+            }
+        }
+        library.image("debian").expect("whole again");
+        symlink(&image.dir, library.image_dir("again")).expect("linked");
+        let said = library.image("again").expect_err("a link").to_string();
+        assert!(said.contains("symbolic link") && said.contains("--library"), "{said}");
     }
 }

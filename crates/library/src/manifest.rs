@@ -70,6 +70,10 @@ pub struct Live {
     /// The disk's serial number, for people; empty if it is not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub serial: String,
+    /// Made of all that and of this machine's identity, by which a server tells its own word from another machine's: see
+    /// [`crate::live::open`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
 }
 
 impl Live {

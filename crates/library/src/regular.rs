@@ -2,8 +2,8 @@
 //! bytes of this machine part of an image.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Error, ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -20,6 +20,24 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a file of a library for reading: one that is there and nowhere else, so that no other file of this machine is read
+/// in its name.
+///
+/// # Errors
+/// As [`open`], or if the file has another name as well (a hard link).
+pub fn open_own(path: &Path) -> io::Result<File> {
+    let file = open(path)?;
+    let names = file.metadata()?.nlink();
+    if names > 1 {
+        let why = format!(
+            "it is a hard link: the same file has {names} names, so it may belong to something else; copy it (`cp`) and put the \
+             copy in its place"
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, why));
+    }
+    Ok(file)
+}
+
 /// The length in bytes of what was found at a path without following links.
 ///
 /// # Errors
@@ -30,7 +48,16 @@ pub fn len(found: &Metadata) -> io::Result<u64> {
     }
     let what = if found.is_symlink() { "a symbolic link" } else { "a device, a directory or the like" };
     let why = format!("it is {what}, and only regular files are read: put the file itself there");
-    Err(io::Error::new(ErrorKind::InvalidInput, why))
+    Err(Error::new(ErrorKind::InvalidInput, why))
+}
+
+/// Reads a file of a library that may have at most `limit` bytes.
+///
+/// # Errors
+/// As [`open_own`], or if it is longer.
+pub fn read_own(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+    let file = open_own(path).with_context(|| format!("opening {}", path.display()))?;
+    read_limited(&file, path, limit)
 }
 
 /// Reads a file that may have at most `limit` bytes.
@@ -87,6 +114,15 @@ mod tests {
             let said = error(&path(name), 5);
             assert!(said.contains(why) && said.contains("only regular files"), "{name}: {said}");
         }
+        let own = |name: &str| read_own(&path(name), 5).map_err(|error| format!("{error:#}"));
+        assert_eq!(own("file").expect("one name"), b"12345");
+        fs::hard_link(path("file"), path("other name")).expect("a link");
+        for name in ["file", "other name"] {
+            let said = own(name).expect_err("two names");
+            assert!(said.contains("hard link") && said.contains("`cp`"), "{said}");
+        }
+        assert!(own("link").expect_err("a link").contains("a symbolic link"));
+        assert_eq!(read(&path("file"), 5).expect("where names do not matter"), b"12345");
         assert!(error(Path::new("/dev/zero"), 5).contains("a device"));
         assert!(error(&path("missing"), 5).contains("opening"));
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use metainfo::Infohash;
 
 use crate::draft::Draft;
-use crate::files::{remove_all, sync_dir, try_lock, write_synced};
+use crate::files::{make_dirs, remove_all, sync_dir, try_lock, write_synced};
 use crate::image::check_name;
 use crate::library::{Guard, Library};
 
@@ -57,7 +57,7 @@ impl Library {
             bail!("another process is pulling this very image (infohash {infohash}) right now: wait for it");
         };
         let dir = self.unfinished_dir(&infohash.to_string());
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        make_dirs(&dir)?;
         // Whatever was killed between writing these and listing the image left them behind.
         for file in [SOURCE, "image.torrent", "manifest.json"] {
             remove_all(&dir.join(file))?;

@@ -8,6 +8,8 @@ use crate::value::ValueError;
 
 /// The format that is written, and the newest one that is read.
 pub const FORMAT: u32 = 1;
+/// Longest token, in hex digits.
+const TOKEN_LEN_MAX: usize = 128;
 /// So much of a line that cannot be read is shown, in characters.
 const SHOWN_LEN: usize = 60;
 
@@ -26,6 +28,8 @@ pub struct Order {
     pub boot: Option<String>,
     /// Given back in every report; empty for none.
     pub deployment: String,
+    /// Hex digits that prove to the server who reports; empty for none.
+    pub token: String,
     /// How it is done.
     pub options: Options,
     /// Keys that are not known, with their values: those of a newer server, or mistakes.
@@ -112,6 +116,7 @@ impl Order {
             "REPORT" => self.report = Some(value.to_owned()),
             "BOOT" => self.boot = Some(value.to_owned()),
             "DEPLOYMENT" => self.deployment = value.to_owned(),
+            "TOKEN" => self.token = token(value)?,
             "MAGNET" => return Err(ValueError::Magnet),
             _ if options.set(key, value)? => {}
             _ => self.unknown.push((key.to_owned(), value.to_owned())),
@@ -148,11 +153,22 @@ impl fmt::Display for Order {
         if !self.trackers.is_empty() {
             line("TRACKER", &self.trackers.join(","))?;
         }
-        if !self.deployment.is_empty() {
-            line("DEPLOYMENT", &self.deployment)?;
+        for (key, value) in [("DEPLOYMENT", &self.deployment), ("TOKEN", &self.token)] {
+            if !value.is_empty() {
+                line(key, value)?;
+            }
         }
         self.options.lines().iter().try_for_each(|(key, value)| line(key, value))?;
         self.unknown.iter().try_for_each(|(key, value)| line(key, value))
+    }
+}
+
+/// A token becomes part of a file's name.
+fn token(value: &str) -> Result<String, ValueError> {
+    if value.len() <= TOKEN_LEN_MAX && value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(value.to_owned())
+    } else {
+        Err(ValueError::Token(value.chars().take(SHOWN_LEN).collect()))
     }
 }
 
@@ -246,6 +262,9 @@ mod tests {
         assert!(error("LINGER=-1").contains("not a number of seconds"));
         assert!(error("VERIFY=maybe").contains("use yes or no"));
         assert!(error("GROW=most").contains("the number of a partition"));
+        assert!(
+            error("TOKEN=../x").contains("is no token") && error(&format!("TOKEN={}", "0".repeat(129))).contains("hex")
+        );
         assert!(error("MAGNET=x").contains("not supported"));
         assert!(error("").contains("names no TORRENT"));
         assert!(error("TARGET=size").contains("TARGET=size: \"size\" does not say which disk"));
@@ -274,18 +293,19 @@ mod tests {
             deployment in "[0-9a-f]{0,8}",
             after in 0..3usize,
             linger: u32,
-            switches: [bool; 5],
+            token in "[0-9a-f]{0,32}",
+            switches: [bool; 6],
             grow in proptest::option::of(1u32..),
             target in prop_oneof![Just("auto"), Just("bus=nvme,min=200G"), Just("/dev/sda"), Just("serial=a b")],
             unknown in proptest::collection::vec(("X[A-Z_]{3,9}", text()), 0..3),
         ) -> Order {
-            let [verify, keep, discard, new_ids, dry_run] = switches;
+            let [verify, keep, discard, new_ids, confirm, dry_run] = switches;
             let after = After::ALL[after];
             let (target, grow) = (target.parse().expect("a rule"), grow.map_or(Grow::Last, Grow::Number));
-            let options = Options { target, after, linger, verify, keep, discard, grow, new_ids, dry_run };
+            let options = Options { target, after, linger, verify, keep, discard, grow, new_ids, confirm, dry_run };
             let torrent = torrent.trim_start_matches('/').to_owned();
             let boot = report.clone();
-            Order { torrent, image, trackers, report, boot, deployment, options, unknown }
+            Order { torrent, image, trackers, report, boot, deployment, token, options, unknown }
         }
     }
 

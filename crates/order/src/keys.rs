@@ -89,7 +89,8 @@ macro_rules! options {
             Key { name: "TRACKER", old: None, help: "URLs with commas between", default: "the torrent's", example: "http://10.0.0.1/announce" },
             Key { name: "REPORT", old: None, help: "URL that progress is reported to", default: "nowhere", example: "http://10.0.0.1/report" },
             Key { name: "BOOT", old: None, help: "URL of the boot files, by which a dry run measures the network", default: "not measured", example: "http://10.0.0.1/boot" },
-            Key { name: "DEPLOYMENT", old: None, help: "given back in every report", default: "", example: "7" },
+            Key { name: "DEPLOYMENT", old: None, help: "given back in every report; a finished disk carries it in its stamp", default: "", example: "7" },
+            Key { name: "TOKEN", old: None, help: "hex digits, given back in every report and in the last question before the first write", default: "", example: "5eed" },
             $(Key { name: $name, old: options!(@old $($old)?), help: $help, default: $shown, example: $example },)*
         ];
     };
@@ -122,6 +123,9 @@ options! {
     /// Give the disk an identity different from that of all others.
     new_ids: bool = false,
         "NEW_IDS", "give the disk a new identity", ["no"], "no";
+    /// Ask the server once more, directly before the first write.
+    confirm: bool = false,
+        "CONFIRM", "ask the server once more, directly before the first write", ["no"], "no";
     /// Say what would be done, and write nothing.
     dry_run: bool = false,
         "DRY_RUN", "say what would be done, and write nothing", ["no"], "no";

@@ -93,6 +93,9 @@ pub enum ValueError {
         /// Why it cannot be read.
         source: GrowError,
     },
+    /// A token that is more than hex digits.
+    #[error("{0:?} is no token: a token is at most 128 hex digits")]
+    Token(String),
     /// Magnet links have no list of files, so they do not say what belongs where on a disk.
     #[error("magnet links are not supported: name the torrent with TORRENT=path")]
     Magnet,

@@ -185,7 +185,11 @@ pub struct Report {
     /// The deployment of this report, as `ezio.conf` named it (`DEPLOYMENT`).
     #[serde(default)]
     pub deployment: String,
-    /// IPv4 address, or empty before the machine has one.
+    /// What proves that it is this machine's own word, as `ezio.conf` gave it (`TOKEN`); empty for none. Between the two alone:
+    /// it is shown to nobody else.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub token: String,
+    /// IPv4 address, or empty before there is one.
     #[serde(default)]
     pub ip: String,
     /// SMBIOS system serial number, or empty.

@@ -4,14 +4,16 @@ use std::io;
 
 use blockdev::Device;
 use layout::parttable::adapt::{Adapted, Grow, Grown, Original, Wish, adapt, revert};
+use layout::parttable::stamp::Stamp;
 use layout::{DiskOffset, DiskRange, Layout};
 use metainfo::Metainfo;
 
+use crate::stamp::{DueStamp, due, remove_stamps};
 use crate::store::DiskStore;
 use crate::swap::swap_page;
 
 /// Bytes for the disk and where they belong.
-type Write = (DiskOffset, Vec<u8>);
+pub(crate) type Write = (DiskOffset, Vec<u8>);
 
 /// How the last steps went.
 #[derive(Debug, Default)]
@@ -22,27 +24,58 @@ pub(crate) struct Finished {
     pub(crate) grown: Option<Grown>,
     /// What could not be done as wished, in words.
     pub(crate) warnings: Vec<String>,
+    /// The stamp that has not been written, because the partition's file system has still to be grown.
+    pub(crate) due_stamp: Option<DueStamp>,
 }
 
 /// Writes the image's deferred bytes and swap areas, flushes, and reads them back. If the disk holds them already, and
-/// nothing else has been written, it is left alone.
-pub(crate) fn finish(meta: &Metainfo, layout: &Layout, store: &DiskStore, wish: &Wish) -> io::Result<Finished> {
+/// nothing else has been written, it is left alone. The stamp comes last.
+pub(crate) fn finish(
+    meta: &Metainfo,
+    layout: &Layout,
+    store: &DiskStore,
+    wish: &Wish,
+    stamp: Option<&Stamp>,
+) -> io::Result<Finished> {
     let swap = meta.facts.iter().flat_map(|facts| &facts.swap).map(swap_page).collect::<Result<Vec<_>, _>>();
     let swap = swap.map_err(io::Error::other)?;
     let mut finished = Finished::default();
     let table = table_writes(layout, store, wish, &mut finished);
 
     let device = store.device();
-    if !store.is_unbootable() && first_wrong(device, swap.iter().chain(&table))?.is_none() {
-        return Ok(finished);
+    if store.is_unbootable() || first_wrong(device, swap.iter().chain(&table))?.is_some() {
+        store.make_unbootable()?;
+        for writes in [&swap, &table] {
+            writes.iter().try_for_each(|(at, bytes)| device.write_all_at(bytes, *at))?;
+            device.flush()?;
+        }
+        finished.wrong_at = first_wrong(device, swap.iter().chain(&table))?;
     }
-    store.make_unbootable()?;
-    for writes in [&swap, &table] {
-        writes.iter().try_for_each(|(at, bytes)| device.write_all_at(bytes, *at))?;
-        device.flush()?;
+    if let Some(stamp) = stamp.filter(|_| finished.wrong_at.is_none()) {
+        match due(store, meta, stamp, &table) {
+            Err(why) => finished.warnings.push(format!("no stamp is on the disk: {why}")),
+            Ok(due) if finished.grown.is_some() => finished.due_stamp = Some(due),
+            Ok(due) => leave_stamp(store, &due, &mut finished)?,
+        }
     }
-    finished.wrong_at = first_wrong(device, swap.iter().chain(&table))?;
     Ok(finished)
+}
+
+/// Puts the stamp on the disk, if it is not there. A disk without one is no worse a clone.
+fn leave_stamp(store: &DiskStore, due: &DueStamp, finished: &mut Finished) -> io::Result<()> {
+    let device = store.device();
+    if due.is_on(device).unwrap_or(false) {
+        return Ok(());
+    }
+    let write = || {
+        let written = remove_stamps(store).and_then(|()| due.write(device));
+        if let Err(cause) = written {
+            finished.warnings.push(format!("no stamp is on the disk: {cause}"));
+        }
+        Ok(())
+    };
+    // Nothing else may have been written before.
+    store.with_permission(write)
 }
 
 /// What belongs into the deferred ranges of this disk: the image's bytes, the partition table fitted to it.
@@ -141,7 +174,10 @@ fn overlay((start, under): &mut Write, at: DiskOffset, bytes: &[u8]) {
 }
 
 /// Reads from the medium; where the first of the writes is that is not there.
-fn first_wrong<'a>(device: &Device, writes: impl Iterator<Item = &'a Write>) -> io::Result<Option<DiskOffset>> {
+pub(crate) fn first_wrong<'a>(
+    device: &Device,
+    writes: impl Iterator<Item = &'a Write>,
+) -> io::Result<Option<DiskOffset>> {
     let mut uncached = device.uncached()?;
     for (at, wanted) in writes {
         let mut found = Vec::with_capacity(wanted.len());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use blockdev::Device;
 use layout::parttable::TableKind;
 use layout::parttable::adapt::{Grown, Wish};
+use layout::parttable::stamp::Stamp;
 use layout::{DiskOffset, DiskRange, Layout, LayoutError};
 use metainfo::{Metainfo, PieceIndex};
 use report::{Progress, Stage};
@@ -22,8 +23,10 @@ use tokio::time::Interval;
 use crate::discard::discard_unused;
 use crate::finish::{Finished, finish, load_deferred};
 use crate::look::{Sample, look, sample};
+use crate::permission::Permission;
 use crate::proof::{Proof, Unproven};
 use crate::stall::Stall;
+use crate::stamp::DueStamp;
 use crate::store::{DiskStore, WrongPiece};
 use crate::swap::check_swap;
 use crate::zeros::{first_unkept, make_zeros};
@@ -68,6 +71,14 @@ pub enum RestoreError {
         path: PathBuf,
         /// In which way.
         source: io::Error,
+    },
+    /// [`RestoreOptions::permission`] was refused; nothing was written.
+    #[error("nothing was written to {path}: {said}")]
+    Refused {
+        /// The device.
+        path: PathBuf,
+        /// The words of who refused.
+        said: String,
     },
     /// Reading or writing the disk failed.
     #[error("{doing} {path}{advice}")]
@@ -173,11 +184,22 @@ pub struct RestoreOptions {
     pub discard: bool,
     /// What is to be different in the partition table.
     pub table: Wish,
+    /// What is written to a free sector when everything has been read back and proven; for whole disks only.
+    pub stamp: Option<Stamp>,
+    /// What is asked before the first write.
+    pub permission: Option<Permission>,
 }
 
 impl Default for RestoreOptions {
     fn default() -> RestoreOptions {
-        RestoreOptions { verify: true, keep: true, discard: true, table: Wish::default() }
+        RestoreOptions {
+            verify: true,
+            keep: true,
+            discard: true,
+            table: Wish::default(),
+            stamp: None,
+            permission: None,
+        }
     }
 }
 
@@ -193,6 +215,8 @@ pub struct Restored {
     pub grown: Option<Grown>,
     /// What could not be done, in words; the disk is as the image has it all the same.
     pub warnings: Vec<String>,
+    /// The stamp, if a partition grew: it is due when the file system in it has grown.
+    pub due_stamp: Option<DueStamp>,
 }
 
 /// Restores the image to `device` from the swarm and proves it.
@@ -201,8 +225,8 @@ pub struct Restored {
 /// image already.
 ///
 /// # Errors
-/// [`RestoreError`]; except for [`RestoreError::DoesNotFit`] and [`RestoreError::SwapRecipe`], the disk is unbootable if
-/// anything was written to it.
+/// [`RestoreError`]; except for [`RestoreError::DoesNotFit`], [`RestoreError::SwapRecipe`] and [`RestoreError::Refused`], the
+/// disk is unbootable if anything was written to it.
 pub async fn restore(
     meta: Arc<Metainfo>,
     layout: Arc<Layout>,
@@ -212,12 +236,12 @@ pub async fn restore(
     mut each: impl FnMut(Update),
 ) -> Result<Restored, RestoreError> {
     check(&meta, &layout, &device)?;
-    let mut run = Run::start(meta, layout, device, options, wishes).await?;
-    let kept = run.fetch(&mut each).await?;
-    run.prove(&mut each).await?;
-    let Finished { grown, warnings, .. } = run.finish(&mut each).await?;
-    let written = run.store.ledger().bytes_written();
-    Ok(Restored { swarm: run.swarm, kept, written, grown, warnings })
+    let run = Run::start(meta, layout, device, options, wishes).await?;
+    let store = Arc::clone(&run.store);
+    run.to_the_end(&mut each).await.map_err(|error| match store.refusal() {
+        Some(said) => RestoreError::Refused { path: store.device().path().to_owned(), said: said.to_owned() },
+        None => error,
+    })
 }
 
 /// A restore on its way: the swarm fetches, the proof follows, both on the same store.
@@ -247,7 +271,8 @@ impl Run {
         options: Options,
         wishes: RestoreOptions,
     ) -> Result<Run, RestoreError> {
-        let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device)));
+        let permission = wishes.permission.clone();
+        let store = Arc::new(DiskStore::restoring(meta.geometry, Arc::clone(&layout), Arc::clone(&device), permission));
         let have = if wishes.keep { Have::Unknown } else { Have::None };
         let storage: Arc<dyn swarm::Storage> = Arc::clone(&store) as _;
         let swarm = Swarm::start(Arc::clone(&meta), storage, Options { have, ..options }).await;
@@ -279,6 +304,14 @@ impl Run {
             proof,
             following,
         })
+    }
+
+    async fn to_the_end(mut self, each: &mut impl FnMut(Update)) -> Result<Restored, RestoreError> {
+        let kept = self.fetch(each).await?;
+        self.prove(each).await?;
+        let Finished { grown, warnings, due_stamp, .. } = self.finish(each).await?;
+        let written = self.store.ledger().bytes_written();
+        Ok(Restored { swarm: self.swarm, kept, written, grown, warnings, due_stamp })
     }
 
     /// Until every piece is on the disk, and zeros where they belong; gives the bytes of content that were there already.
@@ -390,8 +423,16 @@ impl Run {
         each(self.meter.update(Stage::Finish, 0, &self.swarm, &self.store));
         let (meta, layout, store) = (Arc::clone(&self.meta), Arc::clone(&self.layout), Arc::clone(&self.store));
         let (device, wish) = (Arc::clone(&self.device), self.wishes.table.clone());
+        // What was not read back is not proven.
+        let stamp = self.wishes.stamp.clone().filter(|_| self.wishes.verify);
+        let is_unproven = self.wishes.stamp.is_some() && stamp.is_none();
         let finish = move || {
-            let mut result = finish(&meta, &layout, &store, &wish);
+            let mut result = finish(&meta, &layout, &store, &wish, stamp.as_ref());
+            if let Ok(finished) = &mut result
+                && is_unproven
+            {
+                finished.warnings.push("no stamp is on the disk: it was not read back".to_owned());
+            }
             match &mut result {
                 Ok(finished) if finished.wrong_at.is_none() => {
                     if let Err(cause) = device.reread_partition_table() {
@@ -400,7 +441,8 @@ impl Run {
                     }
                 }
                 // A disk that cannot keep its table must not look as if it could.
-                _ => return (result, store.wipe()),
+                _ if store.is_unbootable() => return (result, store.wipe()),
+                _ => {}
             }
             (result, Ok(()))
         };
@@ -447,7 +489,7 @@ fn unproven(result: Result<Result<(), Unproven>, JoinError>, path: &Path) -> Res
 /// [`RestoreError::DoesNotFit`] and [`RestoreError::Disk`].
 pub fn survey(meta: &Metainfo, layout: &Arc<Layout>, device: &Arc<Device>) -> Result<Sample, RestoreError> {
     check(meta, layout, device)?;
-    let store = DiskStore::restoring(meta.geometry, Arc::clone(layout), Arc::clone(device));
+    let store = DiskStore::restoring(meta.geometry, Arc::clone(layout), Arc::clone(device), None);
     load_deferred(layout, &store);
     let doing = "looking at what is there already on";
     sample(meta, &store).map_err(|source| RestoreError::disk(doing, device.path(), source))

@@ -64,7 +64,7 @@ fn reason(stats: &Stats, bad: u64) -> String {
             )
         }
         (0, _, 1..) => format!(
-            "{peers} has the missing pieces ({}){tracker}: check that the server still serves this image",
+            "{peers} has the missing pieces ({}){tracker}: check that the server still serves this image; {VERIFY}",
             stats.pieces_nowhere
         ),
         (0, _, 0) => format!("{peers} sends anything{tracker}"),

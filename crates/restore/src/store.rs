@@ -2,7 +2,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use blockdev::{Device, Uncached};
 use layout::{DiskOffset, DiskRange, Layout, OnDisk};
@@ -12,6 +13,8 @@ use swarm::Storage;
 
 use crate::deferred::{Deferred, Part};
 use crate::ledger::Ledger;
+use crate::permission::Permission;
+use crate::stamp::remove_stamps;
 
 /// An image's content on a disk, each byte at its disk offset.
 ///
@@ -24,8 +27,13 @@ pub struct DiskStore {
     device: Arc<Device>,
     deferred: Deferred,
     ledger: Arc<Ledger>,
+    permission: Option<Permission>,
+    /// The words of who refused the first write.
+    refusal: OnceLock<String>,
+    /// Held by the first write, for as long as it takes; whether it may write.
+    first: Mutex<bool>,
     /// Whether what could boot has been taken away, which the first write does.
-    is_unbootable: Mutex<bool>,
+    is_unbootable: AtomicBool,
 }
 
 /// Where a piece is not what it should be.
@@ -45,14 +53,23 @@ impl DiskStore {
             device,
             deferred: Deferred::new(Vec::new()),
             ledger: Arc::default(),
-            is_unbootable: Mutex::new(false),
+            permission: None,
+            refusal: OnceLock::new(),
+            first: Mutex::new(false),
+            is_unbootable: AtomicBool::new(false),
         }
     }
 
-    /// A disk about to be restored: what falls into the layout's deferred ranges stays in memory.
-    pub(crate) fn restoring(geometry: Geometry, layout: Arc<Layout>, device: Arc<Device>) -> DiskStore {
+    /// A disk about to be restored: what falls into the layout's deferred ranges stays in memory. The first write asks for
+    /// permission, if there is anybody to ask.
+    pub(crate) fn restoring(
+        geometry: Geometry,
+        layout: Arc<Layout>,
+        device: Arc<Device>,
+        permission: Option<Permission>,
+    ) -> DiskStore {
         let deferred = Deferred::new(layout.deferred(device.len()));
-        DiskStore { deferred, ..DiskStore::complete(geometry, layout, device) }
+        DiskStore { deferred, permission, ..DiskStore::complete(geometry, layout, device) }
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
@@ -71,25 +88,67 @@ impl DiskStore {
         &self.deferred
     }
 
-    /// Whether anything has been written, or is about to be.
-    pub(crate) fn is_unbootable(&self) -> bool {
-        *self.is_unbootable.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    /// Zeroes what firmware looks for, at both ends of the device, so that a half-written disk does not boot. Done once;
-    /// again only after an error.
+    /// Whether anything has been written: then what could boot is gone.
+    pub(crate) fn is_unbootable(&self) -> bool {
+        self.is_unbootable.load(Ordering::Acquire)
+    }
+
+    /// Why the first write was refused, if it was.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        self.refusal.get().map(String::as_str)
+    }
+
+    /// Zeroes what firmware looks for, at both ends of the device, so that a half-written disk does not boot, and every stamp.
+    /// Done once; again only after an error. Blocks until it is allowed.
+    ///
+    /// # Errors
+    /// If it is refused, or the disk cannot be written.
     pub(crate) fn make_unbootable(&self) -> io::Result<()> {
-        let mut is_done = self.is_unbootable.lock().unwrap_or_else(PoisonError::into_inner);
-        if *is_done {
+        if self.is_unbootable() {
             return Ok(());
         }
-        self.wipe()?;
-        *is_done = true;
-        Ok(())
+        self.with_permission(|| {
+            if !self.is_unbootable() {
+                self.wipe()?;
+                self.is_unbootable.store(true, Ordering::Release);
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes where nothing else is being written, once that is allowed. Blocks.
+    ///
+    /// # Errors
+    /// If it is refused; or the write's.
+    pub(crate) fn with_permission(&self, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut is_allowed = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*is_allowed {
+            if let Some(said) = self.refusal() {
+                return Err(refused(said));
+            }
+            let is_over = || self.ledger.is_cancelled();
+            if let Some(permission) = &self.permission
+                && let Err(said) = permission.ask(&is_over)
+            {
+                return Err(refused(self.refusal.get_or_init(|| said)));
+            }
+            // An answer that comes too late allows nothing: the restore has ended, and the disk was left as it is.
+            if is_over() {
+                return Err(io::Error::other("the restore ended before the first write"));
+            }
+            *is_allowed = true;
+        }
+        write()
     }
 
     /// The same, whatever was done before: for a disk that turned out to be bad.
     pub(crate) fn wipe(&self) -> io::Result<()> {
+        // First, so that none says more than what is there.
+        remove_stamps(self)?;
         for range in self.deferred.ranges() {
             let zeros = vec![0; usize::try_from(range.len()).expect("a few MiB")];
             self.device.write_all_at(&zeros, range.start)?;
@@ -177,6 +236,10 @@ impl Storage for DiskStore {
         }
         Ok(())
     }
+}
+
+fn refused(said: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("writing was not allowed: {said}"))
 }
 
 /// Where a stretch lies in a buffer whose first byte is content byte `start`.

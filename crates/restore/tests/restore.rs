@@ -14,7 +14,9 @@ use metainfo::{FileEntry, Geometry, ImageFacts, Metainfo, NewTorrent, PieceIndex
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use report::Stage;
-use restore::{DiskStore, Grow, Lost, RestoreError, RestoreOptions, Update, Wish, restore};
+use restore::{
+    DiskStore, Grow, Lost, Permission, RestoreError, RestoreOptions, Restored, Stamp, Update, Wish, is_stamped, restore,
+};
 use sha1::{Digest as _, Sha1};
 use swarm::{Have, Options, Storage, Swarm};
 
@@ -114,14 +116,28 @@ impl Room {
         wishes: RestoreOptions,
         each: impl FnMut(Update),
     ) -> Result<Cost, RestoreError> {
-        let device = Arc::new(Device::open_exclusive(path).expect("a file"));
-        let layout = Arc::new(Layout::new(&self.meta).expect("sane"));
-        let options = Options { peers: vec![self.seeder.local_addr()], ..loopback() };
-        let restored = restore(Arc::clone(&self.meta), layout, device, options, wishes, each).await?;
+        let restored = self.run(path, wishes, each).await?;
         let (kept, written) = (restored.kept, restored.written);
         let fetched = restored.swarm.stats().downloaded;
         restored.swarm.shutdown().await;
         Ok(Cost { kept, fetched, written })
+    }
+
+    async fn run(
+        &self,
+        path: &Path,
+        wishes: RestoreOptions,
+        each: impl FnMut(Update),
+    ) -> Result<Restored, RestoreError> {
+        let device = Arc::new(Device::open_exclusive(path).expect("a file"));
+        let layout = Arc::new(Layout::new(&self.meta).expect("sane"));
+        let options = Options { peers: vec![self.seeder.local_addr()], ..loopback() };
+        restore(Arc::clone(&self.meta), layout, device, options, wishes, each).await
+    }
+
+    /// The stamp of a deployment of this room's image.
+    fn stamp(&self, deployment: &str) -> Stamp {
+        Stamp { deployment: deployment.to_owned(), infohash: self.meta.infohash.0 }
     }
 
     /// Fails unless the disk has every byte of the image at its place.
@@ -489,4 +505,172 @@ async fn a_table_that_can_be_neither_written_nor_wiped_is_said_to_be_there() {
     assert!(error.to_string().contains("replace it"), "{error}");
     let cause = std::error::Error::source(&error).expect("why the table is not right");
     assert!(cause.to_string().contains("partition table"), "{cause}");
+}
+
+fn stamping(stamp: Stamp) -> RestoreOptions {
+    RestoreOptions { stamp: Some(stamp), ..RestoreOptions::default() }
+}
+
+fn has(path: &Path, stamp: &Stamp) -> bool {
+    is_stamped(&Device::open_read(path).expect("a file"), stamp, metainfo::TableKind::Gpt)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stamp_is_on_the_disk_exactly_when_it_is_done() {
+    let room = room_with_a_table().await;
+    let (first, second) = (room.stamp("first"), room.stamp("second"));
+    let path = room.disk(DISK_LEN + 3 * MIB);
+    let is_early = AtomicBool::new(false);
+    let watch = |update: Update| {
+        is_early.fetch_or(update.stage < Stage::Finish && has(&path, &first), Ordering::Relaxed);
+    };
+    room.restore_as(&path, stamping(first.clone()), watch).await.expect("a sound disk");
+    assert!(has(&path, &first) && !is_early.load(Ordering::Relaxed));
+    room.expect_restored_but_for_the_table(&path);
+    assert!(sgdisk(&["-v"], &path).contains("No problems found"));
+    assert!(!has(&path, &second) && !has(&path, &Stamp { infohash: [1; 20], ..first.clone() }));
+
+    // The same again, and another deployment of the same image: the stamp is all that differs.
+    let disk = std::fs::read(&path).expect("the disk");
+    room.restore_as(&path, stamping(first.clone()), |_| ()).await.expect("a sound disk");
+    assert!(std::fs::read(&path).expect("the disk") == disk, "nothing was written");
+    let cost = room.restore_as(&path, stamping(second.clone()), |_| ()).await.expect("a sound disk");
+    assert_eq!((cost.fetched, cost.written), (0, 0));
+    assert!(has(&path, &second) && !has(&path, &first));
+    let after = std::fs::read(&path).expect("the disk");
+    let differing: Vec<usize> =
+        (0..disk.len() / 512).filter(|n| after[n * 512..][..512] != disk[n * 512..][..512]).collect();
+    assert_eq!(differing, [usize_of(MIB / 512) - 2], "one sector, in front of what the image has of the gap");
+
+    // Another image over it: gone with the first write.
+    let other = Room::changed(gpt_facts(), |content| content.reverse()).await;
+    let has_both = AtomicBool::new(false);
+    let watch = |update: Update| {
+        has_both.fetch_or(update.progress.written > 0 && has(&path, &second), Ordering::Relaxed);
+    };
+    other.restore_as(&path, RestoreOptions::default(), watch).await.expect("a sound disk");
+    assert!(!has(&path, &second) && !has_both.load(Ordering::Relaxed));
+}
+
+impl Room {
+    fn expect_restored_but_for_the_table(&self, path: &Path) {
+        let disk = std::fs::read(path).expect("the disk");
+        let mut from = usize_of(EXTENTS[0].1);
+        for (at, len) in &EXTENTS[1..EXTENTS.len() - 1] {
+            let wanted = &self.content[from..from + usize_of(*len)];
+            assert!(disk[usize_of(*at)..usize_of(at + len)] == *wanted, "extent at {at}");
+            from += usize_of(*len);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_proven_or_has_no_place_gets_no_stamp() {
+    let room = room_with_a_table().await;
+    let path = room.disk(DISK_LEN);
+    let unproven = RestoreOptions { verify: false, ..stamping(room.stamp("x")) };
+    let restored = room.run(&path, unproven, |_| ()).await.expect("a sound disk");
+    assert!(restored.warnings.iter().any(|said| said.contains("not read back")), "{:?}", restored.warnings);
+    assert!(!has(&path, &room.stamp("x")));
+
+    let bare = Room::new(ImageFacts { disk_size: DISK_LEN, ..ImageFacts::default() }).await;
+    let restored = bare.run(&path, stamping(bare.stamp("x")), |_| ()).await.expect("a sound disk");
+    assert!(restored.warnings.iter().any(|said| said.contains("no free sector")), "{:?}", restored.warnings);
+    bare.expect_restored(&path);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_stamp_behind_an_image_without_a_table_goes_first() {
+    let bare = Room::new(ImageFacts { disk_size: DISK_LEN, device: "disk".to_owned(), ..ImageFacts::default() }).await;
+    let path = bare.disk(DISK_LEN + 2 * MIB);
+    bare.restore_as(&path, stamping(bare.stamp("x")), |_| ()).await.expect("a sound disk");
+    let is_there = |stamp| is_stamped(&Device::open_read(&path).expect("a file"), &stamp, metainfo::TableKind::None);
+    assert!(is_there(bare.stamp("x")));
+    let other =
+        Room::changed(ImageFacts { disk_size: DISK_LEN, ..ImageFacts::default() }, |bytes| bytes.reverse()).await;
+    other.restore(&path, |_| ()).await.expect("a sound disk");
+    assert!(!is_there(bare.stamp("x")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stamp_waits_for_a_file_system_that_grows() {
+    let room = room_with_a_table().await;
+    let path = room.disk(DISK_LEN + 30 * MIB);
+    let stamp = room.stamp("x");
+    let wishes = RestoreOptions { table: Wish { grow: Grow::Last, new_disk_id: None }, ..stamping(stamp.clone()) };
+    let restored = room.run(&path, wishes, |_| ()).await.expect("a sound disk");
+    assert!(restored.grown.is_some() && !has(&path, &stamp));
+    let due = restored.due_stamp.expect("there is a place");
+    restored.swarm.shutdown().await;
+    due.write(&Device::open_exclusive(&path).expect("a file")).expect("a sound disk");
+    assert!(has(&path, &stamp));
+    assert!(sgdisk(&["-v"], &path).contains("No problems found"));
+    // Who empties a disk by hand means it.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("the disk");
+    file.write_all_at(&[0; 4096], 0).expect("the disk");
+    assert!(!has(&path, &stamp));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_before_it_is_allowed() {
+    let room = room_with_a_table().await;
+    let path = room.disk(DISK_LEN);
+    let (asked, answer) = std::sync::mpsc::channel::<()>();
+    let answer = std::sync::Mutex::new(answer);
+    let watched = path.clone();
+    let permission = Permission::new(move |_| {
+        let untouched = |bytes: Vec<u8>| bytes.iter().all(|&byte| byte == UNTOUCHED);
+        assert!(untouched(std::fs::read(&watched).expect("the disk")), "nothing yet");
+        answer.lock().expect("once").recv().expect("an answer");
+        assert!(untouched(std::fs::read(&watched).expect("the disk")), "still nothing");
+        Ok(())
+    });
+    let mut updates = 0;
+    let each = |update: Update| {
+        updates += 1;
+        if updates == 3 {
+            assert_eq!(update.progress.written, 0);
+            asked.send(()).expect("who asks waits");
+        }
+    };
+    let wishes = RestoreOptions { permission: Some(permission), ..stamping(room.stamp("x")) };
+    room.restore_as(&path, wishes, each).await.expect("allowed");
+    room.expect_restored(&path);
+
+    // What needs no write needs no answer; a stamp is a write.
+    let refusing = || Some(Permission::new(|_| Err("disarmed".to_owned())));
+    let disk = std::fs::read(&path).expect("the disk");
+    let same = RestoreOptions { permission: refusing(), ..stamping(room.stamp("x")) };
+    room.restore_as(&path, same, |_| ()).await.expect("nothing to write");
+    for wishes in [stamping(room.stamp("y")), RestoreOptions { keep: false, ..RestoreOptions::default() }] {
+        let wishes = RestoreOptions { permission: refusing(), ..wishes };
+        let error = room.restore_as(&path, wishes, |_| ()).await.expect_err("refused");
+        assert!(matches!(&error, RestoreError::Refused { said, .. } if said == "disarmed"), "{error:?}");
+        assert!(error.to_string().contains("nothing was written"), "{error}");
+        assert!(std::fs::read(&path).expect("the disk") == disk, "not one byte");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_too_late_allows_nothing() {
+    let room = room_with_a_table().await;
+    let path = room.disk(DISK_LEN);
+    let (told, is_asked) = tokio::sync::oneshot::channel();
+    let told = std::sync::Mutex::new(Some(told));
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    let permission = Permission::new(move |is_over| {
+        told.lock().expect("once").take().expect("asked once").send(()).expect("somebody waits");
+        while !is_over() {
+            std::thread::yield_now();
+        }
+        ended.send(()).expect("somebody waits");
+        Ok(())
+    });
+    let wishes = RestoreOptions { permission: Some(permission), ..RestoreOptions::default() };
+    tokio::select! {
+        _ = room.restore_as(&path, wishes, |_| ()) => panic!("it cannot end before there is an answer"),
+        asked = is_asked => asked.expect("asked"),
+    }
+    tokio::task::spawn_blocking(move || has_ended.recv()).await.expect("a thread").expect("it returns");
+    assert!(std::fs::read(&path).expect("the disk").iter().all(|&byte| byte == UNTOUCHED));
 }

@@ -75,6 +75,8 @@ pub struct Core {
     /// Pieces verified since the start, in that order; each peer's entry records how many of them that peer knows.
     have_log: Vec<PieceIndex>,
     bytes_have: u64,
+    /// Pieces that are held and cannot be given: the store does not read them back, or not as they should be.
+    withheld: PieceSet,
     peers: BTreeMap<PeerKey, Peer>,
     next_key: PeerKey,
     /// Number of peers that know we are interested.
@@ -103,6 +105,7 @@ impl Core {
             plan,
             have_log: Vec::new(),
             bytes_have: held.iter().map(|piece| u64::from(geometry.len_of(piece))).sum(),
+            withheld: PieceSet::new(geometry),
             peers: BTreeMap::new(),
             next_key: 1,
             interesting: 0,
@@ -132,8 +135,11 @@ impl Core {
             shows_little = true;
         }
         self.peers.insert(key, Peer::new(now, self.have_log.len(), shows_little));
-        let have = self.picker.have();
-        (key, (!shows_little && have.count() > 0).then(|| have.clone()))
+        let mut have = self.picker.have().clone();
+        self.withheld.iter().for_each(|piece| {
+            have.remove(piece);
+        });
+        (key, (!shows_little && have.count() > 0).then_some(have))
     }
 
     /// A peer is gone; blocks requested from it are free again. False if it was gone before.

@@ -32,7 +32,9 @@ use crate::pace::TICK;
 use crate::picker::PeerKey;
 use crate::{Have, Options, Stats, Storage};
 
-/// Number of wrong pieces after which a peer is banned.
+/// How the ids of peers begin that run this crate.
+pub(crate) const OWN_KIND: &[u8] = b"-EZ";
+/// Wrong pieces after which a peer is not talked to again.
 const STRIKES: u32 = 2;
 
 pub(crate) type Outcome = Option<Result<(), SwarmError>>;
@@ -77,7 +79,10 @@ pub(crate) struct Shared {
     pub(crate) down: Limiter,
     pub(crate) counters: Counters,
     pub(crate) hashing: Mutex<Hashing>,
-    /// There may be an address to dial.
+    /// Pieces of a store that was complete at the start, which nobody has hashed since.
+    unchecked: Mutex<PieceSet>,
+    withheld_why: Mutex<Option<String>>,
+    /// Somebody may have to be dialled.
     pub(crate) dial: Notify,
     state: Mutex<State>,
     started: Instant,
@@ -123,6 +128,7 @@ impl Shared {
         let mut peer_id = *b"-EZ0100-            ";
         rng.fill(&mut peer_id[8..]);
         let is_complete = have.is_full();
+        let unchecked = if options.have == Have::All { have.clone() } else { PieceSet::new(geometry) };
         let core = Core::new(Setup {
             geometry,
             block_bytes: BLOCK_LEN,
@@ -151,6 +157,8 @@ impl Shared {
             down: Limiter::new(options.down_bytes_per_s),
             counters: Counters::default(),
             hashing: Mutex::new(Hashing::default()),
+            unchecked: Mutex::new(unchecked),
+            withheld_why: Mutex::new(None),
             dial: Notify::new(),
             state: Mutex::new(state),
             started: Instant::now(),
@@ -280,6 +288,8 @@ impl Shared {
             seeders: core.seeder_count(),
             pieces_nowhere: core.nowhere(),
             bad_pieces: load(&self.counters.bad_pieces),
+            pieces_withheld: core.withheld(),
+            withheld_why: lock(&self.withheld_why).clone(),
             bad_packets: load(&self.counters.bad_packets),
             last_upload: *lock(&self.last_upload),
             tracker_error: lock(&self.tracker_error).clone(),

@@ -171,6 +171,8 @@ struct Sorted {
     arrived: Vec<(Ask, Arc<PieceBuf>)>,
     /// Pieces that the peer says it has, and did not say before.
     haves: Vec<PieceIndex>,
+    /// Pieces that the peer does not give us, although it said that it has them.
+    lacks: Vec<PieceIndex>,
     /// What it wants to be sent, or no longer.
     wishes: Vec<Wish>,
 }
@@ -186,6 +188,9 @@ fn take_messages(shared: &Arc<Shared>, link: &Link, bytes: &[u8], said: &mut Pie
     }
     if !sorted.wishes.is_empty() {
         shared.peer_wants(link, &sorted.wishes).map_err(LinkError::NotOurs)?;
+    }
+    if !sorted.lacks.is_empty() {
+        shared.peer_lacks(link, &sorted.lacks);
     }
     if !sorted.haves.is_empty() && !shared.peer_has(link, sorted.haves) {
         return Err(LinkError::Useless);
@@ -222,6 +227,7 @@ fn sort_messages(
             Message::Have(piece) => sorted.haves.extend(said.insert(piece).then_some(piece)),
             // BEP 3 has it first and once. aria2 sends it again, when that is shorter than all its news one by one.
             Message::Bitfield(set) => sorted.haves.extend(said.unite(&set)),
+            Message::Reject(request) => sorted.lacks.extend(said.remove(request.piece).then_some(request.piece)),
             Message::Unchoke => shared.peer_lets_us_ask(link, true),
             Message::Choke => shared.peer_lets_us_ask(link, false),
             Message::Interested | Message::NotInterested | Message::KeepAlive | Message::Ignored(_) => {}
@@ -265,7 +271,7 @@ async fn serve(
     writer: &mut OwnedWriteHalf,
     first: Request,
 ) -> Result<(), LinkError> {
-    let (data, base) = load(shared, first).await?;
+    let Some((data, base)) = load(shared, first).await? else { return Ok(()) };
     let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
     let (mut taken, mut bytes) = (0, 0);
     let batch = shared.take_uploads(link, |next| {
@@ -300,12 +306,13 @@ async fn serve(
     Ok(())
 }
 
-/// Memory that holds the range, and the offset in the piece at which it starts.
-async fn load(shared: &Arc<Shared>, request: Request) -> Result<(Arc<Vec<u8>>, u32), LinkError> {
+/// Memory that holds the range, and the offset in the piece at which it starts; `None` if the piece cannot be given, which is
+/// noted then.
+async fn load(shared: &Arc<Shared>, request: Request) -> Result<Option<(Arc<Vec<u8>>, u32)>, LinkError> {
     if let Some((data, base)) = lock(&shared.cache).get(request.piece, request.begin) {
         let end = u64::from(base) + u64::try_from(data.len()).expect("fits");
         if u64::from(request.begin + request.len) <= end {
-            return Ok((data, base));
+            return Ok(Some((data, base)));
         }
     }
     let base = request.begin / SEGMENT_LEN * SEGMENT_LEN;
@@ -315,17 +322,37 @@ async fn load(shared: &Arc<Shared>, request: Request) -> Result<(Arc<Vec<u8>>, u
     let len = usize::try_from(end - base).expect("fits usize");
     let reading = Arc::clone(shared);
     let read = tokio::task::spawn_blocking(move || {
-        let mut data = reading.pool.get(len);
-        reading.storage.read(request.piece, base, &mut data)?;
-        let data = Arc::new(data);
-        let unused = lock(&reading.cache).put_segment(request.piece, base, Arc::clone(&data));
-        unused.into_iter().for_each(|buffer| reading.pool.put(buffer));
-        Ok::<_, io::Error>(data)
+        let read = read_right(&reading, request.piece, base, len);
+        if let Err(error) = &read {
+            reading.withhold(request.piece, &error.to_string());
+        }
+        read.ok()
     });
-    let data = read.await.map_err(io::Error::other)?.inspect_err(|error| {
-        log::error!("piece {}: reading it for an upload failed: {error}", request.piece);
-    })?;
-    Ok((data, base))
+    Ok(read.await.map_err(io::Error::other)?.map(|data| (data, base)))
+}
+
+/// Reads a run of a piece. Who began with a complete store has never hashed it: then all of the piece is read and hashed the
+/// first time, so that what is damaged here costs the room nothing. Blocks.
+fn read_right(shared: &Shared, piece: PieceIndex, base: u32, len: usize) -> io::Result<Arc<Vec<u8>>> {
+    if shared.is_unchecked(piece) {
+        let mut whole = shared.pool.get(usize::try_from(shared.geometry.len_of(piece)).expect("fits usize"));
+        shared.storage.read(piece, 0, &mut whole)?;
+        if !shared.meta.piece_is_right(piece, &whole) {
+            return Err(io::Error::other("its hash is wrong, so the copy here is damaged"));
+        }
+        shared.checked(piece);
+        let start = usize::try_from(base).expect("fits usize");
+        let data = Arc::new(whole[start..start + len].to_vec());
+        let unused = lock(&shared.cache).put_piece(piece, whole);
+        unused.into_iter().for_each(|buffer| shared.pool.put(buffer));
+        return Ok(data);
+    }
+    let mut data = shared.pool.get(len);
+    shared.storage.read(piece, base, &mut data)?;
+    let data = Arc::new(data);
+    let unused = lock(&shared.cache).put_segment(piece, base, Arc::clone(&data));
+    unused.into_iter().for_each(|buffer| shared.pool.put(buffer));
+    Ok(data)
 }
 
 /// Writes parts, all of them if the peer takes them. Of one that does not, a copy of what is left comes back, still to be

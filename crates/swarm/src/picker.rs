@@ -303,6 +303,33 @@ impl Picker {
         state != State::Have
     }
 
+    /// The peer does not give us `piece`, whatever it said before; what it was asked for of it is free again. True if nobody is
+    /// left who could give it, so that it was given up for now, and its bytes may be dropped.
+    pub fn peer_lacks(&mut self, peer: PeerKey, piece: PieceIndex) -> bool {
+        let Some(view) = self.peers.get_mut(&peer) else { return false };
+        let Some(&state) = self.state.get(piece.as_usize()) else { return false };
+        if !view.has.remove(piece) {
+            return false;
+        }
+        view.wanted -= u32::from(state != State::Have);
+        view.unstarted -= u32::from(state == State::Missing);
+        view.giving = view.giving.filter(|&giving| giving != piece);
+        let (its, others) = std::mem::take(&mut view.asked).into_iter().partition(|(ask, _)| ask.piece == piece);
+        view.asked = others;
+        let its: VecDeque<(Ask, Duration)> = its;
+        its.into_iter().for_each(|(ask, _)| self.release(peer, ask));
+        if let Some(started) = self.started.get_mut(&piece).filter(|started| started.giver == Some(peer)) {
+            started.giver = None;
+        }
+        self.change_availability(piece, false);
+        let is_given_up = self.availability(piece) == 0 && self.started.remove(&piece).is_some();
+        if is_given_up {
+            self.open.retain(|&open| open != piece);
+            self.back_to_missing(piece);
+        }
+        is_given_up
+    }
+
     /// Whether the peer has anything we lack.
     pub fn wants_from(&self, peer: PeerKey) -> bool {
         self.peers.get(&peer).is_some_and(|view| view.wanted > 0)

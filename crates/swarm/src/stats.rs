@@ -25,7 +25,11 @@ pub struct Stats {
     pub pieces_nowhere: usize,
     /// Pieces whose hash was wrong.
     pub bad_pieces: u64,
-    /// Messages that broke the protocol; each of them closed its sender's connection.
+    /// Pieces that are held and not given to anybody, because they cannot be read or are wrong.
+    pub pieces_withheld: u32,
+    /// Why the first of those is not, in words.
+    pub withheld_why: Option<String>,
+    /// Messages that broke the protocol; each cost its sender the connection.
     pub bad_packets: u64,
     /// When the last block was sent.
     pub last_upload: Option<Instant>,

@@ -15,6 +15,6 @@ pub trait Storage: Send + Sync + 'static {
     /// Reads `buf.len()` bytes from byte `offset` of a piece this store holds.
     ///
     /// # Errors
-    /// An error closes the connection of the peer that made the request; the swarm continues.
+    /// After an error the piece is not given to anybody any more; the swarm goes on.
     fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()>;
 }

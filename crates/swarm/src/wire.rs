@@ -8,6 +8,7 @@
 //! bitfield 5                                                  one bit a piece
 //! request 6 · cancel 8                                        piece, begin, length
 //! piece 7                                                     piece, begin, data
+//! reject 16 (BEP 6, to peers of our own kind only)            piece, begin, length
 //! extended 20 (BEP 10)                                        one byte, anything
 //! ```
 
@@ -143,7 +144,9 @@ pub enum Message<'a> {
     },
     /// The peer no longer wants a range.
     Cancel(Request),
-    /// A message of an unsupported kind, by its id.
+    /// The peer does not give us a range that we asked for, nor anything else of its piece.
+    Reject(Request),
+    /// Something we do not speak, by its id.
     Ignored(u8),
 }
 
@@ -167,7 +170,7 @@ pub fn decode<'a>(bytes: &'a [u8], geometry: &Geometry) -> Result<Option<(Messag
         0..=3 => payload_len == 0,
         4 => payload_len == 4,
         5 => payload_len == wire_len(geometry.piece_count()),
-        6 | 8 => payload_len == 12,
+        6 | 8 | 16 => payload_len == 12,
         7 => (9..=8 + usize::try_from(BLOCK_LEN).expect("fits usize")).contains(&payload_len),
         _ => payload_len < MAX_IGNORED_LEN,
     };
@@ -186,9 +189,13 @@ pub fn decode<'a>(bytes: &'a [u8], geometry: &Geometry) -> Result<Option<(Messag
             Message::Have(piece)
         }
         5 => Message::Bitfield(PieceSet::from_wire(payload, *geometry).ok_or(WireError::Bitfield)?),
-        6 | 8 => {
+        6 | 8 | 16 => {
             let request = range(geometry, word(payload, 0), word(payload, 4), word(payload, 8))?;
-            if id == 6 { Message::Request(request) } else { Message::Cancel(request) }
+            match id {
+                6 => Message::Request(request),
+                8 => Message::Cancel(request),
+                _ => Message::Reject(request),
+            }
         }
         7 => {
             let data = &payload[8..];
@@ -231,6 +238,7 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&piece_header(*piece, *begin, len));
             out.extend_from_slice(data);
         }
+        Message::Reject(request) => put(out, 16, &request_payload(request)),
         Message::Ignored(id) => put(out, *id, &[]),
     }
 }

@@ -9,6 +9,7 @@ mod larger;
 mod memory;
 mod orders;
 mod resume;
+mod stamp;
 mod swarm;
 mod truth;
 
@@ -68,6 +69,7 @@ pub const CASES: &[Case] = &[
     case("bad_memory_of_a_peer", "what it sends is found out and not written", truth::bad_memory_of_a_peer),
     case("proof_costs_little", "reading back, beside not doing it", truth::proof_costs_little),
     case("resumed", "a power cut half-way costs what was on its way", resume::resumed),
+    case("server_forgets", "a finished disk is not written to, whatever the server forgot", stamp::server_forgets),
     case("larger_disk", "the table fits, a partition and its ext4 grow", larger::larger_disk),
     case("usb_disk_first", "a forgotten stick is not taken", disks::usb_disk_first),
     case("dry_run", "machines say what they would do", disks::dry_run),

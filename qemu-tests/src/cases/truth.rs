@@ -139,7 +139,7 @@ pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
     let disk = rack.new_disk("target", 128)?;
     let mut machine = rack.power_on(&direct(rack, "machine", 1).disk(&disk, Bus::Virtio))?;
     machine.wait_for_trouble("`ezio image verify`")?;
-    let said = |report: &report::Report| report.note.contains("wrong hash");
+    let said = |report: &report::Report| report.note.contains("has the missing pieces");
     let report = server.wait_for_report(&machine, "gets what is wrong", said)?;
     ensure!(report.stage == report::Stage::Restore, "it is in stage {}", report.stage);
     machine.pull_plug();

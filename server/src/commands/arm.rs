@@ -218,6 +218,7 @@ impl ArmCommand {
             discard: given(self.no_discard, false),
             grow: (self.grow != Grow::No).then_some(self.grow),
             new_ids: given(self.new_ids, true),
+            confirm: None,
             dry_run: given(self.dry_run, true),
         }
     }

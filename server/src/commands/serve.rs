@@ -52,6 +52,16 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     let library = Library::create(settings.library())?;
     let state_dir = library.state_dir();
     let _lock = running::lock(&state_dir)?;
+    let tightened = library.keep_others_out();
+    if tightened > 0 {
+        log::info!(
+            "other users of this machine can no longer read what is in the library (things changed: {tightened})"
+        );
+    }
+    let cleared = library.clear_state();
+    if cleared > 0 {
+        log::info!("files deleted that killed commands left in {}: {cleared}", state_dir.display());
+    }
     let (is_tftp_on, is_http_on) = (settings.tftp(), settings.http());
     ensure!(
         is_tftp_on || is_http_on || settings.dhcp() == DhcpMode::Off,

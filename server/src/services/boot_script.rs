@@ -18,6 +18,7 @@ pub fn conf(room: &Room, job: &Job, address: Ipv4Addr) -> String {
         report: server.url("report"),
         boot: server.url("boot"),
         deployment: job.deployment.clone(),
+        token: String::new(),
         options: job.options.clone(),
         unknown: Vec::new(),
     };

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use swarm::{Have, Options, Swarm};
+use swarm::{Have, Options, Stats, Swarm};
 use tokio::sync::watch;
 
 use crate::room::Room;
@@ -194,6 +194,25 @@ async fn end(name: &str, running: &mut BTreeMap<String, Running>, tracker: &Trac
     }
 }
 
+/// What is wrong with an image that is seeded all the same.
+fn trouble(name: &str, seed: &Running, stats: &Stats) -> Option<String> {
+    let advice = format!(
+        "machines get the rest from here and from each other; `ezio image verify {name}` says more, and then capture the image \
+         again"
+    );
+    if let Some(why) = &stats.withheld_why {
+        let count = units::count(stats.pieces_withheld, "piece");
+        return Some(format!("{count} cannot be given to machines ({why}): {advice}"));
+    }
+    // Before anybody asks for what is missing.
+    let wanted = seed.image.layout.content_len();
+    let path = seed.image.content_path();
+    let found = std::fs::metadata(&path).map_or(0, |content| content.len());
+    (seed.image.manifest.live.is_none() && seed.swarm.is_some() && found < wanted).then(|| {
+        format!("{} has {found} bytes instead of {wanted}: it was cut short or is gone; {advice}", path.display())
+    })
+}
+
 fn publish(
     room: &Room,
     tracker: &TrackerService,
@@ -216,7 +235,7 @@ fn publish(
             leechers,
             seeders,
             port: seed.swarm.as_ref().map_or(0, |swarm| swarm.local_addr().port()),
-            error: seed.error.clone(),
+            error: seed.error.clone().or_else(|| trouble(name, seed, &stats)),
         });
     }
     for (image, broken) in broken.iter().filter(|(name, _)| !running.contains_key(*name)) {

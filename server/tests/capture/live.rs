@@ -77,6 +77,18 @@ fn a_source_that_is_gone_or_another_is_refused_in_words() {
     let said = place.ezio_refuses(&["image", "verify", "live"]);
     assert!(said.contains("has a source that has changed") && said.contains("capture it again"), "{said}");
 
+    // A manifest of another machine, or one that names another file of this one.
+    let manifest = place.image("live").join("manifest.json");
+    let own = fs::read_to_string(&manifest).expect("read");
+    let secret = place.blank("secret.img", 32);
+    for forged in [own.replace(&disk, &secret), own.replace("\"host\": \"", "\"host\": \"0")] {
+        assert_ne!(forged, own);
+        fs::write(&manifest, forged).expect("written");
+        let said = seed();
+        assert!(said.contains("not captured on this machine") && said.contains("capture it again"), "{said}");
+    }
+    fs::write(&manifest, own).expect("written");
+
     fs::File::options().write(true).open(&disk).and_then(|file| file.set_len(31 << 20)).expect("cut");
     let said = seed();
     assert!(said.contains("has 32505856 bytes, it had 33554432 when it was captured"), "{said}");

@@ -13,7 +13,8 @@ mod job;
 mod mbr;
 
 pub use job::{ALIGN, AdaptError, Adapted, Grow, GrowError, Grown, Original, Wish};
-use job::{Job, Resize, is_sector_size, len_of};
+use job::{Job, Resize, len_of};
+pub(super) use job::{Sparse, is_sector_size};
 
 use metainfo::TableKind;
 

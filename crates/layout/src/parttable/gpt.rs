@@ -196,6 +196,11 @@ pub(super) fn has_good_primary(disk: &mut Disk<'_, impl Read + Seek>) -> Result<
     Ok(read_header(disk, 1)?.is_ok())
 }
 
+/// The header at the start of the disk, if it matches its checksum.
+pub(super) fn primary_header(disk: &mut Disk<'_, impl Read + Seek>) -> Option<Header> {
+    read_header(disk, 1).ok()?.ok()
+}
+
 /// Reads the table of a disk whose first sector is a protective MBR.
 pub(super) fn read(disk: &mut Disk<'_, impl Read + Seek>) -> Result<Table, TableError> {
     let last = disk.sectors().saturating_sub(1);

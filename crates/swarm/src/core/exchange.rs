@@ -18,14 +18,17 @@ pub struct Said {
     /// Blocks that it need not send any more. The driver sends cancels for those that have not arrived, and forgets
     /// them.
     pub cancels: Vec<Ask>,
-    /// Blocks that we request.
+    /// Pieces the peer asked for and does not get from us.
+    pub rejects: Vec<PieceIndex>,
+    /// Blocks we ask for.
     pub asks: Vec<Ask>,
 }
 
 impl Said {
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.haves.is_empty() && self.interest.is_none() && self.cancels.is_empty() && self.asks.is_empty()
+        let has_news = !self.haves.is_empty() || self.interest.is_some() || !self.rejects.is_empty();
+        !has_news && self.cancels.is_empty() && self.asks.is_empty()
     }
 }
 
@@ -47,8 +50,16 @@ impl Core {
         !(self.picker.have().is_full() && self.picker.is_seeder(key))
     }
 
-    /// The peer allows requests (unchoke), or no longer does (choke). After a choke it answers none of the earlier
-    /// requests, and the driver forgets them all.
+    /// The peer does not give us this piece, although it said that it has it; the driver forgets what it was asked for of it.
+    pub fn heard_reject(&mut self, key: PeerKey, piece: PieceIndex) {
+        if self.picker.peer_lacks(key, piece) {
+            self.actions.push(Action::Abandon(piece));
+        }
+        self.wake(true);
+    }
+
+    /// The peer lets us ask (unchoke), or no longer does (choke); then it sends nothing of what it was asked for, and the
+    /// driver forgets all that.
     pub fn heard_unchoke(&mut self, key: PeerKey, can_ask: bool) {
         self.picker.set_can_ask(key, can_ask);
         if !can_ask {
@@ -93,6 +104,8 @@ impl Core {
         }
         said.haves.extend_from_slice(&self.have_log[peer.told_haves..]);
         peer.told_haves = self.have_log.len();
+        said.haves.retain(|&piece| !self.withheld.contains(piece));
+        said.rejects = std::mem::take(&mut peer.rejects);
         let wants = picker.wants_from(key);
         if wants != peer.is_interesting {
             peer.is_interesting = wants;

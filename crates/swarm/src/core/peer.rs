@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use metainfo::PieceIndex;
+
 use crate::core::uploads::Uploads;
 use crate::picker::Ask;
 
@@ -20,7 +22,9 @@ pub(super) struct Peer {
     /// Blocks that it need not send any more, of which it has not been informed. They are at most the blocks requested
     /// since it was last informed.
     pub(super) cancels: Vec<Ask>,
-    /// Its requests.
+    /// Pieces it asked for that it does not get, and does not know it yet.
+    pub(super) rejects: Vec<PieceIndex>,
+    /// What it asked for.
     pub(super) uploads: Uploads,
     /// A part of `uploads` is being sent, and its turn lasts until that is sent.
     pub(super) is_sending: bool,
@@ -41,6 +45,7 @@ impl Peer {
             is_interesting: false,
             is_hungry: false,
             cancels: Vec::new(),
+            rejects: Vec::new(),
             uploads: Uploads::default(),
             is_sending: false,
             is_stalled: false,

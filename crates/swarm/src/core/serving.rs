@@ -12,16 +12,52 @@ use crate::picker::PeerKey;
 use crate::wire::Request;
 
 impl Core {
-    /// The peer requests a range. False if we do not hold its piece.
+    /// The peer asks for a range. False if that is of a piece we do not hold. One that is withheld is rejected.
     pub fn heard_request(&mut self, key: PeerKey, request: Request, now: Duration) -> bool {
         if !self.picker.have().contains(request.piece) {
             return false;
+        }
+        if self.withheld.contains(request.piece) {
+            self.reject(key, request.piece);
+            return true;
         }
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.uploads.push(request);
         }
         self.settle(key, now);
         true
+    }
+
+    /// A piece that is held cannot be read, or is not right any more: it is shown and given to nobody from now on. False if
+    /// that was known.
+    pub fn withhold(&mut self, piece: PieceIndex, now: Duration) -> bool {
+        if !self.withheld.insert(piece) {
+            return false;
+        }
+        // As if somebody else had it: there is no first copy to wait for.
+        if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over()) {
+            plan.seen(piece);
+        }
+        let asking: Vec<PeerKey> =
+            self.peers.iter_mut().filter_map(|(&key, peer)| peer.uploads.cancel_piece(piece).then_some(key)).collect();
+        for key in asking {
+            self.reject(key, piece);
+            self.settle(key, now);
+        }
+        self.wake(true);
+        true
+    }
+
+    /// How many pieces are withheld.
+    pub fn withheld(&self) -> u32 {
+        self.withheld.count()
+    }
+
+    fn reject(&mut self, key: PeerKey, piece: PieceIndex) {
+        if let Some(peer) = self.peers.get_mut(&key).filter(|peer| !peer.rejects.contains(&piece)) {
+            peer.rejects.push(piece);
+            self.actions.push(Action::Wake(key));
+        }
     }
 
     /// The peer no longer wants a range.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use metainfo::PieceIndex;
+
 use crate::wire::Request;
 
 /// Most requests that are remembered per peer; stock clients keep at most about 500. Further requests are not answered.
@@ -29,6 +31,14 @@ impl Uploads {
         if let Some(age) = self.age.remove(request) {
             self.by_age.remove(&age);
         }
+    }
+
+    /// Forgets what was asked for of a piece; whether that was anything.
+    pub(super) fn cancel_piece(&mut self, piece: PieceIndex) -> bool {
+        let before = self.age.len();
+        self.age.retain(|request, _| request.piece != piece);
+        self.by_age.retain(|_, request| request.piece != piece);
+        self.age.len() < before
     }
 
     pub(super) fn first(&self) -> Option<Request> {

@@ -7,7 +7,7 @@ use metainfo::PieceIndex;
 
 use crate::buffers::{PieceBuf, lock};
 use crate::core::Said;
-use crate::engine::{Shared, State, count};
+use crate::engine::{OWN_KIND, Shared, State, count};
 use crate::link::Link;
 use crate::picker::Ask;
 use crate::wire::{self, Message, Request};
@@ -38,7 +38,15 @@ impl Shared {
         });
     }
 
-    /// The peer's requests and cancels, in its order.
+    /// The peer does not give us these pieces.
+    pub(crate) fn peer_lacks(&self, link: &Link, pieces: &[PieceIndex]) {
+        self.with(|state| {
+            lock(&link.asked).retain(|ask, _| !pieces.contains(&ask.piece));
+            pieces.iter().for_each(|&piece| state.core.heard_reject(link.key, piece));
+        });
+    }
+
+    /// What the peer wants, in its order.
     ///
     /// # Errors
     /// The first requested piece that we do not hold.
@@ -94,16 +102,21 @@ impl Shared {
             }
             said
         });
-        self.encode(&said, out);
+        self.encode(link, &said, out);
     }
 
-    fn encode(&self, said: &Said, out: &mut Vec<u8>) {
+    fn encode(&self, link: &Link, said: &Said, out: &mut Vec<u8>) {
         let request = |ask: &Ask| Request::block(&self.geometry, ask.piece, ask.block);
         said.haves.iter().for_each(|&piece| wire::encode(&Message::Have(piece), out));
         if let Some(wants) = said.interest {
             wire::encode(if wants { &Message::Interested } else { &Message::NotInterested }, out);
         }
         said.cancels.iter().for_each(|ask| wire::encode(&Message::Cancel(request(ask)), out));
+        // Others may take a message that they did not agree to for a mistake; they wait until they ask somebody else.
+        if link.peer_id.starts_with(OWN_KIND) {
+            let reject = |&piece: &PieceIndex| Message::Reject(Request::block(&self.geometry, piece, 0));
+            said.rejects.iter().for_each(|piece| wire::encode(&reject(piece), out));
+        }
         said.asks.iter().for_each(|ask| wire::encode(&Message::Request(request(ask)), out));
     }
 
@@ -145,7 +158,29 @@ impl Shared {
         self.with(|state| state.core.caught_up(link.key, now));
     }
 
-    // News from hashing and from the owner.
+    /// Whether the piece has to be hashed before it is given to anybody.
+    pub(crate) fn is_unchecked(&self, piece: PieceIndex) -> bool {
+        lock(&self.unchecked).contains(piece)
+    }
+
+    pub(crate) fn checked(&self, piece: PieceIndex) {
+        lock(&self.unchecked).remove(piece);
+    }
+
+    /// A piece cannot be given: nobody is shown it any more, and who asks for it is told so.
+    pub(crate) fn withhold(&self, piece: PieceIndex, why: &str) {
+        let now = self.now();
+        let count = self.with(|state| state.core.withhold(piece, now).then(|| state.core.withheld()));
+        let Some(count) = count else { return };
+        let text = format!("piece {piece}: {why}");
+        // A file that was cut short has thousands of them.
+        if count <= 4 || count.is_power_of_two() {
+            log::error!("swarm {}: {text}; it is given to nobody any more (such pieces: {count})", self.meta.infohash);
+        }
+        lock(&self.withheld_why).get_or_insert(text);
+    }
+
+    // Hashing and the owner have news.
 
     pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
         lock(&self.state).core.have().contains(piece)

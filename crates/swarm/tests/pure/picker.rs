@@ -53,6 +53,27 @@ fn pieces(asks: &[Ask]) -> BTreeSet<u32> {
 }
 
 #[test]
+fn what_a_peer_does_not_give_after_all_is_asked_of_others() {
+    let mut case = case(3, 3);
+    case.peer(1, 0..3);
+    let asks = case.ask(1, 12, NOW);
+    assert_eq!(pieces(&asks).len(), 3);
+    case.get(1, &asks[..1]);
+    let lost = asks[1].piece;
+    assert!(case.picker.peer_lacks(1, lost), "nobody else has it");
+    assert!(!case.picker.peer_lacks(1, lost));
+    assert!(!case.picker.is_seeder(1) && case.picker.availability(lost) == 0);
+    assert_eq!(case.picker.outstanding(1), asks.iter().skip(1).filter(|ask| ask.piece != lost).count());
+    assert!(case.ask(1, 12, NOW).is_empty(), "nothing else is left to ask it for");
+    case.peer(2, [lost.get()]);
+    let again = case.ask(2, 12, NOW);
+    assert_eq!(pieces(&again), BTreeSet::from([lost.get()]));
+    case.get(2, &again);
+    case.get(1, &asks.iter().copied().filter(|ask| ask.piece != lost).collect::<Vec<_>>());
+    assert!(case.picker.have().is_full() && !case.picker.wants_from(1), "{:?}", case.picker.have());
+}
+
+#[test]
 fn the_rarest_piece_comes_first() {
     let mut case = case(200, 200);
     case.peer(1, 0..200);

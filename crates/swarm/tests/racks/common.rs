@@ -95,6 +95,8 @@ pub struct Memory {
     /// Writes fail from this piece count on.
     pub fails_after: AtomicU32,
     pub reads_fail: AtomicBool,
+    /// Pieces from this one on cannot be read, as in a file that was cut short.
+    pub cut_at: AtomicU32,
 }
 
 impl Memory {
@@ -115,10 +117,17 @@ impl Memory {
             bad_writes: AtomicU32::new(0),
             fails_after: AtomicU32::new(u32::MAX),
             reads_fail: AtomicBool::new(false),
+            cut_at: AtomicU32::new(u32::MAX),
         })
     }
 
-    /// Whether the bytes are the image's, and each piece was written once and right.
+    /// Flips a bit in the middle of a piece.
+    pub fn damage(&self, piece: PieceIndex) {
+        let middle = self.meta.geometry.piece_range(piece).start as usize + 777;
+        self.held.lock().unwrap()[middle] ^= 1;
+    }
+
+    /// Whether the bytes are the image's, and every write was right and the only one of its piece.
     pub fn is_right(&self) -> bool {
         *self.held.lock().unwrap() == *self.image
             && self.bad_writes.load(Ordering::SeqCst) == 0
@@ -142,7 +151,7 @@ impl Storage for Memory {
     }
 
     fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        if self.reads_fail.load(Ordering::SeqCst) {
+        if self.reads_fail.load(Ordering::SeqCst) || piece.get() >= self.cut_at.load(Ordering::SeqCst) {
             return Err(io::Error::other("the test's disk cannot be read"));
         }
         let start = self.meta.geometry.piece_range(piece).start as usize + offset as usize;

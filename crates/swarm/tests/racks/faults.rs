@@ -247,6 +247,78 @@ async fn a_seeder_that_cannot_read_is_gone_round() {
     assert!(store.is_right());
 }
 
+/// Of 64 pieces one is wrong, and from the fortieth on the file is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_seeder_cannot_give_keeps_nobody_from_the_rest() {
+    let image = image(4 << 20, 64 << 10, None);
+    let store = Memory::full(&image);
+    store.damage(image.meta.geometry.piece(7).expect("one of 64"));
+    store.cut_at.store(40, Ordering::SeqCst);
+    let broken = Swarm::start(Arc::clone(&image.meta), store, options(Have::All)).await.expect("starting");
+    let peers = vec![broken.local_addr()];
+    let small = || Options { memory_bytes: 256 << 10, ..options(Have::None) };
+    let (first, first_store) = receiver(&image, Options { peers: peers.clone(), ..small() }).await;
+    until("it has what there is", || first.stats().pieces_have == 39).await;
+    until("the seeder knows what it lacks", || broken.stats().pieces_withheld == 25).await;
+    until("the receiver knows it too", || first.stats().pieces_nowhere == 25).await;
+    let why = broken.stats().withheld_why.expect("there is a first one");
+    assert!(why.starts_with("piece ") && (why.contains("hash is wrong") || why.contains("cannot be read")), "{why}");
+    let stats = first.stats();
+    assert_eq!((stats.peers, stats.bad_pieces, stats.wasted), (1, 0, 0), "the link is up, and nothing wrong came");
+
+    // A newcomer is not shown what cannot be had, and gets the rest of whoever has it.
+    let (second, second_store) = receiver(&image, Options { peers, ..small() }).await;
+    until("it has what there is", || second.stats().pieces_have == 39).await;
+    let sound = seeder(&image, options(Have::All)).await;
+    for (swarm, store) in [(&first, &first_store), (&second, &second_store)] {
+        swarm.add_peer(sound.local_addr());
+        complete(swarm).await;
+        assert!(store.is_right());
+        assert_eq!(swarm.stats().bad_pieces, 0);
+    }
+}
+
+/// A client that knows nothing of rejections waits for that piece, and gets the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_what_cannot_be_read_costs_nobody_the_link() {
+    let image = image(1 << 20, 64 << 10, None);
+    let geometry = image.meta.geometry;
+    let store = Memory::full(&image);
+    store.cut_at.store(15, Ordering::SeqCst);
+    let broken = Swarm::start(Arc::clone(&image.meta), store, options(Have::All)).await.expect("starting");
+    for (kind, is_told) in [(*b"-XX0000-somebody   1", false), (*b"-EZ0100-somebody   1", true)] {
+        let mut stream = TcpStream::connect(broken.local_addr()).await.expect("connecting");
+        let hello = Handshake { reserved: [0; 8], infohash: image.meta.infohash, peer_id: kind };
+        stream.write_all(&hello.encode()).await.expect("writing");
+        stream.read_exact(&mut [0; HANDSHAKE_LEN]).await.expect("its handshake");
+        let mut out = Vec::new();
+        encode(&Message::Interested, &mut out);
+        let [bad, good] = [15, 3].map(|index| geometry.piece(index).expect("one of 16"));
+        for piece in [bad, bad, good] {
+            encode(&Message::Request(Request::block(&geometry, piece, 0)), &mut out);
+            encode(&Message::Request(Request::block(&geometry, piece, 1)), &mut out);
+        }
+        stream.write_all(&out).await.expect("writing");
+        let (mut bytes, mut rejected, mut blocks) = (Vec::new(), Vec::new(), 0);
+        while blocks < 2 {
+            assert!(stream.read_buf(&mut bytes).await.expect("the link is up") > 0, "the link is up");
+            while let Some((message, used)) = decode(&bytes, &geometry).expect("sane") {
+                match message {
+                    Message::Reject(request) => rejected.push(request.piece),
+                    Message::Piece { piece, .. } => {
+                        assert_eq!(piece, good);
+                        blocks += 1;
+                    }
+                    Message::Bitfield(set) => assert!(!set.contains(bad)),
+                    _ => {}
+                }
+                bytes.drain(..used);
+            }
+        }
+        assert_eq!(rejected, if is_told { vec![bad] } else { vec![] });
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tracker_that_comes_late_is_found_and_told_everything() {
     let image = image(2 << 20, 64 << 10, None);

@@ -339,7 +339,7 @@ pub(super) fn numbered(table: &Table, number: u32) -> Result<&Partition, AdaptEr
     found.ok_or(if is_logical { AdaptError::Logical(number) } else { AdaptError::NoSuchPartition(number) })
 }
 
-pub(super) fn is_sector_size(sector_size: u32) -> bool {
+pub(in crate::parttable) fn is_sector_size(sector_size: u32) -> bool {
     sector_size.is_power_of_two() && (512..=4096).contains(&sector_size)
 }
 
@@ -356,7 +356,7 @@ pub(super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 /// A disk of which only some parts are known; the rest reads as zeros.
-pub(super) struct Sparse<'a> {
+pub(in crate::parttable) struct Sparse<'a> {
     /// Disk offset and bytes, ascending and disjoint.
     pub(super) parts: Vec<(u64, &'a [u8])>,
     pub(super) len: u64,
@@ -364,7 +364,7 @@ pub(super) struct Sparse<'a> {
 }
 
 impl<'a> Sparse<'a> {
-    pub(super) fn new(parts: Vec<(u64, &'a [u8])>, len: u64) -> Sparse<'a> {
+    pub(in crate::parttable) fn new(parts: Vec<(u64, &'a [u8])>, len: u64) -> Sparse<'a> {
         Sparse { parts, len, at: 0 }
     }
 }
