@@ -1,5 +1,6 @@
 //! `ezio arm`, `ezio disarm` and `ezio resume`: which machines get which image.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use crate::commands::ask::{agent, fetch};
 use crate::room::config::Settings;
 use crate::room::fleet;
 use crate::room::orders::{Armed, Order, new_deployment};
+use crate::room::rivals::Role;
 use crate::room::running::ServerNote;
 use crate::room::scope::Scope;
 use crate::room::state;
@@ -76,6 +78,9 @@ pub struct ArmCommand {
     /// Do not read the content back: faster where the disk is slower than the network, and unproven.
     #[arg(long)]
     no_verify: bool,
+    /// Arm although this other EZIO or PXE server is on the network; may be given several times.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    beside: Vec<Ipv4Addr>,
 }
 
 /// Ends what holds orders back. With --mac or --group: a machine or group that `ezio disarm` holds back. Without: orders that
@@ -116,6 +121,7 @@ impl ArmCommand {
         let settings = settings.unwrap_or_default();
         refuse_never(&scopes, &settings)?;
         check(&wanted, &settings, &library)?;
+        refuse_beside_rivals(library.dir(), &[&settings.beside[..], &self.beside].concat())?;
         std::fs::create_dir_all(library.state_dir())?;
         // While nothing is armed, no record can be missed: each order has a deployment of its own.
         if !Armed::load(&library.state_dir()).is_ok_and(|armed| armed.is_anything_armed()) {
@@ -141,6 +147,24 @@ impl ArmCommand {
         wait_for_server(library.dir(), &armed);
         Ok(())
     }
+}
+
+/// Refuses an order while the running server sees another one that sends machines elsewhere; `beside` are meant to be there.
+fn refuse_beside_rivals(library: &Path, beside: &[Ipv4Addr]) -> anyhow::Result<()> {
+    let Some(status) = ServerNote::find(library).ok().and_then(|server| fetch(&agent(), &server.url).ok()) else {
+        // Without a server there is no order to hand out; one that does not answer is complained about later.
+        return Ok(());
+    };
+    if let Some(rival) = status.rivals.iter().find(|rival| !beside.contains(&rival.address)) {
+        let (address, interface) = (rival.address, &rival.interface);
+        let what = if rival.role == Role::Ezio { "another EZIO server" } else { "another PXE server (ProxyDHCP)" };
+        bail!(
+            "nothing was armed: {what}, {address}, is on the network of {interface}, and machines may take its answer for \
+             ours. Stop it there; or give --beside {address} to arm all the same for this once; or, if it is meant to be \
+             there, write `beside = [\"{address}\"]` into the config and restart `ezio serve`"
+        );
+    }
+    Ok(())
 }
 
 /// Whether the config never wants it imaged.
