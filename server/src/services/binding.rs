@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 
 use anyhow::{bail, ensure};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
 
 use crate::room::config::Settings;
 
@@ -175,6 +178,16 @@ impl Wanted {
 
 fn addresses(bindings: &[&Binding]) -> String {
     bindings.iter().map(|found| found.address.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What the kernel keeps for us while we are busy, in bytes: a thousand machines that are switched on in one moment.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Makes room in the kernel for what comes while we are busy, past the limit for all programs if we may.
+pub fn make_room(socket: &impl AsFd) {
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _ = SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER);
+    }
 }
 
 /// Says why a port cannot be had, who might hold it, and what to do.

@@ -18,7 +18,6 @@ use netboot::message::{self, Datagram, Message, PXE_PORT, SERVER_PORT};
 use netboot::pxe::{self, BootServer};
 use netboot::server::{DhcpServer, LeaseRecord, Outcome, ServerConfig};
 use netboot::{MacAddr, frames, rivals};
-use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +28,7 @@ use crate::room::config::{Answer, DhcpMode, Settings};
 use crate::room::state;
 use crate::room::{Room, count};
 use crate::services::binding::{self, Binding};
+use crate::services::holders;
 use crate::services::link::LinkSocket;
 use crate::services::rivals::server_number;
 use crate::services::stop::stopped;
@@ -44,9 +44,7 @@ const PROBE_AGAIN: Duration = Duration::from_millis(150);
 const PROBE_REST: Duration = Duration::from_millis(250);
 /// Machines that wait for a probe at most.
 const MAX_PROBES: usize = 4096;
-/// What the kernel keeps for us while we are busy, in bytes: a thousand machines that are switched on in one moment.
-const RECEIVE_BUFFER: usize = 4 << 20;
-/// And what we keep, in packets.
+/// Packets that wait for us, besides those that wait in the kernel.
 const QUEUE: usize = 4096;
 
 /// What a packet may have us log: a few lines at once, then one a minute.
@@ -197,10 +195,7 @@ fn open(binding: &Binding, address: Ipv4Addr, port: u16) -> anyhow::Result<UdpSo
         socket.bind_device(Some(binding.interface.as_bytes()))?;
         socket.bind(&SocketAddr::from((address, port)).into())?;
         socket.set_reuse_address(true)?;
-        // Past the limit for all programs, if we may.
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        }
+        binding::make_room(&socket);
         socket.set_nonblocking(true)?;
         UdpSocket::from_std(socket.into())
     };
@@ -269,6 +264,11 @@ async fn hear(arp: Option<&LinkSocket>, frame: &mut [u8]) -> std::io::Result<usi
 }
 
 impl DhcpService {
+    /// The kernel's number of the socket on port 67.
+    pub fn inode(&self) -> Option<u64> {
+        holders::inode_of(&*self.port_67).ok()
+    }
+
     async fn on_packet(&mut self, room: &Room, packet: &[u8], from: SocketAddr, port: u16) {
         if port == PXE_PORT {
             if let (SocketAddr::V4(from), Some(socket)) = (from, &self.port_4011) {

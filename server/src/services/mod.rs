@@ -13,6 +13,7 @@ pub mod tracker;
 
 mod boot_script;
 mod changes;
+mod holders;
 mod link;
 mod listener;
 mod neighbours;

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use netboot::message::SERVER_PORT;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -19,6 +20,7 @@ use crate::room::running::ServerNote;
 use crate::services::binding::{Binding, Present, Wanted};
 use crate::services::changes::Changes;
 use crate::services::dhcp::{self, DhcpService};
+use crate::services::holders::holders;
 use crate::services::stop::stopped;
 use crate::services::tftp::{self, TftpService};
 use crate::services::tracker::TrackerService;
@@ -28,6 +30,9 @@ use crate::services::{http, rivals};
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often an interface is tried again that is there and cannot be served.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often we look who else on this computer holds port 67.
+const LOOK_AROUND: Duration = Duration::from_secs(10);
 
 /// Everything that is served on interfaces.
 pub struct Network {
@@ -50,6 +55,8 @@ struct Place {
     trouble: Option<String>,
     /// Whether it is there, and could be served.
     is_to_try_again: bool,
+    /// Who else answers DHCP there from this computer, in words.
+    other: Option<String>,
 }
 
 /// What is open on an interface.
@@ -63,6 +70,8 @@ struct Opened {
 /// What runs there.
 struct Served {
     binding: Binding,
+    /// The kernel's number of our socket on port 67, if there is one.
+    port_67: Option<u64>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     tftp: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -96,7 +105,7 @@ impl Network {
                 log::warn!("{trouble}");
             }
             let last = served.as_ref().map(|served: &Served| served.binding.clone());
-            network.places.push(Place { wanted, served, last, trouble, is_to_try_again: false });
+            network.places.push(Place { wanted, served, last, trouble, is_to_try_again: false, other: None });
         }
         network.serve_local().await;
         network.tell();
@@ -105,11 +114,16 @@ impl Network {
 
     /// Follows the interfaces until told to stop, then stops serving.
     pub async fn follow(mut self, mut stop: watch::Receiver<bool>) {
+        let mut look_around = tokio::time::interval(LOOK_AROUND);
         loop {
             let is_to_try_again = self.places.iter().any(|place| place.is_to_try_again);
             tokio::select! {
                 () = self.changes.next() => tokio::time::sleep(SETTLE).await,
                 () = tokio::time::sleep(TRY_AGAIN), if is_to_try_again => {}
+                _ = look_around.tick() => {
+                    self.look_around();
+                    continue;
+                }
                 () = stopped(&mut stop) => break,
             }
             match Present::look() {
@@ -166,6 +180,42 @@ impl Network {
         }
     }
 
+    /// A DHCP server that was started after us for the same interface: the kernel let it have the port as well.
+    fn look_around(&mut self) {
+        let Ok(holders) = holders(SERVER_PORT) else { return };
+        let ours: Vec<u64> =
+            self.places.iter().filter_map(|place| place.served.as_ref().and_then(|served| served.port_67)).collect();
+        let mut has_changed = false;
+        for place in &mut self.places {
+            let served = place.served.as_ref().filter(|served| served.port_67.is_some());
+            let other = served.and_then(|served| {
+                let name = &served.binding.interface;
+                let mut others = holders.iter().filter(|holder| !ours.contains(&holder.inode));
+                let what = if others.clone().any(|holder| holder.index == served.binding.index) {
+                    format!("another DHCP server on this computer serves {name} too, and machines get the answers of both")
+                } else if others.any(|holder| holder.index == 0) {
+                    format!(
+                        "another DHCP server on this computer listens on every interface; if it serves {name} too, machines \
+                         get the answers of both"
+                    )
+                } else {
+                    return None;
+                };
+                Some(format!("{what}: stop one of them (`ss -ulpn sport = :67` shows who it is)"))
+            });
+            if place.other != other {
+                if let Some(other) = &other {
+                    log::warn!("{other}");
+                }
+                place.other = other;
+                has_changed = true;
+            }
+        }
+        if has_changed {
+            self.tell();
+        }
+    }
+
     async fn serve(&self, binding: &Binding, present: &Present) -> anyhow::Result<Served> {
         let opened = open(&self.room, binding, &present.addresses()).await?;
         self.run(opened)
@@ -180,6 +230,7 @@ impl Network {
             let (stop, watcher) = oneshot::channel();
             thread = Some((stop, tftp::run(service, watcher).context("starting TFTP")?));
         }
+        let port_67 = dhcp.as_ref().and_then(DhcpService::inode);
         if let Some(service) = dhcp {
             tasks.spawn(dhcp::run(self.room.clone(), service, watcher.clone()));
         }
@@ -187,7 +238,7 @@ impl Network {
             tasks.spawn(http::run(self.room.clone(), self.tracker.clone(), listener, watcher.clone()));
         }
         tasks.spawn(rivals::run(self.room.clone(), binding.clone(), watcher));
-        Ok(Served { binding, stop, tasks, tftp: thread })
+        Ok(Served { binding, port_67, stop, tasks, tftp: thread })
     }
 
     /// The commands on this computer ask us also while the interface, and with it our address, is away.
@@ -201,7 +252,7 @@ impl Network {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(http::run(self.room.clone(), self.tracker.clone(), listener, watcher));
                 let binding = Binding { interface: "lo".into(), index: 0, address: Ipv4Addr::LOCALHOST, prefix_len: 8 };
-                self.local = Some(Served { binding, stop, tasks, tftp: None });
+                self.local = Some(Served { binding, port_67: None, stop, tasks, tftp: None });
                 self.local_url = Some(format!("http://{address}"));
             }
             Err(error) => log::debug!("no port on this computer itself: {error}"),
@@ -213,7 +264,15 @@ impl Network {
         let served = |place: &Place| place.served.as_ref().map(|served| served.binding.clone());
         let bindings: Vec<Binding> = self.places.iter().filter_map(served).collect();
         let address = bindings.first().map_or(Ipv4Addr::LOCALHOST, |binding| binding.address);
-        self.room.set_bindings(bindings, self.places.iter().filter_map(|place| place.trouble.clone()).collect());
+        let mut troubles: Vec<String> =
+            self.places.iter().flat_map(|place| [place.trouble.clone(), place.other.clone()]).flatten().collect();
+        if !bindings.is_empty()
+            && let Err(error) = dhcp::check_range(&self.room.settings, &bindings)
+        {
+            log::warn!("no addresses are given out: {error:#}");
+            troubles.push(format!("no addresses are given out: {error:#}"));
+        }
+        self.room.set_bindings(bindings, troubles);
         let url = format!("http://{address}:{}", self.room.settings.http_port());
         let note = ServerNote::here(self.local_url.clone().unwrap_or(url), self.room.settings.clone());
         if let Err(error) = note.leave(&self.room.library.state_dir()) {

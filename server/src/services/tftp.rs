@@ -75,6 +75,7 @@ pub fn bind(room: &Arc<Room>, binding: &Binding) -> anyhow::Result<TftpService> 
     let address = binding.address;
     let socket = StdUdpSocket::bind((address, port))
         .map_err(|error| binding::explain(error, "TFTP", address, port, true, "tftp_port"))?;
+    binding::make_room(&socket);
     socket.set_nonblocking(true)?;
     let tree = Tree { room: room.clone(), address, asked: HashMap::new(), loaded: HashMap::new() };
     Ok(TftpService { socket, address, tree })

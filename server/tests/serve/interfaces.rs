@@ -136,7 +136,14 @@ fn a_dnsmasq_of_another_interface_starts_before_and_after() {
                     assert!(dnsmasq.has_begun());
                     server.terminate();
                 }
-                // On the same interface it is found out.
+                // On the same interface it is found out, also when it comes later.
+                {
+                    let server = Server::start(&lan, &arguments);
+                    let _dnsmasq = Dnsmasq::start(&lan, "br0", bind, "--dhcp-range=10.9.0.100,10.9.0.110");
+                    let words = "TROUBLE: another DHCP server on this computer serves br0 too";
+                    eventually("it is in the status", || status(&lan).contains(words));
+                    server.terminate();
+                }
                 let mut dnsmasq = Dnsmasq::start(&lan, "br0", bind, "--dhcp-range=10.9.0.100,10.9.0.110");
                 eventually("dnsmasq serves", || dnsmasq.has_begun());
                 let error = serve_fails(&lan, &arguments);
