@@ -113,15 +113,23 @@ pub fn bind(
     Ok(Some(DhcpService { binding: binding.clone(), port_67, port_4011, leases }))
 }
 
+/// Refuses to give out addresses without knowing which.
+///
+/// # Errors
+/// That.
+pub fn has_range(settings: &Settings) -> anyhow::Result<()> {
+    ensure!(settings.dhcp() != DhcpMode::Server || settings.dhcp_range.is_some(), NEEDS_RANGE);
+    Ok(())
+}
+
 /// Refuses a range of addresses that is on none of these networks.
 ///
 /// # Errors
-/// That, and a range that is missing.
+/// That.
 pub fn check_range(settings: &Settings, bindings: &[Binding]) -> anyhow::Result<()> {
-    if settings.dhcp() != DhcpMode::Server {
+    let Some(range) = settings.dhcp_range.as_ref().filter(|_| settings.dhcp() == DhcpMode::Server) else {
         return Ok(());
-    }
-    let range = settings.dhcp_range.as_ref().context(NEEDS_RANGE)?;
+    };
     if bindings.iter().any(|binding| is_on(binding, *range.0.start())) {
         return Ok(());
     }

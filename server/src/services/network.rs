@@ -86,6 +86,7 @@ impl Network {
         let changes = Changes::listen();
         let present = Present::look().context("listing the network interfaces")?;
         let found: Vec<_> = wanted.iter().map(|wanted| wanted.find(&present, None)).collect();
+        dhcp::has_range(&room.settings)?;
         if found.iter().all(Result::is_ok) {
             let bindings: Vec<Binding> = found.iter().flatten().cloned().collect();
             dhcp::check_range(&room.settings, &bindings)?;
@@ -241,11 +242,8 @@ impl Network {
         Ok(Served { binding, port_67, stop, tasks, tftp: thread })
     }
 
-    /// The commands on this computer ask us also while the interface, and with it our address, is away.
+    /// The commands on this computer ask us also while the interface, and with it our address, is away, or HTTP is off.
     async fn serve_local(&mut self) {
-        if !self.room.settings.http() {
-            return;
-        }
         match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.and_then(|socket| Ok((socket.local_addr()?, socket))) {
             Ok((address, listener)) => {
                 let (stop, watcher) = watch::channel(false);

@@ -80,6 +80,30 @@ fn a_card_that_comes_back_is_served_again() {
     });
 }
 
+#[test]
+fn two_cards_are_served_and_each_by_itself() {
+    in_namespace("interfaces::two_cards_are_served_and_each_by_itself", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        second_bridge();
+        plug("10.8.0.1/24");
+        let range = ["--dhcp", "server", "--dhcp-range", "10.8.0.50-10.8.0.60"];
+        let mut server = Server::start(&lan, &[&["--interface", "br0,eth1", "--http", "false"], &range[..]].concat());
+        let (here, there) = (lan.station(9, true), lan.station(8, false));
+        run("ip", &["link", "set", "s8", "master", "br1"]);
+        let lease = there.run_in(|| packets::lease(8));
+        assert_eq!(lease.server_id, Ipv4Addr::new(10, 8, 0, 1));
+        run("ip", &["link", "del", "eth1"]);
+        server.wait_for_log("eth1 is gone");
+        // Also without HTTP for machines; and what is there is served on.
+        eventually("the status says so", || status(&lan).contains("no addresses are given out: dhcp_range is on none"));
+        assert!(here.tftp("boot.ipxe").is_ok());
+        plug("10.8.0.1/24");
+        server.wait_for_log("eth1: served now");
+        assert_eq!(there.run_in(|| packets::lease(8)).address, lease.address, "the lease is remembered");
+        eventually("the status is clean", || !status(&lan).contains("TROUBLE"));
+    });
+}
+
 /// dnsmasq for one interface of this computer, as libvirt starts it.
 struct Dnsmasq {
     child: Child,
@@ -180,6 +204,8 @@ fn without_a_name_there_has_to_be_one_interface() {
         plug("10.8.0.1/24");
         let error = serve_fails(&lan, &[]);
         assert!(error.contains("name an interface") && error.contains("br0 10.9.0.1, eth1 10.8.0.1"), "{error}");
+        let error = serve_fails(&lan, &["--interface", "eth9", "--dhcp", "server"]);
+        assert!(error.contains("needs dhcp_range"), "{error}");
         let error = serve_fails(&lan, &["--interface", "eth1", "--address", "10.8.0.5"]);
         assert!(error.contains("the address 10.8.0.5 is not on eth1"), "{error}");
         assert!(ezio_fails(&lan, &["status"]).contains("no `ezio serve` is running"));
