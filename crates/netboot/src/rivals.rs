@@ -27,7 +27,7 @@ pub(crate) fn mark() -> DhcpOption {
 /// The question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The machine that does not exist: [`nobody`].
+    /// The machine that does not exist: [`no_card`].
     pub mac: MacAddr,
     /// Random.
     pub xid: u32,
@@ -38,7 +38,7 @@ pub struct Question {
 }
 
 /// An address that no card has: a card's, with the bit of addresses that are administered locally changed.
-pub fn nobody(card: MacAddr) -> MacAddr {
+pub fn no_card(card: MacAddr) -> MacAddr {
     let mut mac = card.0;
     mac[0] = (mac[0] ^ 2) & !1;
     MacAddr(mac)
@@ -147,7 +147,7 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 
     fn question() -> Message {
-        let question = Question { mac: nobody(CARD), xid: 5, arch: 7, number: *b"12345678" };
+        let question = Question { mac: no_card(CARD), xid: 5, arch: 7, number: *b"12345678" };
         message::decode(&question.message()).expect("sound")
     }
 
@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn a_question_is_known_and_is_no_cards() {
-        assert_eq!(nobody(CARD).to_string(), "02:1b:21:01:02:03");
-        assert!(nobody(nobody(CARD)).is_unicast());
+        assert_eq!(no_card(CARD).to_string(), "02:1b:21:01:02:03");
+        assert!(no_card(no_card(CARD)).is_unicast());
         let asked = question();
         assert_eq!(asked_by(&asked), Some(*b"12345678"));
         assert_eq!(pxe::identify(&asked).map(|client| client.arch), Some(7), "every PXE server understands it");

@@ -58,7 +58,7 @@ pub struct Room {
     images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
     seeds: RwLock<Vec<SeedStatus>>,
     bindings: RwLock<Vec<Binding>>,
-    /// What is wrong with the interfaces that should be served, in words.
+    /// What is wrong with the interfaces that should be served, as text.
     network_troubles: RwLock<Vec<String>>,
     rivals: Mutex<Rivals>,
 }
@@ -111,7 +111,7 @@ impl Room {
         *self.network_troubles.write().unwrap_or_else(PoisonError::into_inner) = troubles;
     }
 
-    /// What is wrong with the interfaces that should be served, in words.
+    /// What is wrong with the interfaces that should be served, as text.
     pub fn network_troubles(&self) -> Vec<String> {
         self.network_troubles.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

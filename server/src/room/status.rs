@@ -31,7 +31,7 @@ pub struct Status {
     /// What the server cannot do at the moment, in words.
     #[serde(default)]
     pub troubles: Vec<String>,
-    /// What else people should know of the network, in words.
+    /// What else people should know of the network, as text.
     #[serde(default)]
     pub hints: Vec<String>,
     /// Servers on our networks that send machines elsewhere and are not listed as meant to be there.

@@ -144,7 +144,7 @@ impl Wanted {
     /// Where this interface is served now, or why it is not. `before` is where it was served last.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// What is wrong with it, as text.
     pub fn find(&self, present: &Present, before: Option<&Binding>) -> Result<Binding, String> {
         let name = &self.interface;
         match present.interfaces.get(name) {

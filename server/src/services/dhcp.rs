@@ -2,7 +2,7 @@
 //!
 //! In `proxy` mode the server is silent while nothing is armed: the site's machines then boot as if it were not
 //! there. While orders are for some machines, it answers only those (`answer = "armed"`): a site has machines that boot from
-//! somebody else's PXE server. One that is done with its order is answered too, with the script that starts its own disk. With
+//! another PXE server. One that is done with its order is answered too, with the script that starts its own disk. With
 //! an order for every machine all are answered, also those that are held back: such a machine gets the script that starts its
 //! own disk and says on the screen why. What is written where is decided by the script and by `ezio.conf`, never by DHCP.
 

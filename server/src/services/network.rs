@@ -51,11 +51,11 @@ struct Place {
     served: Option<Served>,
     /// Where it was served last.
     last: Option<Binding>,
-    /// Why it is not served, in words.
+    /// Why it is not served, as text.
     trouble: Option<String>,
     /// Whether it is there, and could be served.
     is_to_try_again: bool,
-    /// Who else answers DHCP there from this computer, in words.
+    /// Which other server of this computer answers DHCP there, as text.
     other: Option<String>,
 }
 
@@ -113,7 +113,7 @@ impl Network {
         Ok(network)
     }
 
-    /// Follows the interfaces until told to stop, then stops serving.
+    /// Follows the interfaces until the signal to stop, then stops serving.
     pub async fn follow(mut self, mut stop: watch::Receiver<bool>) {
         let mut look_around = tokio::time::interval(LOOK_AROUND);
         loop {

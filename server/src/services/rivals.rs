@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use netboot::frames;
-use netboot::rivals::{Question, ServerNumber, nobody, sighted};
+use netboot::rivals::{Question, ServerNumber, no_card, sighted};
 use tokio::sync::watch;
 
 use crate::room::Room;
@@ -40,7 +40,7 @@ fn random<const LEN: usize>() -> [u8; LEN] {
     bytes
 }
 
-/// Looks until told to stop.
+/// Looks until the signal to stop.
 pub async fn run(room: Arc<Room>, binding: Binding, mut stop: watch::Receiver<bool>) {
     let socket = match LinkSocket::open(&binding.interface, frames::IPV4, &TO_DHCP_CLIENT) {
         Ok(socket) => socket,
@@ -59,7 +59,7 @@ pub async fn run(room: Arc<Room>, binding: Binding, mut stop: watch::Receiver<bo
                 next += ASK_FIRST.get(asked).copied().unwrap_or(ASK_EVERY);
                 asked += 1;
                 let xid = u32::from_be_bytes(random());
-                let question = Question { mac: nobody(socket.card), xid, arch, number: server_number() };
+                let question = Question { mac: no_card(socket.card), xid, arch, number: server_number() };
                 if let Some(frame) = frames::from_client(socket.card, &question.message())
                     && let Err(error) = socket.send(&frame)
                 {

@@ -7,7 +7,7 @@
 //! there is no place is not answered: firmware asks again after a second or four, where a refusal would make it boot from
 //! something else.
 //!
-//! Some routers name one boot file for everybody. Our own iPXE, loaded by that name, asks DHCP, is told the name of the loader
+//! Some routers name one boot file for everybody. Our own iPXE, loaded by that name, asks DHCP, gets the name of the loader
 //! again, and would load itself for ever. So an iPXE that asks for the loader which its address has just fetched gets the boot
 //! script instead: iPXE knows a script by its content. Firmware asks in other ways, and always gets the loader.
 //!
