@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::log::Log;
-use crate::network::{BRIDGE, Host};
+use crate::network::{BRIDGE, Host, SERVER_IP};
 use crate::process::{Process, ending};
 
 pub struct Dnsmasq {
@@ -35,6 +35,17 @@ impl Dnsmasq {
         let mut command = host.command("dnsmasq");
         command.args(["--interface=eth0", "--dhcp-range=10.77.0.100,10.77.0.199,255.255.255.0,1h"]);
         command.arg("--dhcp-boot=old/pxelinux.0,,10.77.0.2");
+        start(command, "site-dhcp")
+    }
+
+    /// A router's DHCP, which names one boot file on our server for every machine, also for iPXE.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn router(host: &Host, file: &str) -> Result<Dnsmasq> {
+        let mut command = host.command("dnsmasq");
+        command.args(["--interface=eth0", "--dhcp-range=10.77.0.100,10.77.0.199,255.255.255.0,1h"]);
+        command.arg(format!("--dhcp-boot={file},,{SERVER_IP}"));
         start(command, "site-dhcp")
     }
 

@@ -14,7 +14,9 @@ pub mod loaders;
 pub mod message;
 
 pub mod dhcp;
+pub mod frames;
 pub mod pxe;
+pub mod rivals;
 pub mod server;
 pub mod tftp;
 

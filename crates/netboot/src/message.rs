@@ -49,6 +49,11 @@ pub enum Malformed {
     Type,
 }
 
+/// Relay agent information (RFC 3046): kept as the bytes that the relay wrote, because they go back to it unchanged.
+const RELAY_INFORMATION: u8 = 82;
+/// A site's own option (RFC 3942) by which EZIO servers know each other: [`crate::rivals`].
+pub(crate) const MARK: u8 = 230;
+
 /// A packet to send, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
@@ -87,6 +92,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, Malformed> {
         collect(&bytes[SNAME], &mut options)?;
         clean[SNAME].fill(0);
     }
+    // What `dhcproto` takes for a list of sub-options may be anything.
+    let relay_information = options.remove(&RELAY_INFORMATION);
     for (code, mut value) in options {
         if code == 93 {
             // RFC 4578 allows several architectures; the first is the one that runs.
@@ -98,7 +105,10 @@ pub fn decode(bytes: &[u8]) -> Result<Message, Malformed> {
         }
     }
     clean.push(255);
-    let message = Message::decode(&mut Decoder::new(&clean)).map_err(|_| Malformed::Options)?;
+    let mut message = Message::decode(&mut Decoder::new(&clean)).map_err(|_| Malformed::Options)?;
+    if let Some(value) = relay_information {
+        message.opts_mut().insert(raw(RELAY_INFORMATION, &value));
+    }
     let wanted_opcode = match message.opts().msg_type() {
         Some(MessageType::Offer | MessageType::Ack | MessageType::Nak) => v4::Opcode::BootReply,
         Some(
@@ -114,9 +124,42 @@ pub fn decode(bytes: &[u8]) -> Result<Message, Malformed> {
 }
 
 /// Puts a message together, padded to the 300 bytes that old firmware expects.
+///
+/// The type of the message comes first and the server second, because clients exist that look nowhere else; what a relay
+/// added comes last (RFC 3046, section 2.1).
 pub fn encode(message: &Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(MIN_LEN);
-    message.encode(&mut Encoder::new(&mut bytes)).expect("writing to a vector, with fields checked when they were set");
+    let mut header = message.clone();
+    let options = std::mem::take(header.opts_mut());
+    let rank = |code: u8| match code {
+        53 => 0,
+        54 => 1,
+        RELAY_INFORMATION => 3,
+        _ => 2,
+    };
+    let mut options: Vec<(u8, &DhcpOption)> = options.iter().map(|(code, option)| (u8::from(*code), option)).collect();
+    options.sort_by_key(|(code, _)| (rank(*code), *code));
+    let written = "writing to a vector, with fields checked when they were set";
+    header.encode(&mut Encoder::new(&mut bytes)).expect(written);
+    for (code, option) in options {
+        match option {
+            DhcpOption::Unknown(unknown) if unknown.data().is_empty() => bytes.extend([code, 0]),
+            DhcpOption::Unknown(unknown) => {
+                // A longer one is split (RFC 3396).
+                for part in unknown.data().chunks(usize::from(u8::MAX)) {
+                    bytes.push(code);
+                    bytes.push(u8::try_from(part.len()).unwrap_or(u8::MAX));
+                    bytes.extend(part);
+                }
+            }
+            _ => {
+                let mut one = Vec::new();
+                option.encode(&mut Encoder::new(&mut one)).expect(written);
+                bytes.extend(one);
+            }
+        }
+    }
+    bytes.push(255);
     bytes.resize(bytes.len().max(MIN_LEN), 0);
     bytes
 }
@@ -166,13 +209,19 @@ pub(crate) fn seconds_of(message: &Message, code: OptionCode) -> Option<u32> {
     }
 }
 
-/// A reply to `request` from `server`: transaction, client and relay as they came.
+/// A reply to `request` from `server`: transaction, client and relay as they came, and with them the client's identifier
+/// (RFC 6842) and what the relay added (RFC 3046, section 2.2).
 pub(crate) fn reply_to(request: &Message, server: Ipv4Addr, kind: MessageType) -> Message {
     let nowhere = Ipv4Addr::UNSPECIFIED;
     let mut reply = Message::new_with_id(request.xid(), nowhere, nowhere, nowhere, request.giaddr(), request.chaddr());
     reply.set_opcode(v4::Opcode::BootReply).set_flags(request.flags());
     reply.opts_mut().insert(DhcpOption::MessageType(kind));
     reply.opts_mut().insert(DhcpOption::ServerIdentifier(server));
+    for code in [OptionCode::ClientIdentifier, OptionCode::Unknown(RELAY_INFORMATION)] {
+        if let Some(option) = request.opts().get(code) {
+            reply.opts_mut().insert(option.clone());
+        }
+    }
     reply
 }
 
@@ -212,7 +261,7 @@ fn fits(code: u8, len: usize) -> bool {
         53 => len == 1,
         57 | 93 => len == 2,
         94 => len == 3,
-        12 | 15 | 43 | 55 | 56 | 60 | 61 | 66 | 67 | 77 | 97 | 175 => len > 0,
+        12 | 15 | 43 | 55 | 56 | 60 | 61 | 66 | 67 | 77 | 97 | 175 | MARK => len > 0,
         _ => false,
     }
 }
@@ -255,6 +304,38 @@ mod tests {
         assert_eq!(bytes_of(&message, OptionCode::ClassIdentifier), Some(&b"PXEClient"[..]));
         assert_eq!(bytes_of(&message, OptionCode::UserClass), Some(&b"iPXE"[..]));
         assert_eq!(message.fname(), None);
+    }
+
+    #[test]
+    fn type_and_server_come_first_and_the_relays_option_last() {
+        for relayed in [&b""[..], b"\x01\x04\x00\x01\x00\x05", b"no list of options at all", &[9; 255], &[7; 300]] {
+            let mut bytes = encode(&discover())[..240].to_vec();
+            let parts: Vec<&[u8]> = if relayed.is_empty() { vec![relayed] } else { relayed.chunks(255).collect() };
+            for part in parts {
+                bytes.extend([82, u8::try_from(part.len()).expect("short")]);
+                bytes.extend(part);
+            }
+            bytes.extend([61, 3, 0, b'a', b'b', 53, 1, 1, 255]);
+            let request = decode(&bytes).expect("sound");
+            let mut reply = reply_to(&request, Ipv4Addr::new(10, 0, 0, 1), MessageType::Offer);
+            reply.opts_mut().insert(DhcpOption::SubnetMask(Ipv4Addr::new(255, 0, 0, 0)));
+            let bytes = encode(&reply);
+            assert_eq!(bytes[240..249], [53, 1, 2, 54, 4, 10, 0, 0, 1]);
+            let (mut rest, mut codes, mut back) = (&bytes[240..], Vec::new(), Vec::new());
+            while let [code, len, tail @ ..] = rest {
+                if *code == 255 {
+                    break;
+                }
+                codes.push(*code);
+                if *code == 82 {
+                    back.extend_from_slice(&tail[..usize::from(*len)]);
+                }
+                rest = &tail[usize::from(*len)..];
+            }
+            codes.dedup();
+            assert_eq!(codes, [53, 54, 1, 61, 82]);
+            assert_eq!(back, relayed);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 
 use crate::loaders;
 use crate::message::{self, CLIENT_PORT, Datagram, Message, SERVER_PORT};
+use crate::rivals;
 use order::MacAddr;
 
 /// Option 175, under which iPXE keeps its own options.
@@ -177,6 +178,7 @@ fn fill(reply: &mut Message, request: &Message, client: &BootClient, server: &Bo
     let file = boot_file(client, server)?;
     reply.set_siaddr(server.address);
     let options = reply.opts_mut();
+    options.insert(rivals::mark());
     if let Some(uuid) = message::bytes_of(request, OptionCode::ClientMachineIdentifier) {
         options.insert(DhcpOption::ClientMachineIdentifier(uuid.to_vec()));
     }

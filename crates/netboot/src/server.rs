@@ -19,7 +19,7 @@ use order::MacAddr;
 
 /// How long an offered address waits for its REQUEST, in seconds. Firmware takes 4 s, a slow machine ten.
 const OFFER_S: u64 = 60;
-/// How long an address that a client found in use is left alone, in seconds.
+/// How long an address that was found in use is left alone, in seconds.
 const DECLINED_S: u64 = 600;
 
 /// What the server gives out.
@@ -29,8 +29,14 @@ pub struct ServerConfig {
     pub address: Ipv4Addr,
     /// Length of the network's prefix.
     pub prefix_len: u8,
-    /// First and last address to give out; ours and the router's are left out by themselves.
+    /// First and last address to give out. Those that no machine can have are left out by themselves: ours, the router's, and
+    /// the first and last one of the network.
     pub range: RangeInclusive<Ipv4Addr>,
+    /// Further addresses of this computer.
+    pub own: Vec<Ipv4Addr>,
+    /// Whether an address is looked for on the network before it is given to a machine that does not have it:
+    /// [`Outcome::Probe`].
+    pub probe: bool,
     /// Default router, if the network has one.
     pub router: Option<Ipv4Addr>,
     /// Name servers, if any.
@@ -44,7 +50,7 @@ pub struct ServerConfig {
 pub struct LeaseRecord {
     /// The address.
     pub address: Ipv4Addr,
-    /// The machine it belongs to; `None` for an address somebody else was found to use.
+    /// The machine it belongs to; `None` for an address that was found in use.
     pub mac: Option<MacAddr>,
     /// When it ends, in seconds since 1970. A record that has ended still remembers whose address it was.
     pub expires: u64,
@@ -55,6 +61,11 @@ pub struct LeaseRecord {
 pub enum Outcome {
     /// Not for us, or nothing to say.
     Silent,
+    /// Find out whether a host uses this address already (RFC 2131, section 2.2, by RFC 5227), say so by
+    /// [`DhcpServer::probed`] or [`DhcpServer::found_in_use`], and handle the message again.
+    Probe(Ipv4Addr),
+    /// A relay asks for a network that is not ours: it gets no answer (RFC 2131, section 4.3.1).
+    Elsewhere(Ipv4Addr),
     /// An address was offered.
     Offered(Ipv4Addr, Datagram),
     /// A lease was given or renewed: keep [`DhcpServer::leases`].
@@ -74,7 +85,17 @@ pub enum Outcome {
 pub struct DhcpServer {
     config: ServerConfig,
     leases: BTreeMap<Ipv4Addr, LeaseRecord>,
-    offers: BTreeMap<Ipv4Addr, (MacAddr, u64)>,
+    offers: BTreeMap<Ipv4Addr, Offer>,
+}
+
+/// An address that is kept for a machine until it asks for it.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    mac: MacAddr,
+    /// In seconds since 1970.
+    expires: u64,
+    /// Whether it has been looked for on the network.
+    is_probed: bool,
 }
 
 impl DhcpServer {
@@ -98,14 +119,24 @@ impl DhcpServer {
     /// them boot what they like.
     pub fn handle(&mut self, request: &Message, boot: Option<&BootServer>, now: u64) -> Outcome {
         let mac = message::mac_of(request);
-        self.offers.retain(|_, (_, expires)| *expires > now);
+        self.offers.retain(|_, offer| offer.expires > now);
+        let relay = request.giaddr();
+        let is_ours = relay.is_unspecified() || self.is_on_our_network(relay);
         match request.opts().msg_type() {
+            Some(MessageType::Discover | MessageType::Request | MessageType::Inform) if !is_ours => {
+                Outcome::Elsewhere(relay)
+            }
             Some(MessageType::Discover) => {
                 let Some(address) = self.choose(mac, requested(request), now) else { return Outcome::Exhausted };
-                self.offers.insert(address, (mac, now + OFFER_S));
+                if self.has_to_probe(address, mac, now) {
+                    return Outcome::Probe(address);
+                }
+                self.keep(address, mac, now, true);
                 Outcome::Offered(address, self.grant(request, boot, MessageType::Offer, Some(address)))
             }
             Some(MessageType::Request) => self.request(request, mac, boot, now),
+            // What we would say of mask and router holds for our own network alone.
+            Some(MessageType::Inform) if !self.is_on_our_network(request.ciaddr()) => Outcome::Silent,
             Some(MessageType::Inform) => Outcome::Informed(self.grant(request, boot, MessageType::Ack, None)),
             Some(MessageType::Release) => {
                 let address = request.ciaddr();
@@ -134,7 +165,7 @@ impl DhcpServer {
         let server_id = message::address_of(request, OptionCode::ServerIdentifier);
         if server_id.is_some_and(|server_id| server_id != self.config.address) {
             // Another server was chosen.
-            self.offers.retain(|_, (owner, _)| *owner != mac);
+            self.offers.retain(|_, offer| offer.mac != mac);
             return Outcome::Silent;
         }
         let renewing = Some(request.ciaddr()).filter(|address| !address.is_unspecified());
@@ -146,17 +177,54 @@ impl DhcpServer {
         if !self.may_give(address) || !free_or_own {
             return Outcome::Refused(self.refuse(request));
         }
-        self.offers.retain(|_, (owner, _)| *owner != mac);
+        if self.has_to_probe(address, mac, now) {
+            return Outcome::Probe(address);
+        }
+        self.offers.retain(|_, offer| offer.mac != mac);
         self.leases.retain(|_, record| record.mac != Some(mac));
         let expires = now + u64::from(self.config.lease_s);
         self.leases.insert(address, LeaseRecord { address, mac: Some(mac), expires });
         Outcome::Leased(address, self.grant(request, boot, MessageType::Ack, Some(address)))
     }
 
+    /// Whether an address has to be looked for on the network before this machine gets it; it is kept for the machine
+    /// meanwhile. What the machine has already is its own.
+    fn has_to_probe(&mut self, address: Ipv4Addr, mac: MacAddr, now: u64) -> bool {
+        let is_leased = self.leases.get(&address).is_some_and(|old| old.mac == Some(mac) && old.expires > now);
+        let is_probed = self.offers.get(&address).is_some_and(|offer| offer.mac == mac && offer.is_probed);
+        if !self.config.probe || is_leased || is_probed {
+            return false;
+        }
+        self.keep(address, mac, now, false);
+        true
+    }
+
+    /// Keeps one address for a machine, and no other one.
+    fn keep(&mut self, address: Ipv4Addr, mac: MacAddr, now: u64, is_probed: bool) {
+        self.offers.retain(|_, offer| offer.mac != mac);
+        self.offers.insert(address, Offer { mac, expires: now + OFFER_S, is_probed });
+    }
+
+    /// No host has answered for an address that is kept for this machine.
+    pub fn probed(&mut self, address: Ipv4Addr, mac: MacAddr) {
+        if let Some(offer) = self.offers.get_mut(&address).filter(|offer| offer.mac == mac) {
+            offer.is_probed = true;
+        }
+    }
+
+    /// A host has answered for an address that was to be given out: it is left alone for a while. `now` is in seconds since
+    /// 1970.
+    pub fn found_in_use(&mut self, address: Ipv4Addr, now: u64) {
+        if self.may_give(address) {
+            self.offers.remove(&address);
+            self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S });
+        }
+    }
+
     /// Who holds an address now: `None` nobody, `Some(None)` an unknown machine, `Some(Some(mac))` that machine.
     fn owner(&self, address: Ipv4Addr, now: u64) -> Option<Option<MacAddr>> {
-        if let Some((mac, _)) = self.offers.get(&address) {
-            return Some(Some(*mac));
+        if let Some(offer) = self.offers.get(&address) {
+            return Some(Some(offer.mac));
         }
         self.leases.get(&address).filter(|record| record.expires > now).map(|record| record.mac)
     }
@@ -164,7 +232,7 @@ impl DhcpServer {
     /// Its own address if it ever had one, else what it asks for, else a fixed place by its address, else any
     /// that was never given out, else the one that has been free for longest.
     fn choose(&self, mac: MacAddr, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
-        let offered = self.offers.iter().find(|(_, (owner, _))| *owner == mac).map(|(address, _)| *address);
+        let offered = self.offers.iter().find(|(_, offer)| offer.mac == mac).map(|(address, _)| *address);
         let remembered = self.leases.values().find(|record| record.mac == Some(mac)).map(|record| record.address);
         let usable = |address: &Ipv4Addr| {
             self.may_give(*address) && self.owner(*address, now).is_none_or(|owner| owner == Some(mac))
@@ -187,7 +255,17 @@ impl DhcpServer {
     }
 
     fn may_give(&self, address: Ipv4Addr) -> bool {
-        self.config.range.contains(&address) && address != self.config.address && Some(address) != self.config.router
+        let config = &self.config;
+        let host = u32::from(address) & !mask(config.prefix_len);
+        // A network of two has neither its own nor a broadcast address (RFC 3021).
+        let is_a_hosts = config.prefix_len > 30 || host != 0 && host != !mask(config.prefix_len);
+        let is_ours = address == config.address || config.own.contains(&address);
+        let is_taken = is_ours || Some(address) == config.router;
+        config.range.contains(&address) && self.is_on_our_network(address) && is_a_hosts && !is_taken
+    }
+
+    fn is_on_our_network(&self, address: Ipv4Addr) -> bool {
+        (u32::from(address) ^ u32::from(self.config.address)) & mask(self.config.prefix_len) == 0
     }
 
     fn grant(
@@ -201,8 +279,7 @@ impl DhcpServer {
         let mut reply = message::reply_to(request, config.address, kind);
         reply.set_ciaddr(request.ciaddr());
         let options = reply.opts_mut();
-        let host_bits = 32 - u32::from(config.prefix_len.min(32));
-        let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+        let mask = mask(config.prefix_len);
         options.insert(DhcpOption::SubnetMask(mask.into()));
         options.insert(DhcpOption::BroadcastAddr((u32::from(config.address) | !mask).into()));
         if let Some(router) = config.router {
@@ -232,10 +309,17 @@ impl DhcpServer {
         let to = if relay.is_unspecified() {
             SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT)
         } else {
+            // The machine may have no address or a wrong one: the relay has to broadcast this (RFC 2131, section 4.3.2).
+            let flags = reply.flags().set_broadcast();
+            reply.set_flags(flags);
             SocketAddrV4::new(relay, SERVER_PORT)
         };
         Datagram { to, bytes: message::encode(&reply) }
     }
+}
+
+fn mask(prefix_len: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0)
 }
 
 fn requested(request: &Message) -> Option<Ipv4Addr> {

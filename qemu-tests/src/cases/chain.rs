@@ -18,32 +18,42 @@ pub fn golden_disk_starts(rack: &mut Rack) -> Result<()> {
 }
 
 pub fn proxy_dhcp_bios(rack: &mut Rack) -> Result<()> {
-    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dnsmasq::site_dhcp)
+    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dhcp::Proxy, Dnsmasq::site_dhcp)
 }
 
 pub fn proxy_dhcp_uefi(rack: &mut Rack) -> Result<()> {
-    beside_dnsmasq(rack, Firmware::Uefi, Bus::Scsi, Dnsmasq::site_dhcp)
+    beside_dnsmasq(rack, Firmware::Uefi, Bus::Scsi, Dhcp::Proxy, Dnsmasq::site_dhcp)
 }
 
 pub fn leftover_file_bios(rack: &mut Rack) -> Result<()> {
-    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dnsmasq::site_dhcp_with_leftover)
+    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dhcp::Proxy, Dnsmasq::site_dhcp_with_leftover)
 }
 
 pub fn leftover_file_uefi(rack: &mut Rack) -> Result<()> {
-    beside_dnsmasq(rack, Firmware::Uefi, Bus::Virtio, Dnsmasq::site_dhcp_with_leftover)
+    beside_dnsmasq(rack, Firmware::Uefi, Bus::Virtio, Dhcp::Proxy, Dnsmasq::site_dhcp_with_leftover)
 }
 
-/// The site's DHCP server knows nothing about booting, or has old entries; our server gives out no addresses.
+pub fn one_file_name_bios(rack: &mut Rack) -> Result<()> {
+    beside_dnsmasq(rack, Firmware::Bios, Bus::Virtio, Dhcp::Off, |host| Dnsmasq::router(host, "undionly.kpxe"))
+}
+
+pub fn one_file_name_uefi(rack: &mut Rack) -> Result<()> {
+    beside_dnsmasq(rack, Firmware::Uefi, Bus::Virtio, Dhcp::Off, |host| Dnsmasq::router(host, "snponly.efi"))
+}
+
+/// The site's DHCP server knows nothing about booting, has old entries, or names one file of ours; our server gives out no
+/// addresses.
 fn beside_dnsmasq(
     rack: &mut Rack,
     firmware: Firmware,
     bus: Bus,
+    ours: Dhcp,
     site_dhcp: fn(&Host) -> Result<Dnsmasq>,
 ) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
     let host = rack.network.host("10.77.0.2")?;
     let site = site_dhcp(&host)?;
-    let mut server = rack.serve(ServerConfig::new(Dhcp::Proxy))?;
+    let mut server = rack.serve(ServerConfig::new(ours))?;
     let image = server.capture(&golden, "golden")?;
     server.arm("golden", &["--after", "poweroff", "--linger", "1"])?;
     let target = rack.new_disk("target", 128)?;

@@ -53,6 +53,8 @@ pub const CASES: &[Case] = &[
     case("proxy_dhcp_uefi", "beside a site's dnsmasq, UEFI", chain::proxy_dhcp_uefi),
     case("leftover_file_bios", "the site's DHCP still names a boot file, BIOS", chain::leftover_file_bios),
     case("leftover_file_uefi", "the site's DHCP still names a boot file, UEFI", chain::leftover_file_uefi),
+    case("one_file_name_bios", "a router that names undionly.kpxe for everybody", chain::one_file_name_bios),
+    case("one_file_name_uefi", "a router that names snponly.efi for everybody", chain::one_file_name_uefi),
     case("dhcp_server_bios", "imaged, restarted, and started from its own disk, BIOS", chain::dhcp_server_bios),
     case("dhcp_server_uefi", "imaged, restarted, and started from its own disk, UEFI", chain::dhcp_server_uefi),
     case("nothing_armed_bios", "a machine starts its own disk while nothing is armed", chain::nothing_armed_bios),

@@ -1,6 +1,7 @@
 //! `ezio arm`, `ezio disarm` and `ezio resume`: which machines get which image.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::commands::preview;
 use crate::room::book::{self, Written};
 use crate::room::config::Settings;
 use crate::room::orders::{Armed, Order, new_deployment};
+use crate::room::rivals::Role;
 use crate::room::running::ServerNote;
 use crate::room::scope::Scope;
 use crate::room::state;
@@ -90,6 +92,9 @@ pub struct ArmCommand {
     /// Show what would change, and change nothing.
     #[arg(long)]
     preview: bool,
+    /// Arm although this other EZIO or PXE server is on the network; may be given several times.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    beside: Vec<Ipv4Addr>,
 }
 
 /// Ends what holds orders back. With --mac or --group: a machine or group that `ezio disarm` holds back. Without: orders that
@@ -153,6 +158,7 @@ impl ArmCommand {
             say!("nothing was changed");
             return Ok(());
         }
+        refuse_beside_rivals(library.dir(), &[&settings.beside[..], &self.beside].concat())?;
         let written = book::update(&state_dir, arm)?;
         let armed = &written.armed;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
@@ -182,6 +188,24 @@ impl ArmCommand {
         }
         Ok(())
     }
+}
+
+/// Refuses an order while the running server sees another one that sends machines elsewhere; `beside` are meant to be there.
+fn refuse_beside_rivals(library: &Path, beside: &[Ipv4Addr]) -> anyhow::Result<()> {
+    let Some(status) = ServerNote::find(library).ok().and_then(|server| fetch(&agent(), &server.url).ok()) else {
+        // Without a server there is no order to hand out; one that does not answer is complained about later.
+        return Ok(());
+    };
+    if let Some(rival) = status.rivals.iter().find(|rival| !beside.contains(&rival.address)) {
+        let (address, interface) = (rival.address, &rival.interface);
+        let what = if rival.role == Role::Ezio { "another EZIO server" } else { "another PXE server (ProxyDHCP)" };
+        bail!(
+            "nothing was armed: {what}, {address}, is on the network of {interface}, and machines may take its answer for \
+             ours. Stop it there; or give --beside {address} to arm all the same for this once; or, if it is meant to be \
+             there, write `beside = [\"{address}\"]` into the config and restart `ezio serve`"
+        );
+    }
+    Ok(())
 }
 
 /// Whether the config never wants it imaged.

@@ -93,7 +93,14 @@ impl RestoreCommand {
         let device = self.open_target(&layout)?;
         let verify = !self.no_verify;
         let table = Wish { grow: self.grow, new_disk_id: None };
-        let wishes = RestoreOptions { verify, keep: !self.no_keep && !is_new, discard: !self.no_discard, table, stamp: None, permission: None };
+        let wishes = RestoreOptions {
+            verify,
+            keep: !self.no_keep && !is_new,
+            discard: !self.no_discard,
+            table,
+            stamp: None,
+            permission: None,
+        };
         let mut options = Options {
             trackers,
             peers: self.peers,

@@ -1,5 +1,6 @@
 //! `ezio serve`: every service of the room in one process.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +9,17 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::room::Room;
-use crate::room::config::{DhcpMode, Pinned, Settings};
+use crate::room::config::{Answer, DhcpMode, Pinned, Settings};
 use crate::room::orders::check_target;
 use crate::room::running::{self, ServerNote};
-use crate::services::binding::{self, Binding};
+use crate::services::binding::{self, Binding, Present};
+use crate::services::network::Network;
 use crate::services::tracker::TrackerService;
-use crate::services::{dhcp, history, http, orders, seeder, tftp};
+use crate::services::{history, orders, seeder};
 use library::Library;
 use netboot::loaders::BOOT_FILES;
 
@@ -71,47 +73,23 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
         check_boot_dir(&settings.boot_dir())?;
     }
     check_images(&settings, &library, config.as_deref())?;
-    let bindings = binding::find(&settings)?;
-    let room = Arc::new(Room::open(settings, library, bindings)?);
+    let wanted = binding::wanted(&settings, &Present::look().context("listing the network interfaces")?)?;
+    let room = Arc::new(Room::open(settings, library, Vec::new())?);
     if let Some(why) = room.armed().suspended() {
         log::error!("no machine gets an order: {why}; check what is armed and held back, then run `ezio resume`");
     }
 
-    // Everything is opened before anything is answered: half a server is worse than none.
-    let mut tftp_services = Vec::new();
-    let mut listeners = Vec::new();
-    let dhcp_services = dhcp::bind(&room.settings, &room.bindings, &state_dir)?;
-    for binding in &room.bindings {
-        if is_tftp_on {
-            tftp_services.push(tftp::bind(&room, binding)?);
-        }
-        if is_http_on {
-            listeners.push(http::bind(&room, binding).await?);
-        }
-    }
+    let (stop, watcher) = watch::channel(false);
+    let tracker = Arc::new(TrackerService::default());
+    let network = Network::start(room.clone(), tracker.clone(), wanted).await?;
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
 
-    let (stop, watcher) = watch::channel(false);
-    let tracker = Arc::new(TrackerService::default());
     let mut tasks = JoinSet::new();
-    for service in dhcp_services {
-        tasks.spawn(dhcp::run(room.clone(), service, watcher.clone()));
-    }
-    for listener in listeners {
-        tasks.spawn(http::run(room.clone(), tracker.clone(), listener, watcher.clone()));
-    }
+    tasks.spawn(network.follow(watcher.clone()));
     tasks.spawn(seeder::run(room.clone(), tracker.clone(), watcher.clone()));
     tasks.spawn(orders::run(room.clone(), watcher.clone()));
     tasks.spawn(history::run(room.clone(), watcher));
-    let mut tftp_threads = Vec::new();
-    for service in tftp_services {
-        let (stop, watcher) = oneshot::channel();
-        tftp_threads.push((stop, tftp::run(service, watcher).context("starting TFTP")?));
-    }
-    let address = room.bindings.first().map(|binding| binding.address.to_string()).unwrap_or_default();
-    let url = format!("http://{address}:{}", room.settings.http_port());
-    ServerNote::here(url, room.settings.clone()).leave(&state_dir)?;
     say!("{}", summary(&room).trim_end());
 
     tokio::select! {
@@ -120,10 +98,6 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     log::info!("stopping");
     let _ = stop.send(true);
-    for (stop, thread) in tftp_threads {
-        drop(stop);
-        let _ = thread.join();
-    }
     let goodbye = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
         log::warn!("a service did not stop in time");
@@ -189,23 +163,28 @@ fn summary(room: &Room) -> String {
     let mut say = |what: &str, text: String| out += &format!("{what:<9}{text}\n");
     say("ezio", format!("{} serves {}", env!("CARGO_PKG_VERSION"), room.library.dir().display()));
     let at = |b: &Binding| format!("{} ({}/{})", b.interface, b.address, b.prefix_len);
-    say("network", room.bindings.iter().map(at).collect::<Vec<_>>().join(", "));
+    let bindings = room.bindings();
+    let network: Vec<String> = bindings.iter().map(at).chain(room.network_troubles()).collect();
+    say("network", network.join(", "));
     let tftp_port = settings.tftp_port();
-    let address = room.bindings.first().map(|binding| binding.address.to_string()).unwrap_or_default();
+    let address = bindings.first().map(|binding| binding.address);
+    let boot_url = room.boot_server(address.unwrap_or(Ipv4Addr::UNSPECIFIED)).url("boot.ipxe");
+    let address = address.map_or_else(|| "ADDRESS".into(), |address| address.to_string());
+    let boot_url = boot_url.unwrap_or_else(|| "boot.ipxe".into()).replace("//0.0.0.0", "//ADDRESS");
     say(
         "dhcp",
         match settings.dhcp() {
-            DhcpMode::Proxy => "beside the site's DHCP server; silent while nothing is armed".into(),
+            DhcpMode::Proxy => match settings.answer() {
+                Answer::Armed => "beside the site's DHCP server; answers machines that something is armed for".into(),
+                Answer::All => "beside the site's DHCP server; silent while nothing is armed".into(),
+            },
             DhcpMode::Server => {
                 let range = settings.dhcp_range.as_ref().map(|range| format!("{}-{}", range.0.start(), range.0.end()));
                 format!("gives out {}", range.unwrap_or_default())
             }
             DhcpMode::Off => format!(
                 "off: in the site's DHCP server set next-server {address} and the boot file undionly.kpxe (architecture 0), \
-             snponly.efi (7, 9) or, for iPXE (option 77 or 175), {}",
-                room.boot_server(address.parse().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED))
-                    .url("boot.ipxe")
-                    .unwrap_or_else(|| "boot.ipxe".into())
+             snponly.efi (7, 9) or, for iPXE (option 77 or 175), {boot_url}"
             ),
         },
     );

@@ -17,7 +17,7 @@ use order::TargetRule;
 
 pub use self::keys::{Group, MachineSection, Settings, document};
 use self::read::Mistake;
-pub use self::value::DhcpMode;
+pub use self::value::{Answer, DhcpMode};
 use crate::room::scope::Scope;
 
 /// An image that a group or machine names.

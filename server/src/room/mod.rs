@@ -5,6 +5,7 @@ pub mod config;
 pub mod fleet;
 pub mod needed;
 pub mod orders;
+pub mod rivals;
 pub mod running;
 pub mod scope;
 pub mod seeds;

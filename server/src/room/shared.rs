@@ -16,6 +16,7 @@ use crate::room::book::{self, OrderBook};
 use crate::room::config::Settings;
 use crate::room::fleet::{Fleet, History};
 use crate::room::orders::{Armed, Job};
+use crate::room::rivals::Rivals;
 use crate::room::seeds::SeedStatus;
 use crate::services::binding::Binding;
 use library::{Image, Library};
@@ -48,8 +49,6 @@ pub struct Room {
     pub library: Library,
     /// Kernel, initramfs and loaders.
     pub boot_dir: PathBuf,
-    /// Where we are reachable.
-    pub bindings: Vec<Binding>,
     /// Since when we run.
     pub started: Instant,
     /// What was no use.
@@ -59,6 +58,10 @@ pub struct Room {
     history: History,
     images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
     seeds: RwLock<Vec<SeedStatus>>,
+    bindings: RwLock<Vec<Binding>>,
+    /// What is wrong with the interfaces that should be served, as text.
+    network_troubles: RwLock<Vec<String>>,
+    rivals: Mutex<Rivals>,
 }
 
 /// What a machine boots.
@@ -93,12 +96,35 @@ impl Room {
             book: OrderBook::new(&state_dir, store)?,
             settings,
             library,
-            bindings,
             started: Instant::now(),
             counters: Counters::default(),
             images: RwLock::default(),
             seeds: RwLock::default(),
+            bindings: RwLock::new(bindings),
+            network_troubles: RwLock::default(),
+            rivals: Mutex::default(),
         })
+    }
+
+    /// Where we are reachable now.
+    pub fn bindings(&self) -> Vec<Binding> {
+        self.bindings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces where we are reachable, and what is wrong with the interfaces that are missing there.
+    pub fn set_bindings(&self, bindings: Vec<Binding>, troubles: Vec<String>) {
+        *self.bindings.write().unwrap_or_else(PoisonError::into_inner) = bindings;
+        *self.network_troubles.write().unwrap_or_else(PoisonError::into_inner) = troubles;
+    }
+
+    /// What is wrong with the interfaces that should be served, as text.
+    pub fn network_troubles(&self) -> Vec<String> {
+        self.network_troubles.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The other servers of our networks; hold it for a moment only.
+    pub fn rivals(&self) -> MutexGuard<'_, Rivals> {
+        self.rivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is armed now.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::room::fleet::Machine;
 use crate::room::orders::Order;
+use crate::room::rivals::Rival;
 use crate::room::seeds::SeedStatus;
 use crate::room::shared::{Boot, Room};
 use crate::room::state;
@@ -33,6 +34,12 @@ pub struct Status {
     /// What is obeyed: the number of the last change of the orders, and of what is stopped beside them.
     #[serde(default)]
     pub obeys: (u64, u64),
+    /// What else people should know of the network, as text.
+    #[serde(default)]
+    pub hints: Vec<String>,
+    /// Servers on our networks that send machines elsewhere and are not listed as meant to be there.
+    #[serde(default)]
+    pub rivals: Vec<Rival>,
     /// The armed and published images and our own seeding of them.
     pub images: Vec<SeedStatus>,
     /// Every machine we have heard of, and those of the config that are armed.
@@ -110,6 +117,14 @@ impl Status {
             }
         });
         let machines = machines.collect();
+        let rivals = room.rivals().list(&room.settings);
+        let (bad, other): (Vec<&Rival>, Vec<&Rival>) =
+            rivals.iter().partition(|rival| rival.is_trouble(&room.settings));
+        let words =
+            |rivals: Vec<&Rival>| rivals.into_iter().map(|rival| rival.words(&room.settings)).collect::<Vec<_>>();
+        let own = [room.book().trouble(), room.history().trouble()].into_iter().flatten();
+        let troubles = own.chain(room.network_troubles()).chain(words(bad)).collect();
+        let hints = words(other);
         let counters = &room.counters;
         let number = |name: &str, counter: &AtomicU64| (name.to_owned(), counter.load(Ordering::Relaxed));
         Status {
@@ -118,7 +133,9 @@ impl Status {
             armed: armed.orders().to_vec(),
             orders: armed.lines(&room.settings),
             suspended: armed.suspended().map(str::to_owned),
-            troubles: [room.book().trouble(), room.history().trouble()].into_iter().flatten().collect(),
+            troubles,
+            hints,
+            rivals: rivals.into_iter().filter(Rival::sends_machines_elsewhere).collect(),
             obeys,
             images: room.seeds(),
             machines,

@@ -19,6 +19,9 @@ pub fn table(status: &Status) -> String {
     for trouble in &status.troubles {
         wrap(&mut out, "TROUBLE: ", trouble);
     }
+    for hint in &status.hints {
+        wrap(&mut out, "note: ", hint);
+    }
     for order in &status.orders {
         wrap(&mut out, "armed: ", order);
     }

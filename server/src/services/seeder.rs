@@ -33,6 +33,8 @@ struct Running {
     image: Arc<Image>,
     /// The directory's inode: a new image of the same name is another directory.
     inode: u64,
+    /// The address that it listens on.
+    address: Ipv4Addr,
     swarm: Option<Swarm>,
     error: Option<String>,
 }
@@ -107,7 +109,9 @@ async fn keep(
     }
     let inode = std::fs::metadata(room.library.dir().join("images").join(name)).map_or(0, |dir| dir.ino());
     if let Some(seed) = running.get(name) {
-        if seed.inode == inode && seed.error.is_none() {
+        // While no interface is there, the old address may come back.
+        let is_at_home = room.bindings().is_empty() || seed.address == address_of(room);
+        if seed.inode == inode && seed.error.is_none() && is_at_home {
             return;
         }
         end(name, running, tracker).await;
@@ -121,7 +125,8 @@ async fn keep(
     };
     let infohash = image.meta.infohash;
     let own: Vec<u16> = running.values().filter_map(Running::port).collect();
-    let (swarm, error) = match start(room, &image, &own).await {
+    let address = address_of(room);
+    let (swarm, error) = match start(room, &image, address, &own).await {
         Ok(swarm) => (swarm, None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
@@ -129,7 +134,7 @@ async fn keep(
         Some(error) => note(broken, name, error.clone()),
         None => drop(broken.remove(name)),
     }
-    let seed = Running { image, inode, swarm, error };
+    let seed = Running { image, inode, address, swarm, error };
     tracker.allow(infohash, seed.port());
     if let Some(port) = seed.port() {
         log::info!("image {name}: seeding {} on port {port}", units::size(seed.image.layout.content_len()));
@@ -145,16 +150,20 @@ fn note(broken: &mut BTreeMap<String, Broken>, name: &str, error: String) {
     broken.insert(name.to_owned(), Broken { error, tried: Instant::now() });
 }
 
+/// Where to listen.
+fn address_of(room: &Room) -> Ipv4Addr {
+    match &room.bindings()[..] {
+        [only] => only.address,
+        _ => Ipv4Addr::UNSPECIFIED,
+    }
+}
+
 /// Starts to seed an image, on the lowest port from the configured one on that is free; `own` are those that we have taken
 /// for other images.
-async fn start(room: &Room, image: &Image, own: &[u16]) -> anyhow::Result<Option<Swarm>> {
+async fn start(room: &Room, image: &Image, address: Ipv4Addr, own: &[u16]) -> anyhow::Result<Option<Swarm>> {
     if !room.settings.seed() {
         return Ok(None);
     }
-    let address = match &room.bindings[..] {
-        [only] => only.address,
-        _ => Ipv4Addr::UNSPECIFIED,
-    };
     let storage = open_image(image)?;
     let base = room.settings.peer_port();
     let mut ports: Vec<u16> = (base..=u16::MAX).filter(|port| *port == 0 || !own.contains(port)).collect();

@@ -5,7 +5,13 @@
 //! A room that is switched on asks all at once. Each transfer has a place, and gives it back when it is done, when the
 //! client ends it (UEFI does, once it knows the size), and soon when the client has never said a word. A request for which
 //! there is no place is not answered: firmware asks again after a second or four, where a refusal would make it boot from
-//! something else. The protocol itself is `netboot::tftp`. async-tftp, which was here before, cannot do that: it passes over
+//! something else.
+//!
+//! Some routers name one boot file for everybody. Our own iPXE, loaded by that name, asks DHCP, gets the name of the loader
+//! again, and would load itself for ever. So an iPXE that asks for the loader which its address has just fetched gets the boot
+//! script instead: iPXE knows a script by its content. Firmware asks in other ways, and always gets the loader.
+//!
+//! The protocol itself is `netboot::tftp`. async-tftp, which was here before, cannot do that: it passes over
 //! a client's ERROR, keeps the place for ten seconds, and meanwhile is deaf to the client's port.
 
 use std::collections::HashMap;
@@ -20,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netboot::MacAddr;
-use netboot::loaders::BOOT_FILES;
+use netboot::loaders::{BOOT_FILES, LOADERS};
 use netboot::tftp::{Answer, Content, ReadRequest, Refusal, RequestError, Sending, Transfer, refusal};
 use nix::sys::socket::{getsockopt, sockopt};
 use terminal::Throttle;
@@ -69,8 +75,9 @@ pub fn bind(room: &Arc<Room>, binding: &Binding) -> anyhow::Result<TftpService> 
     let address = binding.address;
     let socket = StdUdpSocket::bind((address, port))
         .map_err(|error| binding::explain(error, "TFTP", address, port, true, "tftp_port"))?;
+    binding::make_room(&socket);
     socket.set_nonblocking(true)?;
-    let tree = Tree { room: room.clone(), address, asked: HashMap::new() };
+    let tree = Tree { room: room.clone(), address, asked: HashMap::new(), loaded: HashMap::new() };
     Ok(TftpService { socket, address, tree })
 }
 
@@ -100,8 +107,11 @@ impl TftpService {
                 _ = &mut stop => return Ok(()),
                 Some(ended) = tasks.join_next() => {
                     // An aborted one has been replaced, and its place with it.
-                    if let Ok((client, id)) = ended {
+                    if let Ok((client, id, name, is_sent)) = ended {
                         places.give_back(client, id);
+                        if is_sent {
+                            tree.sent(client.ip(), name);
+                        }
                     }
                 }
                 received = socket.recv_from(&mut buf) => {
@@ -124,15 +134,21 @@ impl TftpService {
                     if !places.has_room_for(client, &request) {
                         continue;
                     }
-                    match tree.open(client.ip(), &request.name) {
+                    let is_loop = tree.is_loop(client.ip(), &request);
+                    let found = if is_loop { Ok(tree.script()) } else { tree.open(client.ip(), &request.name) };
+                    match found {
                         Ok(source) => {
                             count(&tree.room.counters.tftp_served);
                             log::debug!("{client} fetches {} by TFTP, {} bytes", request.name, source.len());
+                            if is_loop {
+                                log::debug!("{client} has just loaded that, and gets the boot script in its place");
+                            }
+                            let name = if is_loop { String::new() } else { request.name.clone() };
                             let (id, is_heard) = places.next();
                             let sending = send(request.clone(), source, address, client, Arc::clone(&is_heard));
                             let task = tasks.spawn(async move {
-                                sending.await;
-                                (client, id)
+                                let is_sent = sending.await;
+                                (client, id, name, is_sent)
                             });
                             places.occupy(client, Place { id, request, is_heard, task });
                         }
@@ -148,12 +164,22 @@ impl TftpService {
     }
 }
 
-/// One transfer, from its own port, to its end.
-async fn send(request: ReadRequest, source: Source, address: Ipv4Addr, client: SocketAddr, is_heard: Arc<AtomicBool>) {
-    if let Err(error) = exchange(&request, source, address, client, &is_heard).await
-        && let Some(more) = FAILED.pass()
-    {
-        log::warn!("sending {} to {client} by TFTP: {error}{more}", request.name);
+/// One transfer, from its own port, to its end. Whether the client has all of it.
+async fn send(
+    request: ReadRequest,
+    source: Source,
+    address: Ipv4Addr,
+    client: SocketAddr,
+    is_heard: Arc<AtomicBool>,
+) -> bool {
+    match exchange(&request, source, address, client, &is_heard).await {
+        Ok(is_sent) => is_sent,
+        Err(error) => {
+            if let Some(more) = FAILED.pass() {
+                log::warn!("sending {} to {client} by TFTP: {error}{more}", request.name);
+            }
+            false
+        }
     }
 }
 
@@ -163,7 +189,7 @@ async fn exchange(
     address: Ipv4Addr,
     client: SocketAddr,
     is_heard: &AtomicBool,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let socket = UdpSocket::bind((address, 0)).await?;
     // The kernel drops what others send here.
     socket.connect(client).await?;
@@ -173,7 +199,7 @@ async fn exchange(
         match transfer.poll(Instant::now()) {
             Ok(Sending::Packet(packet)) => match socket.send(&packet).await {
                 // Its port is closed: it is gone.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
                 // Any other packet that cannot be sent is as good as lost on the way.
                 _ => {}
             },
@@ -182,15 +208,15 @@ async fn exchange(
                     transfer.receive(&buf[..len], Instant::now());
                     is_heard.store(!transfer.is_fresh(), Ordering::Relaxed);
                 }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {}
             },
             Ok(Sending::Over(answer)) => {
-                if let Answer::Silent(acknowledged) = answer {
+                if let Answer::Silent(acknowledged) = &answer {
                     log::debug!("{client} has gone silent after {acknowledged} bytes of {}", request.name);
                 }
-                return Ok(());
+                return Ok(answer == Answer::Sent);
             }
             Err(error) => {
                 let _ = socket.send(&refusal(Refusal::Other, "the file cannot be read on the server")).await;
@@ -275,9 +301,39 @@ struct Tree {
     address: Ipv4Addr,
     /// Who asked for a name with a MAC address in it, and when: the names without one then mean that machine too.
     asked: HashMap<IpAddr, (MacAddr, Instant)>,
+    /// Who has fetched which loader, and when.
+    loaded: HashMap<IpAddr, (String, Instant)>,
 }
 
 impl Tree {
+    /// Whether a loader asks for itself.
+    fn is_loop(&self, client: IpAddr, request: &ReadRequest) -> bool {
+        let has_just_loaded = |(name, at): &(String, Instant)| *name == request.name && at.elapsed() < REMEMBER;
+        request.is_of_ipxe() && self.loaded.get(&client).is_some_and(has_just_loaded)
+    }
+
+    /// What ends that.
+    fn script(&self) -> Source {
+        Source::Bytes(boot_script::script_for_anybody(&self.room, self.address).into())
+    }
+
+    /// A client has all of a file; the script in place of a loader has no name. The next start of the machine begins with
+    /// the loader again.
+    fn sent(&mut self, client: IpAddr, name: String) {
+        if !LOADERS.contains(&name.as_str()) {
+            if name.is_empty() {
+                self.loaded.remove(&client);
+            }
+            return;
+        }
+        if self.loaded.len() >= MAX_REMEMBERED {
+            self.loaded.retain(|_, (_, at)| at.elapsed() < REMEMBER);
+        }
+        if self.loaded.len() < MAX_REMEMBERED {
+            self.loaded.insert(client, (name, Instant::now()));
+        }
+    }
+
     /// The file of that name, or why there is none, for the client.
     fn open(&mut self, client: IpAddr, name: &str) -> Result<Source, (Refusal, String)> {
         let missing = || (Refusal::NoSuchFile, "there is no such file".to_owned());

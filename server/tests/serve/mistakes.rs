@@ -44,8 +44,6 @@ fn mistakes_in_the_config_are_named() {
         assert!(error.contains("groups.lab") && error.contains("\"debain\"") && error.contains("debian"), "{error}");
         let error = with("htpp_port = 80\n");
         assert!(error.contains("ezio.toml") && error.contains("line 1") && error.contains("http_port"), "{error}");
-        let error = with("interface = \"eth7\"\n");
-        assert!(error.contains("eth7") && error.contains("br0 10.9.0.1"), "{error}");
         let error = with("address = \"10.9.0.77\"\n");
         assert!(error.contains("10.9.0.77") && error.contains("br0 10.9.0.1"), "{error}");
         let error = with("dhcp = \"server\"\n");

@@ -61,8 +61,14 @@ fn fetch(socket: &UdpSocket, from: SocketAddr, name: &str) -> Result<Vec<u8>, Fe
 
 /// The way of old ROMs: one block, one ACK; and if nothing comes for a second, the request again.
 fn fetch_by_rom(socket: &UdpSocket, name: &str) -> Vec<u8> {
+    fetch_in_blocks(socket, name, 1456, &[])
+}
+
+fn fetch_in_blocks(socket: &UdpSocket, name: &str, blksize: usize, more: &[&str]) -> Vec<u8> {
+    let size = blksize.to_string();
+    let request = rrq(name.as_bytes(), &[&["blksize", &size], more].concat());
     socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
-    let (mut file, mut next, mut last) = (Vec::new(), 1u16, (rrq(name.as_bytes(), &["blksize", "1456"]), server(69)));
+    let (mut file, mut next, mut last) = (Vec::new(), 1u16, (request, server(69)));
     let mut buf = vec![0; 2048];
     let began = Instant::now();
     socket.send_to(&last.0, last.1).expect("sent");
@@ -82,7 +88,7 @@ fn fetch_by_rom(socket: &UdpSocket, name: &str) -> Vec<u8> {
             _ => continue,
         }
         socket.send_to(&last.0, last.1).expect("sent");
-        if buf[..2] == [0, 3] && len < 1460 {
+        if buf[..2] == [0, 3] && len < blksize + 4 {
             return file;
         }
     }
@@ -167,6 +173,49 @@ fn one_port_after_another_request_from_it() {
             let stray = socket.recv_from(&mut [0; 2048]);
             assert!(stray.is_err(), "something came after the end: {stray:?}");
         });
+    });
+}
+
+/// A router that knows one file name sends our own iPXE to the loader that it is.
+#[test]
+fn a_loader_that_asks_for_itself_gets_the_script() {
+    in_namespace("tftp::a_loader_that_asks_for_itself_gets_the_script", &["curl"], |lan| {
+        let _server = Server::start(&lan, &["--dhcp", "off"]);
+        let read = |name: &str| std::fs::read(boot_dir(&lan).join(name)).expect("there");
+        let (bios, uefi) = (read("undionly.kpxe"), read("snponly.efi"));
+        let (first, second) = (lan.station(9, true), lan.station(10, true));
+        let script = first.tftp("boot.ipxe").expect("there").into_bytes();
+        assert!(script.starts_with(b"#!ipxe\n"), "{script:?}");
+        let ask = |station: &crate::lan::Station, name: &'static str, blksize: usize, more: &'static [&'static str]| {
+            station.run_in(move || fetch_in_blocks(&socket(0), name, blksize, more))
+        };
+        const IPXE: (usize, &[&str]) = (1432, &["tsize", "0"]);
+        let ipxe = |station, name| ask(station, name, IPXE.0, IPXE.1);
+        let probe = |name: &'static str| {
+            first.run_in(move || {
+                let socket = socket(0);
+                socket.send_to(&rrq(name.as_bytes(), &["tsize", "0", "blksize", "1432"]), server(69)).expect("sent");
+                let (answer, from) = receive(&socket);
+                socket.send_to(b"\0\x05\0\x08User aborted the transfer\0", from).expect("sent");
+                answer
+            })
+        };
+        // UEFI: the size, the loader, and then the loader's own question, for as long as that fails.
+        ask(&first, "snponly.efi", 1468, &["tsize", "0", "windowsize", "1"]);
+        assert!(ask(&first, "snponly.efi", 1468, &["windowsize", "1"]) == uefi, "firmware asks as often as it likes");
+        assert!(ask(&first, "snponly.efi", 1432, &["windowsize", "1"]) == uefi, "iPXE has no windows");
+        assert!(String::from_utf8_lossy(&probe("snponly.efi")).contains(&format!("tsize\0{}\0", script.len())));
+        assert!(ipxe(&second, "snponly.efi") == uefi, "another machine");
+        assert_eq!(ipxe(&first, "snponly.efi"), script);
+        // A virtual machine's ROM is an iPXE too, and the next start begins with the loader again.
+        for _ in 0..2 {
+            assert!(ipxe(&first, "undionly.kpxe") == bios);
+            assert!(ask(&first, "undionly.kpxe", 1456, &[]) == bios && ask(&first, "undionly.kpxe", 1408, &[]) == bios);
+            assert_eq!(ipxe(&first, "undionly.kpxe"), script);
+        }
+        // Only what was fetched to its end counts.
+        assert!(!String::from_utf8_lossy(&probe("snponly.efi")).contains(&format!("tsize\0{}\0", script.len())));
+        assert!(ipxe(&first, "snponly.efi") == uefi);
     });
 }
 

@@ -116,6 +116,8 @@ fn decisions(bytes: &[u8]) -> String {
         address: SERVER.address,
         prefix_len: 24,
         range: Ipv4Addr::new(10, 77, 0, 50)..=Ipv4Addr::new(10, 77, 0, 99),
+        own: vec![],
+        probe: false,
         router: None,
         dns: vec![],
         lease_s: 3600,

@@ -8,7 +8,16 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 fn config(first: u8, last: u8) -> ServerConfig {
     let range = Ipv4Addr::new(10, 0, 0, first)..=Ipv4Addr::new(10, 0, 0, last);
-    ServerConfig { address: SERVER, prefix_len: 24, range, router: None, dns: vec![], lease_s: 100 }
+    ServerConfig {
+        address: SERVER,
+        prefix_len: 24,
+        range,
+        own: vec![],
+        probe: false,
+        router: None,
+        dns: vec![],
+        lease_s: 100,
+    }
 }
 
 fn message(last: u8, kind: MessageType) -> Message {
@@ -175,4 +184,130 @@ proptest! {
             }
         }
     }
+}
+
+/// The flags of a reply, and its options in the order in which they are on the wire.
+fn wire(datagram: &Datagram) -> (u16, Vec<(u8, Vec<u8>)>) {
+    let (mut rest, mut options) = (&datagram.bytes[240..], Vec::new());
+    while let [code, len, tail @ ..] = rest {
+        if *code == 255 {
+            break;
+        }
+        let (value, tail) = tail.split_at(usize::from(*len));
+        options.push((*code, value.to_vec()));
+        rest = tail;
+    }
+    (u16::from_be_bytes([datagram.bytes[10], datagram.bytes[11]]), options)
+}
+
+#[test]
+fn a_relay_of_another_network_gets_no_answer() {
+    let mut server = DhcpServer::new(config(10, 99), vec![]);
+    let (ours, other) = (Ipv4Addr::new(10, 0, 0, 254), Ipv4Addr::new(172, 16, 3, 1));
+    let reboot = with(message(1, MessageType::Request), DhcpOption::RequestedIpAddress(Ipv4Addr::new(10, 0, 0, 20)));
+    for request in [message(1, MessageType::Discover), reboot, message(1, MessageType::Inform)] {
+        for relay in [other, Ipv4Addr::new(10, 0, 1, 1)] {
+            let mut request = request.clone();
+            request.set_giaddr(relay);
+            assert_eq!(server.handle(&request, None, 0), Outcome::Elsewhere(relay));
+        }
+    }
+    assert!(server.leases().is_empty());
+    let mut request = message(1, MessageType::Discover);
+    request.set_giaddr(ours);
+    let Outcome::Offered(_, offer) = server.handle(&request, None, 0) else { panic!("it is our network") };
+    assert_eq!(offer.to, SocketAddrV4::new(ours, SERVER_PORT));
+    let mut inform = message(2, MessageType::Inform);
+    inform.set_ciaddr(Ipv4Addr::new(192, 168, 7, 7));
+    assert_eq!(server.handle(&inform, None, 0), Outcome::Silent, "our mask is not that network's");
+}
+
+#[test]
+fn the_relays_option_and_the_clients_identifier_come_back_in_every_reply() {
+    let mut server = DhcpServer::new(config(10, 99), vec![]);
+    let boot = BootServer { address: SERVER, http_port: Some(80) };
+    let dressed = |message: Message, relay: Option<Ipv4Addr>| {
+        let message = with(message, crate::message::raw(82, b"\x01\x02ab\x02\x03xyz"));
+        let message = with(message, DhcpOption::ClientIdentifier(b"\x00lab-7".to_vec()));
+        let mut message = with(message, DhcpOption::ClassIdentifier(b"PXEClient:Arch:00007:UNDI:003000".to_vec()));
+        message.set_giaddr(relay.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        message
+    };
+    for relay in [None, Some(Ipv4Addr::new(10, 0, 0, 200))] {
+        let discover = dressed(message(1, MessageType::Discover), relay);
+        let wrong = DhcpOption::RequestedIpAddress(Ipv4Addr::new(10, 9, 9, 9));
+        let refused = dressed(with(message(1, MessageType::Request), wrong), relay);
+        let mut inform = dressed(message(1, MessageType::Inform), relay);
+        inform.set_ciaddr(Ipv4Addr::new(10, 0, 0, 9));
+        let Outcome::Offered(address, offer) = server.handle(&discover, Some(&boot), 0) else { panic!("offered") };
+        let request = DhcpOption::RequestedIpAddress(address);
+        let request = dressed(with(message(1, MessageType::Request), request), relay);
+        let Outcome::Leased(_, ack) = server.handle(&request, Some(&boot), 0) else { panic!("leased") };
+        let Outcome::Refused(nak) = server.handle(&refused, None, 0) else { panic!("refused") };
+        let Outcome::Informed(informed) = server.handle(&inform, Some(&boot), 0) else { panic!("informed") };
+        let proxy = pxe::proxy_offer(&discover, &boot).expect("a PXE client");
+        for reply in [&offer, &ack, &nak, &informed, &proxy] {
+            let (_, options) = wire(reply);
+            assert_eq!((options[0].0, options[1].0), (53, 54), "{options:?}");
+            assert_eq!(options.last(), Some(&(82, b"\x01\x02ab\x02\x03xyz".to_vec())), "{options:?}");
+            assert!(options.contains(&(61, b"\x00lab-7".to_vec())), "{options:?}");
+        }
+        // The client's flag was not set, and the relay's broadcast is the only way to it.
+        assert_eq!(wire(&nak).0, if relay.is_some() { 0x8000 } else { 0 });
+        assert_eq!(wire(&offer).0, 0);
+        let to = relay.map_or((Ipv4Addr::BROADCAST, CLIENT_PORT), |relay| (relay, SERVER_PORT));
+        assert_eq!((*nak.to.ip(), nak.to.port()), to);
+    }
+}
+
+#[test]
+fn an_address_that_no_machine_can_have_is_never_given() {
+    for (prefix_len, first, last, given) in [
+        (24, [10, 0, 0, 0], [10, 0, 0, 3], vec![2]),
+        (24, [10, 0, 0, 253], [10, 0, 1, 9], vec![253, 254]),
+        (29, [10, 0, 0, 0], [10, 0, 0, 15], vec![2, 4, 5, 6]),
+        (31, [10, 0, 0, 0], [10, 0, 0, 1], vec![0]),
+    ] {
+        let range = Ipv4Addr::from(first)..=Ipv4Addr::from(last);
+        let own = vec![Ipv4Addr::new(10, 0, 0, 3)];
+        let mut server = DhcpServer::new(ServerConfig { prefix_len, range, own, ..config(1, 1) }, vec![]);
+        let mut got: Vec<u8> = (1..9).filter_map(|last| lease(&mut server, last, 0)).map(|a| a.octets()[3]).collect();
+        got.sort_unstable();
+        assert_eq!(got, given, "/{prefix_len}");
+        for host in [0, 255] {
+            let asked = DhcpOption::RequestedIpAddress(Ipv4Addr::new(10, 0, 0, host));
+            let outcome = server.handle(&with(message(9, MessageType::Request), asked), None, 0);
+            assert!(matches!(outcome, Outcome::Refused(_)) || prefix_len == 31, "{outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn an_address_is_looked_for_before_a_machine_gets_it() {
+    let mut server = DhcpServer::new(ServerConfig { probe: true, ..config(10, 12) }, vec![]);
+    let discover = |server: &mut DhcpServer, last, now| server.handle(&message(last, MessageType::Discover), None, now);
+    let mac = |last| MacAddr([0x52, 0x54, 0, 0, 0, last]);
+    let Outcome::Probe(first) = discover(&mut server, 1, 0) else { panic!("not known") };
+    let Outcome::Probe(second) = discover(&mut server, 2, 0) else { panic!("not known") };
+    assert_ne!(first, second, "it is kept meanwhile");
+    assert_eq!(discover(&mut server, 1, 1), Outcome::Probe(first), "asked again, it waits for the same");
+    server.probed(first, mac(1));
+    assert!(matches!(discover(&mut server, 1, 1), Outcome::Offered(address, _) if address == first));
+    // The other one is in use: the machine gets what is left, after a look at that.
+    server.found_in_use(second, 1);
+    let Outcome::Probe(third) = discover(&mut server, 2, 1) else { panic!("one is left") };
+    assert!(third != first && third != second);
+    server.probed(third, mac(2));
+    assert!(matches!(discover(&mut server, 2, 1), Outcome::Offered(address, _) if address == third));
+    assert_eq!(discover(&mut server, 3, 1), Outcome::Exhausted);
+    // What is leased to a machine is given to it at once; a stranger's wish for what is in use is refused.
+    let request = |last, address| with(message(last, MessageType::Request), DhcpOption::RequestedIpAddress(address));
+    assert!(matches!(server.handle(&request(1, first), None, 2), Outcome::Leased(..)));
+    assert!(matches!(discover(&mut server, 1, 3), Outcome::Offered(address, _) if address == first));
+    assert!(matches!(server.handle(&request(3, second), None, 3), Outcome::Refused(_)));
+    // A lease that has ended may be another host's by now, and so may one that only the machine remembers.
+    assert_eq!(discover(&mut server, 1, 500), Outcome::Probe(first));
+    assert_eq!(server.handle(&request(9, second), None, 700), Outcome::Probe(second));
+    server.found_in_use(second, 700);
+    assert!(matches!(server.handle(&request(9, second), None, 700), Outcome::Refused(_)));
 }

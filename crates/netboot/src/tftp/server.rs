@@ -24,6 +24,8 @@ use crate::tftp::{ACK, DATA, ERROR, OACK, PLAIN_BLKSIZE, RRQ, WRQ, error, option
 
 /// Most blocks in flight: 47 KB of an Ethernet's, enough for a gigabit LAN, and no more than any socket buffer takes at once.
 pub const MAX_WINDOWSIZE: u16 = 32;
+/// The block size that iPXE asks for; firmware asks for another one (1468 UEFI, 1456 and 1408 BIOS ROMs).
+const IPXE_BLKSIZE: u64 = 1432;
 /// Smallest block that a client may ask for (RFC 2348).
 const MIN_BLKSIZE: u64 = 8;
 /// Silence after which a window is sent again.
@@ -107,6 +109,11 @@ pub fn refusal(why: Refusal, text: &str) -> Vec<u8> {
 }
 
 impl ReadRequest {
+    /// Whether it is written as iPXE writes it.
+    pub fn is_of_ipxe(&self) -> bool {
+        self.blksize == Some(IPXE_BLKSIZE) && self.windowsize.is_none()
+    }
+
     /// Reads a datagram that came to the server's port.
     ///
     /// A name may have a slash in front (GRUB), backslashes (some firmware), or bytes 0xff behind it: clients that take it

@@ -11,7 +11,7 @@ use netboot::MacAddr;
 use order::{After, Options, TargetRule};
 use serde::{Deserialize, Serialize};
 
-use crate::room::config::value::{AddressRange, Allowed, DhcpMode, Field, written};
+use crate::room::config::value::{AddressRange, Allowed, Answer, DhcpMode, Field, written};
 
 /// A key of the config, for people and documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,10 @@ settings! {
         "IPv4 address to serve under; needed if the interface has more than one";
     dhcp: Option<DhcpMode> = DhcpMode::Proxy, [value_enum],
         "DHCP: `proxy` beside the site's DHCP server, `server` to give out leases, or `off`";
+    answer: Option<Answer> = Answer::Armed, [value_enum],
+        "Whom DHCP mode `proxy` answers while something is armed: `armed` leaves machines alone that no order is for, `all` sends them to their own disks";
+    beside: Vec<Ipv4Addr>, [value_name = "IP", value_delimiter = ','],
+        "Other EZIO or PXE servers on these networks that are meant to be there: `ezio arm` does not refuse because of them";
     dhcp_range: Option<AddressRange>, [value_name = "FIRST-LAST"],
         "Addresses that DHCP mode `server` gives out, such as 10.0.0.50-10.0.0.99";
     dhcp_lease: Option<u32> = 3600, [value_name = "SECONDS"],

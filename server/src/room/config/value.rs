@@ -26,6 +26,16 @@ pub enum DhcpMode {
     Off,
 }
 
+/// Which machines ProxyDHCP answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Those that an order is for; all of them while an order is for every machine.
+    Armed,
+    /// All of them while anything is armed.
+    All,
+}
+
 /// Addresses, `FIRST-LAST`, both included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -81,6 +91,7 @@ allowed! {
     Ipv4Addr: "an IPv4 address",
     AddressRange: "first and last address, `\"10.0.0.50-10.0.0.99\"`",
     DhcpMode: "`\"proxy\"`, `\"server\"` or `\"off\"`",
+    Answer: "`\"armed\"` or `\"all\"`",
     TargetRule: "a target rule",
     After: "`\"reboot\"`, `\"poweroff\"` or `\"halt\"`",
     Vec<String>: "a name, or a list of names",
