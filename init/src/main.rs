@@ -31,7 +31,7 @@ fn main() {
     }
     pid1::mount_everything();
     let console = Console::open();
-    let reporter = Reporter::new(pid1::machine_serial());
+    let reporter = Reporter::new(pid1::machine_serial(), pid1::machine_uuid());
     pid1::survive_panics(&console, &reporter);
     log_to(&console);
     console.line(&format!("EZIO {} on {}", env!("CARGO_PKG_VERSION"), pid1::machine_name()));

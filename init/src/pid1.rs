@@ -50,6 +50,11 @@ pub fn machine_serial() -> String {
     dmi("product_serial")
 }
 
+/// SMBIOS UUID, or empty.
+pub fn machine_uuid() -> String {
+    dmi("product_uuid")
+}
+
 /// Maker and model, for the first line on the screen.
 pub fn machine_name() -> String {
     let name = format!("{} {}", dmi("sys_vendor"), dmi("product_name"));

@@ -29,13 +29,14 @@ struct State {
 
 impl Reporter {
     /// Starts with an empty report in stage [`Stage::Network`]; nothing is sent before there is a URL.
-    pub fn new(serial: String) -> Reporter {
+    pub fn new(serial: String, uuid: String) -> Reporter {
         let report = Report {
             mac: String::new(),
             deployment: String::new(),
             token: String::new(),
             ip: String::new(),
             serial,
+            uuid,
             image: String::new(),
             stage: Stage::Network,
             progress: Progress::default(),

@@ -39,6 +39,8 @@ pub enum Class {
 pub struct BootClient {
     /// Its address.
     pub mac: MacAddr,
+    /// Its SMBIOS UUID (option 97), in the order in which it was sent.
+    pub uuid: Option<[u8; 16]>,
     /// PXE or HTTP.
     pub class: Class,
     /// Client architecture (RFC 4578, section 2.1): 0 BIOS, 7 and 9 x86-64 UEFI, 16 the same by HTTP.
@@ -103,14 +105,23 @@ pub fn identify(message: &Message) -> Option<BootClient> {
     let user_class = message::bytes_of(message, OptionCode::UserClass).unwrap_or_default();
     let is_ipxe =
         matches!(user_class, b"iPXE" | b"\x04iPXE") || message.opts().contains(OptionCode::Unknown(IPXE_ENCAPSULATED));
-    Some(BootClient { mac: message::mac_of(message), class, arch, is_ipxe })
+    // RFC 4578 section 2.3: type 0, and 16 bytes.
+    let uuid = message::bytes_of(message, OptionCode::ClientMachineIdentifier).unwrap_or_default();
+    let uuid = uuid.strip_prefix(&[0]).and_then(|uuid| uuid.try_into().ok());
+    Some(BootClient { mac: message::mac_of(message), uuid, class, arch, is_ipxe })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What to boot, or `None` for an architecture we have nothing for (32-bit UEFI, ARM, HTTP boot without HTTP).
 pub fn boot_file(client: &BootClient, server: &BootServer) -> Option<BootFile> {
     // The kernel that the script names is x86-64's.
     if client.is_ipxe && matches!(client.arch, 0 | 7 | 9 | 16) {
-        let script = server.url(&format!("boot.ipxe?mac={}", client.mac.dashed()));
+        // A dock lends its card to many machines.
+        let uuid = client.uuid.map(|uuid| format!("&uuid={}", hex(&uuid))).unwrap_or_default();
+        let script = server.url(&format!("boot.ipxe?mac={}{uuid}", client.mac.dashed()));
         return Some(script.map_or(BootFile::Tftp("boot.ipxe".into()), BootFile::Url));
     }
     match (client.class, client.arch) {

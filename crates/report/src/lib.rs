@@ -195,6 +195,9 @@ pub struct Report {
     /// SMBIOS system serial number, or empty.
     #[serde(default)]
     pub serial: String,
+    /// SMBIOS system UUID, or empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uuid: String,
     /// The image's name, or empty before it is known.
     #[serde(default)]
     pub image: String,

@@ -3,7 +3,9 @@
 //!
 //! Only infohashes that were allowed are tracked, so no client can fill our memory with invented swarms.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -137,6 +139,8 @@ pub fn failure(reason: &str) -> Vec<u8> {
 
 struct Entry {
     addr: SocketAddr,
+    /// Stands for the card behind the address.
+    owner: u64,
     peer_id: [u8; 20],
     complete: bool,
     first_seen: Instant,
@@ -148,6 +152,23 @@ struct Members {
     /// The server's own seeders: they never expire, and every reply has them.
     seeders: Vec<SocketAddr>,
     peers: Vec<Entry>,
+}
+
+impl Members {
+    /// Forgets a peer: of the card that has the most, the one that has been silent for longest.
+    fn make_room(&mut self) {
+        let mut counts: HashMap<u64, usize> = HashMap::new();
+        for peer in &self.peers {
+            *counts.entry(peer.owner).or_default() += 1;
+        }
+        let key = |&index: &usize| {
+            let peer = &self.peers[index];
+            (Reverse(counts.get(&peer.owner).copied().unwrap_or(0)), peer.last_seen)
+        };
+        if let Some(index) = (0..self.peers.len()).min_by_key(key) {
+            self.peers.swap_remove(index);
+        }
+    }
 }
 
 /// Which peers are in which swarm.
@@ -207,6 +228,14 @@ impl Tracker {
 
     /// Handles one announce that came from `from` at `now`, and returns the bencoded reply.
     pub fn announce(&mut self, query: &AnnounceQuery, from: IpAddr, now: Instant) -> Vec<u8> {
+        let mut hash = DefaultHasher::new();
+        from.to_canonical().hash(&mut hash);
+        self.announce_of(query, from, hash.finish(), now)
+    }
+
+    /// The same, where `owner` stands for the card behind the address: a card can have many addresses, and has one share of
+    /// the places and of the replies.
+    pub fn announce_of(&mut self, query: &AnnounceQuery, from: IpAddr, owner: u64, now: Instant) -> Vec<u8> {
         let Some(members) = self.swarms.get_mut(&query.infohash) else {
             return failure("this tracker does not serve that torrent");
         };
@@ -234,11 +263,11 @@ impl Tracker {
             }
             (_, None) => {
                 if members.peers.len() >= MAX_PEERS {
-                    let oldest = (0..members.peers.len()).min_by_key(|&index| members.peers[index].last_seen);
-                    members.peers.swap_remove(oldest.unwrap_or(0));
+                    members.make_room();
                 }
                 members.peers.push(Entry {
                     addr,
+                    owner,
                     peer_id: query.peer_id,
                     complete: query.left == Some(0),
                     first_seen: now,
@@ -270,10 +299,18 @@ fn choose(
         .filter(|peer| peer.addr != asker && !(asker_complete && peer.complete))
         .filter(|peer| !members.seeders.contains(&peer.addr))
         .collect();
-    while told.len() < numwant && !rest.is_empty() {
+    // One of each card, then another one, until there are enough: the peers of one card do not crowd out the others.
+    let mut turns: HashMap<u64, usize> = HashMap::new();
+    let mut in_turn = Vec::with_capacity(rest.len());
+    while !rest.is_empty() {
         let peer = rest.swap_remove(rng.random_range(0..rest.len()));
-        told.push((peer.addr, Some(peer.peer_id)));
+        let turn = turns.entry(peer.owner).or_default();
+        in_turn.push((*turn, peer));
+        *turn += 1;
     }
+    in_turn.sort_by_key(|(turn, _)| *turn);
+    let room = numwant.saturating_sub(told.len());
+    told.extend(in_turn.into_iter().take(room).map(|(_, peer)| (peer.addr, Some(peer.peer_id))));
     told
 }
 

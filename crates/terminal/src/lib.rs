@@ -13,7 +13,7 @@ mod throttle;
 
 pub use self::interrupt::stop_on_signals;
 pub use self::progress::Progress;
-pub use self::say::{err, has_failed, out, plain};
+pub use self::say::{err, has_failed, is_plain, out, plain};
 pub use self::throttle::Throttle;
 
 /// Like `println!`. A closed pipe is no failure: its reader has seen enough. Any other failure is reported once on

@@ -35,9 +35,17 @@ fn write_line(mut to: impl Write, line: Arguments<'_>) -> io::Result<()> {
     to.flush()
 }
 
-/// The text with spaces instead of control characters; only line ends stay.
+/// Whether a character is neither a control character, nor one that changes the direction or the place of others
+/// (Unicode 16, sections 23.2 and 23.3).
+pub fn is_plain(c: char) -> bool {
+    let is_format = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    !c.is_control() && !is_format
+}
+
+/// The text with spaces in place of characters that are not plain; only line ends stay.
 pub fn plain(text: &str) -> Cow<'_, str> {
-    let is_bad = |c: char| c.is_control() && c != '\n';
+    let is_bad = |c: char| !is_plain(c) && c != '\n';
     if text.contains(is_bad) { text.replace(is_bad, " ").into() } else { text.into() }
 }
 
@@ -48,7 +56,7 @@ mod tests {
     #[test]
     fn nothing_but_text_reaches_the_terminal() {
         let mut out = Vec::new();
-        write_line(&mut out, format_args!("{}", "a\x1b[2Jb\r\u{9b}31m\t\nü\x07")).expect("written");
-        assert_eq!(String::from_utf8(out).expect("text"), "a [2Jb  31m \nü \n");
+        write_line(&mut out, format_args!("{}", "a\x1b[2Jb\r\u{9b}31m\t\nü\x07\u{202e}x\u{2066}")).expect("written");
+        assert_eq!(String::from_utf8(out).expect("text"), "a [2Jb  31m \nü  x \n");
     }
 }

@@ -76,7 +76,7 @@ mod tests {
         let mut fleet = Fleet::default();
         for last in [1, 2] {
             let report = format!(r#"{{"mac":"{}","stage":"done","deployment":"d1"}}"#, mac(last));
-            fleet.report(serde_json::from_str(&report).expect("JSON"), &before, &settings).expect("good");
+            fleet.report(serde_json::from_str(&report).expect("JSON"), true, &before, &settings).expect("good");
         }
         let mut after = before.clone();
         after.arm(order(Scope::Machine(mac(2)), "other", "d2"));

@@ -14,9 +14,10 @@ use store::{Change, Store};
 use tokio::sync::{Notify, watch};
 
 use crate::room::config::Settings;
+use crate::room::identity::Identity;
 use crate::room::orders::{Armed, Job, Order};
 use crate::room::state;
-use terminal::Throttle;
+use terminal::{Throttle, is_plain};
 
 /// Most machines remembered. No room has as many; a flood of invented ones ends here, the quietest going first.
 const MAX_MACHINES: usize = 4096;
@@ -28,6 +29,10 @@ const STATUS_BYTES: usize = 256;
 const MAX_TEXT: usize = 2000;
 /// Longest reason for a failure, in bytes: a line for each of some forty disks.
 const MAX_ERROR: usize = 8000;
+/// Highest rate that is shown, in bytes per second: 100 times what the fastest network card carries.
+const MAX_RATE: u64 = 10 << 40;
+/// Deployments remembered of one card.
+const MAX_FINISHED: usize = 64;
 /// Most stage times in a report; there are nine stages.
 const MAX_TIMES: usize = 32;
 /// Most fields of a newer version in a report; each has [`MAX_TEXT`] bytes at most.
@@ -48,6 +53,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Lines in the log about machines: a room of two hundred has them all at once, a flood has no more than one a second.
 static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
+/// Reports that are not a machine's own.
+static CLAIMS: Throttle = Throttle::new(20, Duration::from_secs(60));
 /// Every machine that finishes would say it again at each report.
 static FULL: Throttle = Throttle::new(10, Duration::from_secs(10));
 
@@ -69,12 +76,62 @@ pub struct Machine {
     /// The deployment it has finished, verified.
     #[serde(default)]
     pub done: Option<String>,
+    /// What it is besides its card, as far as it is known.
+    #[serde(default, skip_serializing_if = "Identity::is_empty")]
+    pub identity: Identity,
+    /// Which machines have finished what through this card, the newest last: a dock lends its card to many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finished: Vec<Finished>,
+    /// Whether the last report proved that it is this machine's, by its token.
+    #[serde(default)]
+    pub proven: bool,
+    /// The last report without the machine's token, while there are reports with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+}
+
+/// A deployment that a machine has finished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    pub deployment: String,
+    pub by: Identity,
+}
+
+/// What a report without the machine's token says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The stage that it names.
+    pub stage: String,
+    /// Where it came from.
+    pub from: String,
+    /// When, in seconds since 1970.
+    pub at: u64,
 }
 
 impl Machine {
+    /// Another machine may have the card now.
+    fn meet(&mut self, identity: &Identity) {
+        if self.identity.contradicts(identity) {
+            self.identity = Identity::default();
+        }
+        self.identity.learn(identity);
+    }
+
     /// One that nothing has been heard of.
     pub fn awaited(mac: MacAddr) -> Machine {
-        Machine { mac, first_seen: 0, last_seen: 0, last_report: 0, report: None, asked: String::new(), done: None }
+        Machine {
+            identity: Identity::default(),
+            finished: Vec::new(),
+            mac,
+            first_seen: 0,
+            last_seen: 0,
+            last_report: 0,
+            report: None,
+            asked: String::new(),
+            done: None,
+            proven: false,
+            claim: None,
+        }
     }
 }
 
@@ -118,9 +175,10 @@ impl Fleet {
         self.machines.values()
     }
 
-    /// Notes that a machine asked for something.
-    pub fn asked(&mut self, mac: MacAddr, what: &str, armed: &Armed) {
+    /// Notes that a machine asked for something, and what it is if it said so.
+    pub fn asked(&mut self, mac: MacAddr, what: &str, identity: &Identity, armed: &Armed) {
         let mut machine = self.take(mac);
+        machine.meet(identity);
         machine.last_seen = state::unix_now();
         machine.asked = what.into();
         self.put(machine, armed);
@@ -129,29 +187,61 @@ impl Fleet {
     /// Takes a report. Whether it is an important one, a change of stage: it should be on disk before it is answered, see
     /// [`History::saved`].
     ///
-    /// Anybody can send one. So a machine is done only with what it is armed for: a report that names something else
-    /// must not undo that, or the machine would be imaged again.
+    /// Any client can send one. So a report counts only if it is `proven`, by the machine's token; another one is shown as
+    /// what it is, a claim. And a machine is done only with what it is armed for: a report that names something else must
+    /// not undo that, or the machine would be imaged again.
     ///
     /// # Errors
     /// In words for the machine, if the report cannot be right or there is no place for the machine.
-    pub fn report(&mut self, mut report: Report, armed: &Armed, settings: &Settings) -> Result<bool, String> {
+    pub fn report(
+        &mut self,
+        mut report: Report,
+        is_proven: bool,
+        armed: &Armed,
+        settings: &Settings,
+    ) -> Result<bool, String> {
         let mac: MacAddr = report.mac.parse().map_err(|error| format!("{error}"))?;
         if !mac.is_unicast() {
             return Err(format!("{mac} is no machine's MAC address"));
         }
         tidy(&mut report);
+        report.token.clear();
         let mut machine = self.take(mac);
+        if !is_proven && machine.proven {
+            let claim = Claim { stage: report.stage.to_string(), from: report.ip, at: state::unix_now() };
+            let is_new =
+                machine.claim.as_ref().is_none_or(|old| (&old.stage, &old.from) != (&claim.stage, &claim.from));
+            if is_new && let Some(more) = CLAIMS.pass() {
+                log::warn!(
+                    "{mac}: a report from {} without its token says {:?}; it does not count{more}",
+                    claim.from,
+                    claim.stage
+                );
+            }
+            machine.claim = Some(claim);
+            // A machine that is known has its place.
+            self.put(machine, armed);
+            return Ok(false);
+        }
+        machine.meet(&Identity::of(&report.uuid, &report.serial));
         let before = machine.report.as_ref().map(|old| (old.stage, old.deployment.clone()));
         let is_new_stage = before != Some((report.stage, report.deployment.clone()));
         if is_new_stage {
             log_stage(mac, &report);
         }
         let job = armed.job_for(mac, settings);
-        if report.stage.is_verified() && job.is_some_and(|job| job.deployment == report.deployment) {
+        if is_proven && report.stage.is_verified() && job.is_some_and(|job| job.deployment == report.deployment) {
             machine.done = Some(report.deployment.clone());
+            let by = machine.identity.clone();
+            let finished = Finished { deployment: report.deployment.clone(), by };
+            machine.finished.retain(|old| *old != finished);
+            machine.finished.push(finished);
+            let old = machine.finished.len().saturating_sub(MAX_FINISHED);
+            machine.finished.drain(..old);
         }
         (machine.last_seen, machine.last_report) = (state::unix_now(), state::unix_now());
         machine.asked.clear();
+        machine.proven = is_proven;
         machine.report = Some(report);
         if !self.put(machine, armed) {
             let full =
@@ -173,10 +263,37 @@ impl Fleet {
         self.unsaved.urgent.contains(&mac) || self.unsaved.in_flight.contains(&mac)
     }
 
-    /// Whether the machine has finished this job.
+    /// Whether the machine has finished this job: the one that used the card last, through this card or another one.
     pub fn is_done(&self, mac: MacAddr, job: &Job) -> bool {
-        let done = self.machines.get(&mac).and_then(|machine| machine.done.as_deref());
-        done.is_some_and(|done| job.is_done_by(done))
+        let Some(machine) = self.machines.get(&mac) else { return false };
+        let by_card = machine.finished.iter().filter(|finished| job.is_done_by(&finished.deployment));
+        let mut by_card = by_card.peekable();
+        if by_card.peek().is_none() {
+            // A version before this one did not say which machine it was.
+            return machine.done.as_deref().is_some_and(|done| job.is_done_by(done))
+                || self.is_done_elsewhere(machine, job);
+        }
+        by_card.any(|finished| !finished.by.contradicts(&machine.identity)) || self.is_done_elsewhere(machine, job)
+    }
+
+    fn is_done_elsewhere(&self, machine: &Machine, job: &Job) -> bool {
+        // One number alone may be a maker's for a whole series.
+        let is_certain = !machine.identity.uuid.is_empty() && !machine.identity.serial.is_empty();
+        is_certain
+            && self.machines.values().flat_map(|other| &other.finished).any(|finished| {
+                !finished.by.serial.is_empty()
+                    && finished.by.is_same(&machine.identity)
+                    && job.is_done_by(&finished.deployment)
+            })
+    }
+
+    /// The other cards of the machine that used this one last, as far as they are known.
+    pub fn other_cards(&self, mac: MacAddr) -> Vec<MacAddr> {
+        let Some(machine) = self.machines.get(&mac).filter(|machine| !machine.identity.is_empty()) else {
+            return Vec::new();
+        };
+        let is_same = |other: &&Machine| other.mac != mac && other.identity.is_same(&machine.identity);
+        self.machines.values().filter(is_same).map(|other| other.mac).collect()
     }
 
     /// What is known of a machine, taken out to be changed.
@@ -439,18 +556,22 @@ fn tidy(report: &mut Report) {
         &mut report.deployment,
         &mut report.ip,
         &mut report.serial,
+        &mut report.uuid,
         &mut report.image,
         &mut report.disk,
         &mut report.note,
     ];
     for text in texts {
-        *text = tidied(text, MAX_TEXT, |c| !c.is_control());
+        *text = tidied(text, MAX_TEXT, is_plain);
     }
     if let Some(error) = &mut report.error {
         // A refusal has a line for every disk.
-        *error = tidied(error, MAX_ERROR, |c| !c.is_control() || c == '\n');
+        *error = tidied(error, MAX_ERROR, |c| is_plain(c) || c == '\n');
     }
     report.times.truncate(MAX_TIMES);
+    let progress = &mut report.progress;
+    progress.bytes_done = progress.bytes_done.min(progress.bytes_total);
+    progress.rate_bytes_per_s = progress.rate_bytes_per_s.min(MAX_RATE);
     report.stage = named(report.stage);
     report.times.iter_mut().for_each(|time| time.stage = named(time.stage));
     let len = |value: &serde_json::Value| value.to_string().len();
@@ -462,7 +583,7 @@ fn tidy(report: &mut Report) {
 /// A stage without what must not be in its name.
 fn named(stage: Stage) -> Stage {
     match stage {
-        Stage::Unknown(name) => Stage::from(tidied(name.as_str(), MAX_TEXT, |c| !c.is_control())),
+        Stage::Unknown(name) => Stage::from(tidied(name.as_str(), MAX_TEXT, is_plain)),
         known => known,
     }
 }
@@ -507,7 +628,7 @@ mod tests {
     }
 
     fn take(fleet: &mut Fleet, report: Report) -> bool {
-        fleet.report(report, &armed("d1"), &Settings::default()).expect("good")
+        fleet.report(report, true, &armed("d1"), &Settings::default()).expect("good")
     }
 
     fn is_done(fleet: &Fleet, deployment: &str) -> bool {
@@ -543,6 +664,59 @@ mod tests {
     }
 
     #[test]
+    fn a_report_without_the_token_is_a_claim() {
+        let mut fleet = empty();
+        let say = |fleet: &mut Fleet, stage: &str, is_proven| {
+            fleet.report(report(stage, "d1"), is_proven, &armed("d1"), &Settings::default()).expect("good");
+        };
+        say(&mut fleet, "done", false);
+        assert!(!is_done(&fleet, "d1"));
+        let machine = |fleet: &Fleet| fleet.machines().next().expect("one").clone();
+        assert_eq!((machine(&fleet).proven, machine(&fleet).report.expect("shown").stage), (false, Stage::Done));
+        say(&mut fleet, "restore", true);
+        say(&mut fleet, "done", false);
+        let now = machine(&fleet);
+        assert_eq!((now.proven, now.report.expect("its own").stage), (true, Stage::Restore));
+        assert_eq!(now.claim.expect("shown").stage, "done");
+        assert!(!is_done(&fleet, "d1"));
+        say(&mut fleet, "done", true);
+        say(&mut fleet, "failed", false);
+        assert!(is_done(&fleet, "d1"));
+    }
+
+    #[test]
+    fn a_dock_has_many_machines_and_a_machine_has_many_cards() {
+        const DOCK: &str = "00:e0:4c:68:00:01";
+        let uuid = |last: u8| format!("4c4c4544-0043-3510-8051-b7c04f4d32{last:02x}");
+        let mut fleet = empty();
+        let say = |fleet: &mut Fleet, mac: &str, stage: &str, machine: u8| {
+            let (uuid, serial) = (uuid(machine), format!("LAPTOP-{machine}"));
+            let report = Report { mac: mac.into(), uuid, serial, ..report(stage, "d1") };
+            fleet.report(report, true, &armed("d1"), &Settings::default()).expect("good");
+        };
+        let boots = |fleet: &mut Fleet, mac: &str, machine: u8| {
+            let (mac, identity) =
+                (mac.parse().expect("a MAC"), Identity::of(&uuid(machine), &format!("LAPTOP-{machine}")));
+            fleet.asked(mac, "boot script", &identity, &armed("d1"));
+            let job = armed("d1").job_for(mac, &Settings::default()).expect("armed");
+            fleet.is_done(mac, &job)
+        };
+        say(&mut fleet, DOCK, "done", 1);
+        assert!(boots(&mut fleet, DOCK, 1));
+        assert!(!boots(&mut fleet, DOCK, 2), "another laptop in the same dock");
+        say(&mut fleet, DOCK, "restore", 2);
+        say(&mut fleet, DOCK, "done", 2);
+        assert!(boots(&mut fleet, DOCK, 1) && boots(&mut fleet, DOCK, 2) && !boots(&mut fleet, DOCK, 3));
+        // The first one with its own card.
+        assert!(boots(&mut fleet, "02:00:00:00:00:31", 1) && !boots(&mut fleet, "02:00:00:00:00:33", 3));
+        let own: MacAddr = "02:00:00:00:00:31".parse().expect("a MAC");
+        assert!(boots(&mut fleet, DOCK, 1));
+        assert_eq!(fleet.other_cards(own), [DOCK.parse().expect("a MAC")]);
+        assert!(boots(&mut fleet, DOCK, 2));
+        assert!(fleet.other_cards(own).is_empty(), "the dock is another one's now");
+    }
+
+    #[test]
     fn a_late_failure_does_not_undo_a_proven_disk() {
         let mut fleet = empty();
         take(&mut fleet, report("done", "d1"));
@@ -558,7 +732,7 @@ mod tests {
         assert!(is_done(&fleet, "d1") && !is_done(&fleet, "x"));
         // Nothing armed, nothing done.
         let mut fleet = empty();
-        fleet.report(report("done", "d1"), &Armed::default(), &Settings::default()).expect("good");
+        fleet.report(report("done", "d1"), true, &Armed::default(), &Settings::default()).expect("good");
         assert!(!is_done(&fleet, "d1"));
     }
 
@@ -570,7 +744,12 @@ mod tests {
         fleet.machines.get_mut(&MAC).expect("known").last_seen = 0;
         take(&mut fleet, report_of(0, "done", "old"));
         for number in 0..MAX_MACHINES + 10 {
-            fleet.asked(MacAddr([2, 1, 0, 0, (number >> 8) as u8, number as u8]), "boot script", &armed("d1"));
+            fleet.asked(
+                MacAddr([2, 1, 0, 0, (number >> 8) as u8, number as u8]),
+                "boot script",
+                &Identity::default(),
+                &armed("d1"),
+            );
             take(&mut fleet, report_of(number, "restore", "d1"));
         }
         assert!(is_done(&fleet, "d1"));
@@ -583,7 +762,7 @@ mod tests {
         for number in 0..MAX_MACHINES {
             take(&mut fleet, report_of(number, "done", "d1"));
         }
-        let refusal = fleet.report(report("restore", "d1"), &armed("d1"), &Settings::default());
+        let refusal = fleet.report(report("restore", "d1"), true, &armed("d1"), &Settings::default());
         assert_eq!(
             refusal,
             Err("4096 machines have finished this deployment, and the server remembers no more".into())
@@ -594,7 +773,7 @@ mod tests {
             "known machines still report, and nothing waits for that"
         );
         // With the next deployment nobody is done, and there are places again.
-        fleet.report(report("restore", "d2"), &armed("d2"), &Settings::default()).expect("a place");
+        fleet.report(report("restore", "d2"), true, &armed("d2"), &Settings::default()).expect("a place");
     }
 
     #[test]
@@ -624,15 +803,18 @@ mod tests {
         let mut fleet = empty();
         let mut bad = report("done", "d");
         bad.mac = "ff:ff:ff:ff:ff:ff".into();
-        assert!(fleet.report(bad, &armed("d1"), &Settings::default()).is_err());
+        assert!(fleet.report(bad, true, &armed("d1"), &Settings::default()).is_err());
         let mut garbled = report("failed", "d");
         garbled.error = Some("\x1b[2J\n€".repeat(5000));
+        garbled.disk = "a\u{202e}b\u{2066}c\u{200b}d".into();
+        garbled.progress.rate_bytes_per_s = u64::MAX;
         garbled.note = "é".repeat(5000);
         take(&mut fleet, garbled);
         let report = fleet.machines().next().and_then(|machine| machine.report.as_ref()).expect("one");
         let error = report.error.as_ref().expect("kept");
         assert!(error.len() <= MAX_ERROR && !error.contains('\x1b') && error.starts_with(" [2J\n€"));
         assert_eq!(report.note.len(), MAX_TEXT);
+        assert_eq!((report.disk.as_str(), report.progress.rate_bytes_per_s), ("a b c d", MAX_RATE));
     }
 
     #[test]
@@ -651,7 +833,9 @@ mod tests {
             let mut reports = tokio::task::JoinSet::new();
             for number in 0..100 {
                 let room = room.clone();
-                reports.spawn(async move { room.report(report_of(number, "restore", "d1")).await.expect("good") });
+                let client = std::net::Ipv4Addr::LOCALHOST.into();
+                reports
+                    .spawn(async move { room.report(report_of(number, "restore", "d1"), client).await.expect("good") });
             }
             let second = Duration::from_secs(1);
             tokio::time::sleep(second / 5).await;

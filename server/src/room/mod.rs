@@ -3,6 +3,7 @@
 pub mod book;
 pub mod config;
 pub mod fleet;
+pub mod identity;
 pub mod needed;
 pub mod orders;
 pub mod rivals;
@@ -13,6 +14,7 @@ pub mod state;
 pub mod status;
 pub mod stops;
 pub mod table;
+pub mod tokens;
 
 mod shared;
 

@@ -2,7 +2,7 @@
 //! (boot scripts and `ezio.conf`).
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -15,11 +15,15 @@ use report::Report;
 use crate::room::book::{self, OrderBook};
 use crate::room::config::Settings;
 use crate::room::fleet::{Fleet, History};
+use crate::room::identity::Identity;
 use crate::room::orders::{Armed, Job};
 use crate::room::rivals::Rivals;
+use crate::room::scope::Scope;
 use crate::room::seeds::SeedStatus;
+use crate::room::tokens::{Issue, Tokens};
 use crate::services::binding::Binding;
 use library::{Image, Library};
+use terminal::Throttle;
 
 /// Packets that were no use, by service; shown in the status, because a flood should not be a secret.
 #[derive(Debug, Default)]
@@ -38,6 +42,10 @@ pub struct Counters {
     pub announces_bad: AtomicU64,
 }
 
+/// Two machines with one address are named so often in the log, and so long in the status.
+static TWICE: Throttle = Throttle::new(5, Duration::from_secs(60));
+const ALARM_SHOWN: Duration = Duration::from_secs(600);
+
 pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -54,6 +62,9 @@ pub struct Room {
     /// What was no use.
     pub counters: Counters,
     book: OrderBook,
+    tokens: Mutex<Tokens>,
+    /// Two machines with one address: what was said of it, and when.
+    alarm: Mutex<Option<(String, Instant)>>,
     fleet: Mutex<Fleet>,
     history: History,
     images: RwLock<BTreeMap<String, Result<Arc<Image>, String>>>,
@@ -88,9 +99,11 @@ impl Room {
     /// If that cannot be read.
     pub fn open(settings: Settings, library: Library, bindings: Vec<Binding>) -> anyhow::Result<Room> {
         let state_dir = library.state_dir();
-        let store = book::open_checked(&state_dir)?;
+        let mut store = book::open_checked(&state_dir)?;
         Ok(Room {
             boot_dir: settings.boot_dir(),
+            tokens: Mutex::new(Tokens::open(&mut store)?),
+            alarm: Mutex::default(),
             fleet: Mutex::new(Fleet::load(&store)?),
             history: History::new(book::open(&state_dir)?),
             book: OrderBook::new(&state_dir, store)?,
@@ -132,6 +145,52 @@ impl Room {
         self.book.armed()
     }
 
+    /// What proves reports; hold it for a moment only.
+    pub fn tokens(&self) -> MutexGuard<'_, Tokens> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A token for the client that asks for a machine's order. If another client has one and is there, why there is none.
+    ///
+    /// # Errors
+    /// In words for the machine.
+    pub fn token(&self, mac: MacAddr, job: &Job, client: IpAddr) -> Result<String, String> {
+        match self.tokens().issue(mac, &job.deployment, client, Instant::now()) {
+            Ok(Issue::Token(token)) => Ok(token),
+            Ok(Issue::Taken(other)) => {
+                let text =
+                    format!("two machines say that they are {mac}: {other} is being imaged, and {client} asks too");
+                if let Some(more) = TWICE.pass() {
+                    log::error!("{text}; if it is the same machine with a new address, restart it{more}");
+                }
+                *self.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some((text, Instant::now()));
+                Err(format!("another machine with this address is being imaged ({other})"))
+            }
+            Err(error) => {
+                log::error!("no token for {mac}: {error:#}");
+                Err("the server cannot make a token; its log says why".into())
+            }
+        }
+    }
+
+    /// Two machines with one address, while that was not long ago.
+    pub fn alarm(&self) -> Option<String> {
+        let alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        alarm.as_ref().filter(|(_, at)| at.elapsed() < ALARM_SHOWN).map(|(text, _)| text.clone())
+    }
+
+    /// Whether a machine with an order may begin to write; why not, in words for the machine.
+    pub fn confirm(&self, mac: MacAddr, deployment: &str, token: &str, client: IpAddr) -> Result<(), String> {
+        if !self.tokens().check(mac, deployment, token, client, Instant::now()) {
+            return Err("this order is not from this server, or for another machine".into());
+        }
+        match self.boot(mac) {
+            Boot::Image(job) if job.deployment == deployment => Ok(()),
+            Boot::Image(_) => Err("it has been armed anew meanwhile: restart it to get the new order".into()),
+            Boot::Local(why) => Err(why.into()),
+        }
+    }
+
     /// The orders on disk.
     pub fn book(&self) -> &OrderBook {
         &self.book
@@ -142,21 +201,26 @@ impl Room {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a machine asked for something.
-    pub fn asked(&self, mac: MacAddr, what: &str) {
+    /// Notes that a machine asked for something, and what it is if it said so.
+    pub fn asked(&self, mac: MacAddr, what: &str, identity: &Identity) {
         let armed = self.armed();
-        self.fleet().asked(mac, what, &armed);
+        self.fleet().asked(mac, what, identity, &armed);
     }
 
-    /// Takes a machine's report; see [`Fleet::report`]. An important one is on disk when this returns, so that a machine
+    /// Takes a report that came from a client; see [`Fleet::report`]. An important one is on disk when this returns, so that a machine
     /// that is done is never imaged again.
     ///
     /// # Errors
     /// [`ReportError`]; what is acknowledged is kept.
-    pub async fn report(&self, report: Report) -> Result<(), ReportError> {
+    pub async fn report(&self, mut report: Report, client: IpAddr) -> Result<(), ReportError> {
         let armed = self.armed();
         let mac = report.mac.parse::<MacAddr>().map_err(|error| ReportError::Refused(format!("{error}")))?;
-        if self.fleet().report(report, &armed, &self.settings).map_err(ReportError::Refused)? {
+        let is_proven = self.tokens().check(mac, &report.deployment, &report.token, client, Instant::now());
+        if !is_proven {
+            // Where it came from, not where it says that it came from.
+            report.ip = client.to_string();
+        }
+        if self.fleet().report(report, is_proven, &armed, &self.settings).map_err(ReportError::Refused)? {
             self.history.saved(&self.fleet, mac).await.map_err(ReportError::NotKept)?;
         }
         Ok(())
@@ -221,12 +285,20 @@ impl Room {
     pub fn boot_of(&self, mac: MacAddr, armed: &Armed, fleet: &Fleet) -> Boot {
         match armed.job_for(mac, &self.settings) {
             None => Boot::Local("nothing is armed for it"),
+            Some(_) if fleet.other_cards(mac).into_iter().any(|other| self.is_kept_back(other, armed)) => {
+                Boot::Local("it is held back, or never to be imaged, by its other network card")
+            }
             Some(_) if armed.suspended().is_some() => Boot::Local(
                 "the server has lost its record of machines, or cannot read it; see ezio status on the server",
             ),
             Some(job) if fleet.is_done(mac, &job) => Boot::Local("it has its image"),
             Some(job) => Boot::Image(job),
         }
+    }
+
+    /// Whether a person has said that this very machine is not to be imaged.
+    fn is_kept_back(&self, mac: MacAddr, armed: &Armed) -> bool {
+        self.settings.is_never(mac) || armed.held_back().any(|scope| *scope == Scope::Machine(mac))
     }
 
     /// How clients reach us under this address.

@@ -7,7 +7,7 @@ use netboot::MacAddr;
 use report::Report;
 use serde::{Deserialize, Serialize};
 
-use crate::room::fleet::Machine;
+use crate::room::fleet::{Claim, Machine};
 use crate::room::orders::Order;
 use crate::room::rivals::Rival;
 use crate::room::seeds::SeedStatus;
@@ -74,6 +74,12 @@ pub struct MachineStatus {
     /// The deployment that it has finished.
     pub done: Option<String>,
     pub report: Option<Report>,
+    /// Whether the report proved that it is this machine's.
+    #[serde(default)]
+    pub proven: bool,
+    /// A report without the machine's token that came after one with it.
+    #[serde(default)]
+    pub claim: Option<Claim>,
 }
 
 impl Status {
@@ -114,6 +120,8 @@ impl Status {
                 asked: machine.asked,
                 done: machine.done,
                 report: machine.report,
+                proven: machine.proven,
+                claim: machine.claim,
             }
         });
         let machines = machines.collect();
@@ -122,7 +130,7 @@ impl Status {
             rivals.iter().partition(|rival| rival.is_trouble(&room.settings));
         let words =
             |rivals: Vec<&Rival>| rivals.into_iter().map(|rival| rival.words(&room.settings)).collect::<Vec<_>>();
-        let own = [room.book().trouble(), room.history().trouble()].into_iter().flatten();
+        let own = [room.book().trouble(), room.history().trouble(), room.alarm()].into_iter().flatten();
         let troubles = own.chain(room.network_troubles()).chain(words(bad)).collect();
         let hints = words(other);
         let counters = &room.counters;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use report::{Report, Stage};
 
+use crate::room::fleet::Claim;
 use crate::room::seeds::SeedStatus;
 use crate::room::status::{MachineStatus, Status};
 
@@ -94,7 +95,7 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
     let row = format!(
         "{} {:<8} {:>4} {:>7} {:>7}",
         start(&report.image),
-        stage_words(report),
+        said(machine, report),
         if is_moving { report.progress.percent().to_string() } else { String::new() },
         if is_moving { format!("{rate:.1}") } else { String::new() },
         if is_moving { report.progress.eta_seconds().map(duration).unwrap_or_default() } else { String::new() },
@@ -109,6 +110,12 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
     for (key, value) in &report.more {
         wrap(out, "    ", &format!("{key}: {value}"));
     }
+    if !machine.proven && report.stage.is_verified() {
+        wrap(out, "    ", "this was said without the machine's token, so it does not count");
+    }
+    if let Some(Claim { stage, from, .. }) = &machine.claim {
+        wrap(out, "    ", &format!("{from} says {stage:?} in its name, without its token: that does not count"));
+    }
     if machine.silent {
         let text = format!("silent for {}: is it switched off, or is its cable unplugged?", duration(machine.age_s));
         wrap(out, "    ", &text);
@@ -118,6 +125,11 @@ fn machine_lines(out: &mut String, machine: &MachineStatus, has_names: bool) {
 
 fn stage_words(report: &Report) -> String {
     if report.dry_run && report.stage == Stage::Done { "dry run".into() } else { report.stage.to_string() }
+}
+
+/// The stage, with a question mark if any client may have said it.
+fn said(machine: &MachineStatus, report: &Report) -> String {
+    format!("{}{}", stage_words(report), if machine.proven { "" } else { "?" })
 }
 
 fn asked_line(out: &mut String, machine: &MachineStatus) {
@@ -138,7 +150,10 @@ fn totals(machines: &[MachineStatus]) -> String {
     let count = |test: fn(&Report) -> bool| {
         machines.iter().filter(|m| !m.waiting).filter_map(|m| m.report.as_ref()).filter(|r| test(r)).count()
     };
-    let done = count(|report| report.stage.is_verified() && !report.dry_run);
+    let is_done = |m: &&MachineStatus| {
+        m.proven && !m.waiting && m.report.as_ref().is_some_and(|r| r.stage.is_verified() && !r.dry_run)
+    };
+    let done = machines.iter().filter(is_done).count();
     let dry = count(|report| report.stage.is_verified() && report.dry_run);
     let failed = count(|report| report.stage == Stage::Failed);
     let busy = count(|report| !report.stage.is_verified() && !report.stage.is_final());
@@ -210,6 +225,8 @@ mod tests {
             asked: String::new(),
             done: None,
             report: serde_json::from_str(json).ok(),
+            proven: true,
+            claim: None,
         }
     }
 

@@ -3,13 +3,13 @@
 use std::net::Ipv4Addr;
 
 use netboot::MacAddr;
-use order::Order;
+use order::{Options, Order};
 
 use crate::room::orders::Job;
 use crate::room::{Boot, Room};
 
-/// `ezio.conf` for one job.
-pub fn conf(room: &Room, job: &Job, address: Ipv4Addr) -> String {
+/// `ezio.conf` for one job, with the token of the machine that asks. Without one, nothing that it reports counts.
+pub fn conf(room: &Room, job: &Job, token: Option<String>, address: Ipv4Addr) -> String {
     let server = room.boot_server(address);
     let order = Order {
         torrent: format!("torrents/{}.torrent", job.image),
@@ -18,8 +18,9 @@ pub fn conf(room: &Room, job: &Job, address: Ipv4Addr) -> String {
         report: server.url("report"),
         boot: server.url("boot"),
         deployment: job.deployment.clone(),
-        token: String::new(),
-        options: job.options.clone(),
+        // A server without TFTP has given out no order to ask about.
+        options: Options { confirm: token.is_some() && !job.options.dry_run, ..job.options.clone() },
+        token: token.unwrap_or_default(),
         unknown: Vec::new(),
     };
     order.to_string()
@@ -63,7 +64,7 @@ pub fn script(room: &Room, mac: MacAddr, address: Ipv4Addr) -> String {
 
 /// The script for a client that did not say who it is: it asks again, with its address.
 pub fn script_for_anybody(room: &Room, address: Ipv4Addr) -> String {
-    let url = room.boot_server(address).url("boot.ipxe?mac=${mac:hexhyp}");
+    let url = room.boot_server(address).url("boot.ipxe?mac=${mac:hexhyp}&uuid=${uuid}&serial=${serial:uristring}");
     let http = url.map(|url| format!("chain --replace {url} || ")).unwrap_or_default();
     format!("#!ipxe\n{http}chain --replace tftp://{address}/boot.ipxe/01-${{mac:hexhyp}} || exit 1\n")
 }

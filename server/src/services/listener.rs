@@ -1,7 +1,8 @@
 //! TCP for HTTP: a limit on connections, an end to those on which nothing moves, and to requests that never end.
 //!
 //! Without them a client that opens connections and says next to nothing would take every place there is, and every file
-//! descriptor. When all places are taken, the connection that has been idle for longest makes room.
+//! descriptor. When all places are taken, the card with the most connections makes room for others, and else the connection
+//! that has been idle for longest.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -17,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Sleep, sleep};
+
+use crate::services::neighbours::{Neighbours, Owner};
 
 /// Pause after a failed accept, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -36,11 +39,11 @@ struct Limits {
     request: Duration,
 }
 
-/// A room of hundreds fetches kernel and reports with a few connections each. A request is two packets, or for a report
-/// at most 64 KiB; and who reports once a second is never idle for long.
+/// A room fetches the kernel and reports with a connection or two for each machine, and a machine that reports once a second
+/// is never idle for long. A request is two packets, or for a report at most 64 KiB.
 const LIMITS: Limits = Limits {
-    places: 600,
-    places_of_one: 150,
+    places: 6000,
+    places_of_one: 1500,
     idle: Duration::from_secs(60),
     // A slow link may need seconds before the kernel takes more of a large file.
     idle_when_full: Duration::from_secs(15),
@@ -113,10 +116,12 @@ struct Places {
 struct Taken {
     next: u64,
     connections: HashMap<u64, Connection>,
+    neighbours: Neighbours,
 }
 
 struct Connection {
     from: IpAddr,
+    owner: Owner,
     moved: Instant,
     /// Ends it when dropped.
     _end: oneshot::Sender<()>,
@@ -140,18 +145,36 @@ impl Places {
         let of_one = taken.connections.values().filter(|connection| connection.from == from).count();
         if of_one >= limits.places_of_one && !from.is_loopback() {
             taken.end_idle(limits, Some(from)).ok_or(Full::OfOne)?;
-        } else if taken.connections.len() >= limits.places {
-            taken.end_idle(limits, None).ok_or(Full::All)?;
+        }
+        let owner = taken.neighbours.owner(from);
+        if taken.connections.len() >= limits.places {
+            taken.end_of_largest(owner).or_else(|| taken.end_idle(limits, None)).ok_or(Full::All)?;
         }
         let number = taken.next;
         taken.next += 1;
         let (end, ended) = oneshot::channel();
-        taken.connections.insert(number, Connection { from, moved: Instant::now(), _end: end });
+        taken.connections.insert(number, Connection { from, owner, moved: Instant::now(), _end: end });
         Ok(Place { places: self.clone(), number, ended })
     }
 }
 
 impl Taken {
+    /// Ends the idlest connection of the card with the most, unless another one of `owner` would make it one of those.
+    fn end_of_largest(&mut self, owner: Owner) -> Option<()> {
+        let mut counts: HashMap<Owner, usize> = HashMap::new();
+        for connection in self.connections.values() {
+            *counts.entry(connection.owner).or_default() += 1;
+        }
+        let own = counts.get(&owner).copied().unwrap_or(0);
+        let (largest, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        if count <= own + 1 {
+            return None;
+        }
+        let of_largest = self.connections.iter().filter(|(_, connection)| connection.owner == largest);
+        let number = of_largest.min_by_key(|(_, connection)| connection.moved).map(|(number, _)| *number)?;
+        self.connections.remove(&number).map(drop)
+    }
+
     /// Ends the connection that has been idle for longest, of one address or of all.
     fn end_idle(&mut self, limits: &Limits, from: Option<IpAddr>) -> Option<()> {
         let connections = self.connections.iter().filter(|(_, other)| from.is_none_or(|from| other.from == from));
@@ -359,8 +382,30 @@ mod tests {
         assert_eq!(taken.len(), LIMITS.places / 4);
         assert!(matches!(places.take(A, &LIMITS), Err(Full::OfOne)));
         assert!(places.take(B, &LIMITS).is_ok());
+        drop(taken);
+        // A card with many addresses makes room for others, however busy its connections are.
+        let places = Arc::new(Places::default());
+        let limits = Limits { places: 100, places_of_one: 40, ..LIMITS };
+        let many: Vec<Place> = (0..100u8)
+            .map_while(|number| {
+                let address = IpAddr::from([10, 9, 9, number % 4]);
+                let place = places.take(address, &limits).ok()?;
+                let mut taken = places.lock();
+                let card = Owner::Card(netboot::MacAddr([2, 0, 0, 0, 0, 1]));
+                taken.connections.get_mut(&place.number).expect("taken").owner = card;
+                drop(taken);
+                Some(place)
+            })
+            .collect();
+        assert_eq!(many.len(), 100);
+        let others: Vec<Place> =
+            (0..49u8).map_while(|number| places.take(IpAddr::from([10, 8, 0, number]), &limits).ok()).collect();
+        assert_eq!(others.len(), 49);
+        assert_eq!(places.lock().connections.len(), 100);
+
+        let places = Arc::new(Places::default());
         let local = std::net::Ipv4Addr::LOCALHOST.into();
         let taken: Vec<Place> = (0..LIMITS.places).map_while(|_| places.take(local, &LIMITS).ok()).collect();
-        assert_eq!(taken.len(), LIMITS.places / 4 * 3);
+        assert_eq!(taken.len(), LIMITS.places);
     }
 }

@@ -34,6 +34,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::room::identity::Identity;
 use crate::room::orders::Job;
 use crate::room::{Boot, Room, count};
 use crate::services::binding::{self, Binding};
@@ -355,26 +356,40 @@ impl Tree {
         let text = match name.split_once('/') {
             None if name == "boot.ipxe" => Some(boot_script::script_for_anybody(room, self.address)),
             Some(("boot.ipxe", mac)) => MacAddr::from_bootif(mac).ok().map(|mac| {
-                room.asked(mac, "boot script by TFTP");
+                room.asked(mac, "boot script by TFTP", &Identity::default());
                 boot_script::script(room, mac, self.address)
             }),
             Some(("ezio.conf", "default")) => {
-                self.job_of(client).map(|job| boot_script::conf(&self.room, &job, self.address))
+                self.job_of(client).map(|job| boot_script::conf(&self.room, &job, None, self.address))
             }
             None if name == "ezio.conf" => {
-                self.job_of(client).map(|job| boot_script::conf(&self.room, &job, self.address))
+                self.job_of(client).map(|job| boot_script::conf(&self.room, &job, None, self.address))
             }
             Some(("ezio.conf", mac)) => match MacAddr::from_bootif(mac) {
                 Ok(mac) => {
                     self.remember(client, mac);
                     // Not "no such file", or it would go on to ask for what is meant for everybody.
                     match self.room.boot(mac) {
-                        Boot::Image(job) => Some(boot_script::conf(&self.room, &job, self.address)),
+                        Boot::Image(job) => {
+                            let token = self.room.token(mac, &job, client).map_err(|why| (Refusal::NoSuchUser, why))?;
+                            Some(boot_script::conf(&self.room, &job, Some(token), self.address))
+                        }
                         Boot::Local(why) => return Err((Refusal::NoSuchUser, why.to_owned())),
                     }
                 }
                 Err(_) => None,
             },
+            Some(("confirm", rest)) => {
+                let mut parts = rest.split('/');
+                let (mac, deployment, token) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
+                match (mac.map(MacAddr::from_bootif), deployment, parts.next()) {
+                    (Some(Ok(mac)), Some(deployment), None) => {
+                        let answer = room.confirm(mac, deployment, token, client);
+                        Some(answer.map(|()| "yes\n".to_owned()).map_err(|why| (Refusal::NoSuchUser, why))?)
+                    }
+                    _ => None,
+                }
+            }
             _ => None,
         };
         text.map(|text| Source::Bytes(text.into())).ok_or_else(missing)

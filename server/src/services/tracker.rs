@@ -1,12 +1,15 @@
 //! The tracker over HTTP: `swarm`'s tracker, with our own seeders named under the address the asker reached us by.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use metainfo::Infohash;
 use swarm::tracker::{AnnounceQuery, Tracker, failure};
+
+use crate::services::neighbours::Neighbours;
 
 /// The swarms of the armed images.
 #[derive(Default)]
@@ -19,6 +22,7 @@ struct State {
     tracker: Tracker,
     /// The port of our own seeder, for each image that we seed.
     ports: HashMap<Infohash, Option<u16>>,
+    neighbours: Neighbours,
 }
 
 impl TrackerService {
@@ -45,11 +49,13 @@ impl TrackerService {
         let query = AnnounceQuery::parse(query).map_err(|error| failure(&error.to_string()))?;
         let mut state = self.lock();
         let seeder = state.ports.get(&query.infohash).copied().flatten().map(|port| SocketAddr::new(local, port));
-        // Under one lock, so nobody else is told this address.
+        // Under one lock, so no other client gets this address.
         if let Some(seeder) = seeder {
             state.tracker.add_seeder(query.infohash, seeder);
         }
-        let reply = state.tracker.announce(&query, from, Instant::now());
+        let mut hash = DefaultHasher::new();
+        state.neighbours.owner(from.to_canonical()).hash(&mut hash);
+        let reply = state.tracker.announce_of(&query, from, hash.finish(), Instant::now());
         if let Some(seeder) = seeder {
             state.tracker.remove_seeder(&query.infohash, seeder);
         }

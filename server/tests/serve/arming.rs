@@ -3,7 +3,7 @@
 use crate::lan::{Lan, NO_SUCH_USER, NOT_FOUND, SERVER, Station, in_namespace};
 use crate::library::add_image;
 use crate::packets::{self, file_of};
-use crate::process::{Server, eventually, ezio_fails, ezio_ok, file};
+use crate::process::{Server, eventually, ezio_fails, ezio_ok, file, token};
 
 const ONE: &str = "52:54:00:77:00:01";
 const TWO: &str = "52:54:00:77:00:02";
@@ -29,13 +29,23 @@ fn conf(client: &Station, name: &str) -> Option<String> {
     }
 }
 
+/// With the token of the machine's order, as far as it has one.
 fn report(client: &Station, mac: &str, stage: &str, deployment: &str) {
-    let json = format!(r#"{{"mac":"{mac}","stage":"{stage}","deployment":"{deployment}"}}"#);
+    let token = client.tftp(&format!("ezio.conf/01-{}", mac.replace(':', "-"))).map(|conf| value(&conf, "TOKEN"));
+    report_with(client, mac, stage, deployment, &token.unwrap_or_default());
+}
+
+fn report_with(client: &Station, mac: &str, stage: &str, deployment: &str, token: &str) {
+    let json = format!(r#"{{"mac":"{mac}","stage":"{stage}","deployment":"{deployment}","token":"{token}"}}"#);
     assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
 }
 
 fn deployment(conf: &str) -> String {
-    conf.lines().find_map(|line| line.strip_prefix("DEPLOYMENT=")).expect("a deployment").to_owned()
+    value(conf, "DEPLOYMENT")
+}
+
+fn value(conf: &str, key: &str) -> String {
+    conf.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).expect(key).to_owned()
 }
 
 fn config(lan: &Lan) -> String {
@@ -65,7 +75,8 @@ fn arming_and_disarming_change_the_answers() {
         assert!(said.contains("armed debian for every machine"), "{said}");
         eventually("the server notices", || !boots_locally(&client, ONE));
         let offer = &offers("ipxe-bios", 1)[0];
-        assert_eq!(file_of(offer), format!("http://{SERVER}/boot.ipxe?mac=52-54-00-77-00-01"));
+        let url = file_of(offer);
+        assert!(url.starts_with(&format!("http://{SERVER}/boot.ipxe?mac=52-54-00-77-00-01")), "{url}");
         assert!(offer.yiaddr().is_unspecified());
         assert_eq!(file_of(&offers("ovmf-pxe", 1)[0]), "snponly.efi");
         assert_eq!(file_of(&offers("rom-bios", 1)[0]), "undionly.kpxe");
@@ -91,7 +102,15 @@ fn arming_and_disarming_change_the_answers() {
         }
         assert!(client.tftp("torrents/debian.torrent").is_ok());
         assert_eq!(conf(&client, "torrents/other.torrent"), None, "not armed");
-        assert_eq!(conf(&client, "ezio.conf/01-52-54-00-77-00-01").as_ref(), Some(&general), "nothing of its own");
+        let own = conf(&client, "ezio.conf/01-52-54-00-77-00-01").expect("armed");
+        let is_proof = |line: &&str| line.starts_with("TOKEN=") || *line == "CONFIRM=yes";
+        assert_eq!(own.lines().filter(is_proof).count(), 2, "{own}");
+        let without: Vec<&str> = own.lines().filter(|line| !is_proof(line)).collect();
+        assert_eq!(
+            without,
+            general.lines().filter(|line| *line != "CONFIRM=no").collect::<Vec<_>>(),
+            "nothing of its own"
+        );
         let group = conf(&client, "ezio.conf/01-52-54-00-77-00-02").expect("its group halts");
         assert!(group.contains("AFTER=halt\n"), "{group}");
 
@@ -197,6 +216,13 @@ fn a_second_start_after_a_kill_serves_as_before() {
         let before = conf(&client, "ezio.conf").expect("armed");
         report(&client, ONE, "restore", &deployment(&before));
         assert!(!boots_locally(&client, ONE), "a machine that was interrupted goes on");
+        report_with(&client, ONE, "done", &deployment(&before), "");
+        assert!(!boots_locally(&client, ONE), "it was said without the machine's token");
+        let said = ezio_ok(&lan, &["status"]);
+        assert!(
+            said.contains("10.9.0.9 says \"done\" in its name, without its token") && said.contains(": 0 done"),
+            "{said}"
+        );
         report(&client, ONE, "done", &deployment(&before));
         assert!(boots_locally(&client, ONE), "a machine that is done boots what it got");
         report(&client, ONE, "done", "x");
@@ -243,8 +269,9 @@ fn status_shows_the_room_to_people_and_programs() {
         ezio_ok(&lan, &["arm", "debian"]);
         let id = deployment(&conf(&client, "ezio.conf").expect("armed"));
         let json = format!(
-            r#"{{"mac":"{ONE}","stage":"restore","deployment":"{id}","ip":"10.9.0.77","serial":"SN-42","image":"debian",
-                "bytes_done":150000,"bytes_total":300000,"rate_bytes_per_s":50000}}"#
+            r#"{{"mac":"{ONE}","stage":"restore","deployment":"{id}","token":"{}","ip":"10.9.0.77","serial":"SN-42","image":"debian",
+                "bytes_done":150000,"bytes_total":300000,"rate_bytes_per_s":50000}}"#,
+            token(&client, ONE)
         );
         assert_eq!(client.ask("/report", &["-d", &json]).0, 204);
         let json = format!(r#"{{"mac":"{TWO}","stage":"failed","error":"no disk fits:\u001b[2J two match"}}"#);
@@ -270,5 +297,73 @@ fn status_shows_the_room_to_people_and_programs() {
         let page = client.run("curl", &["-sSf", "-H", "Accept: text/html", &format!("http://{SERVER}/")]);
         assert!(page.contains("<pre>") && page.contains("SN-42"), "{page}");
         assert_eq!(status["machines"].as_array().expect("a list").len(), 2);
+    });
+}
+
+#[test]
+fn one_machine_has_one_token_and_is_asked_before_it_writes() {
+    in_namespace("arming::one_machine_has_one_token_and_is_asked_before_it_writes", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let _server = Server::start(&lan, &[]);
+        let (client, other) = (lan.station(9, true), lan.station(8, true));
+        ezio_ok(&lan, &["arm", "debian"]);
+        let name = "ezio.conf/01-52-54-00-77-00-01";
+        let order = conf(&client, name).expect("armed");
+        let (id, token) = (deployment(&order), value(&order, "TOKEN"));
+        assert_eq!(value(&conf(&client, name).expect("armed"), "TOKEN"), token, "it asked again");
+        // Another one that calls itself by its address, while it is there.
+        assert_eq!(other.tftp(name), Err(NO_SUCH_USER));
+        let said = ezio_ok(&lan, &["status"]);
+        let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            flat.contains(&format!("TROUBLE: two machines say that they are {ONE}: 10.9.0.9 is being imaged")),
+            "{said}"
+        );
+        // Before the first write.
+        let confirm = |token: &str| format!("confirm/01-52-54-00-77-00-01/{id}/{token}");
+        assert_eq!(client.tftp(&confirm(&token)).expect("go on"), "yes\n");
+        let forged = format!("{:0>48}", 5);
+        for bad in [confirm(&forged), confirm(""), format!("confirm/01-52-54-00-77-00-02/{id}/{token}")] {
+            assert_eq!(client.tftp(&bad), Err(NO_SUCH_USER), "{bad}");
+        }
+        for nonsense in ["confirm", "confirm/", "confirm/x/y/z", &format!("{}/x", confirm(&token))] {
+            assert!(client.tftp(nonsense).is_err(), "{nonsense}");
+        }
+        ezio_ok(&lan, &["disarm", "--mac", ONE]);
+        assert_eq!(client.tftp(&confirm(&token)), Err(NO_SUCH_USER), "disarmed before it began");
+        ezio_ok(&lan, &["arm", "debian", "--mac", ONE, "--again"]);
+        assert_eq!(client.tftp(&confirm(&token)), Err(NO_SUCH_USER), "armed anew");
+        report_with(&client, ONE, "done", &id, &token);
+        assert!(!boots_locally(&client, ONE), "done with what is not its order any more");
+    });
+}
+
+#[test]
+fn a_dock_and_a_second_card_are_seen_through() {
+    in_namespace("arming::a_dock_and_a_second_card_are_seen_through", &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let config = file(&lan, "ezio.toml", &format!("[machines.\"{TWO}\"]\nnever = true\n"));
+        let _server = Server::start(&lan, &["--config", &config]);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let id = deployment(&conf(&client, "ezio.conf").expect("armed"));
+        let boot = |mac: &str, last: u8| {
+            client.get(&format!("/boot.ipxe?mac={mac}&uuid=4c4c4544-0043-3510-8051-b7c04f4d32{last:02x}"))
+        };
+        assert!(boot(ONE, 1).contains("gets image"));
+        report(&client, ONE, "done", &id);
+        assert!(boot(ONE, 1).contains("it has its image"));
+        assert!(boot(ONE, 2).contains("gets image"), "another laptop in the same dock");
+        assert!(conf(&client, "ezio.conf/01-52-54-00-77-00-01").is_some());
+        // In the other byte order, as a ROM may say it.
+        let other_order = client.get(&format!("/boot.ipxe?mac={ONE}&uuid=44454c4c-4300-1035-8051-b7c04f4d3201"));
+        assert!(other_order.contains("it has its image"), "{other_order}");
+        // A machine that is never imaged, by its second card; and one that is held back.
+        assert!(boot(TWO, 7).contains("boots from its own disk"));
+        assert!(boot("52:54:00:77:00:a7", 7).contains("by its other network card"));
+        boot("52:54:00:77:00:08", 8);
+        ezio_ok(&lan, &["disarm", "--mac", "52:54:00:77:00:08"]);
+        assert!(boot("52:54:00:77:00:a8", 8).contains("by its other network card"));
+        assert!(boot("52:54:00:77:00:a9", 9).contains("gets image"));
     });
 }

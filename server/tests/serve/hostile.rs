@@ -238,3 +238,27 @@ fn a_client_that_aborts_is_served_again() {
         });
     });
 }
+
+#[test]
+fn pages_of_others_and_names_of_others_are_refused() {
+    in_namespace("hostile::pages_of_others_and_names_of_others_are_refused", &["curl"], |lan| {
+        let _server = Server::start(&lan, &["--http-names", "boot.example.org"]);
+        let client = lan.station(9, true);
+        let status = |headers: &[&str]| {
+            let flags: Vec<&str> = headers.iter().flat_map(|header| ["-H", header]).collect();
+            client.ask("/status.json", &flags).0
+        };
+        assert_eq!(status(&[]), 200);
+        assert_eq!(status(&["Host: ezio.lan"]), 200);
+        assert_eq!(status(&["Host: boot.example.org"]), 200);
+        assert_eq!(status(&["Host: rebound.example"]), 403);
+        assert_eq!(status(&["Origin: http://elsewhere.example"]), 403);
+        let report = r#"{"mac":"52:54:00:77:00:01","stage":"done"}"#;
+        let page = ["-H", "Content-Type: text/plain", "-H", "Origin: http://elsewhere.example", "-d", report];
+        let (code, text) = client.ask("/report", &page);
+        assert!(code == 403 && text.contains("may not ask this server"), "{code} {text}");
+        assert_eq!(client.status()["machines"].as_array().expect("a list").len(), 0);
+        assert_eq!(client.ask("/boot.ipxe?mac=ff:ff:ff:ff:ff:ff", &[]).0, 400);
+        assert_eq!(client.ask("/boot.ipxe?mac=01:00:5e:00:00:01", &[]).0, 400);
+    });
+}

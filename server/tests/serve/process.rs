@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lan::Lan;
+use crate::lan::{Lan, Station};
 
 /// How long anything may take; the machine is slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +38,12 @@ pub fn ezio_fails(lan: &Lan, arguments: &[&str]) -> String {
     let out = ezio(lan, arguments);
     assert!(!out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stdout));
     String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// The token of a machine's order.
+pub fn token(client: &Station, mac: &str) -> String {
+    let conf = client.tftp(&format!("ezio.conf/01-{}", mac.replace(':', "-"))).expect("an order");
+    conf.lines().find_map(|line| line.strip_prefix("TOKEN=")).expect("a token").to_owned()
 }
 
 /// Where the images of this test are.

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use crate::lan::{Lan, Station, in_namespace};
 use crate::library::add_image;
 use crate::packets::{self, file_of};
-use crate::process::{Server, boot_dir, eventually, ezio_fails, ezio_ok, file};
+use crate::process::{Server, boot_dir, eventually, ezio_fails, ezio_ok, file, token};
 
 /// A program at a station, until it is dropped.
 struct Foreign {
@@ -110,7 +110,9 @@ fn machines_that_nothing_is_armed_for_are_left_alone() {
         assert!(is_answered(3));
         assert!(!is_answered(2), "nothing is armed for it");
         let deployment = client.status()["armed"][0]["deployment"].as_str().expect("an order").to_owned();
-        let done = format!("{{\"mac\":\"52:54:00:77:00:01\",\"stage\":\"done\",\"deployment\":\"{deployment}\"}}");
+        let token = token(&client, "52:54:00:77:00:01");
+        let done =
+            format!(r#"{{"mac":"52:54:00:77:00:01","stage":"done","deployment":"{deployment}","token":"{token}"}}"#);
         client.ask("/report", &["-d", &done]);
         assert!(client.get("/boot.ipxe?mac=52:54:00:77:00:01").contains("it has its image"));
         assert!(is_answered(1), "its script boots its disk");

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::lan::{Lan, NO_SUCH_USER, Station, in_namespace};
 use crate::library::add_image;
 use crate::mistakes::serve_fails;
-use crate::process::{Server, eventually, ezio, ezio_fails, ezio_ok, library};
+use crate::process::{Server, eventually, ezio, ezio_fails, ezio_ok, library, token};
 
 const MAC: &str = "52:54:00:77:00:01";
 const OTHER: &str = "52:54:00:77:00:02";
@@ -32,8 +32,10 @@ fn deployment(lan: &Lan) -> String {
 }
 
 /// One machine that is armed and reports that it is done; the status of the answer.
-fn report_done(lan: &Lan, client: &Station, mac: &str) -> u16 {
-    let report = format!(r#"{{"mac":"{mac}","stage":"done","deployment":"{}","image":"debian"}}"#, deployment(lan));
+fn report_done(lan: &Lan, client: &Station, token: &str) -> u16 {
+    let deployment = deployment(lan);
+    let report =
+        format!(r#"{{"mac":"{MAC}","stage":"done","deployment":"{deployment}","image":"debian","token":"{token}"}}"#);
     client.ask("/report", &["-d", &report]).0
 }
 
@@ -88,7 +90,8 @@ fn a_lost_store_images_no_machine_again_before_a_person_says_so() {
             fs::copy(&path, &yesterday).expect("copied");
             let server = Server::start(&lan, &[]);
             eventually("armed", || gets_image(&client));
-            assert_eq!(report_done(&lan, &client, MAC), 204, "{name}");
+            let token = token(&client, MAC);
+            assert_eq!(report_done(&lan, &client, &token), 204, "{name}");
             assert!(script(&client).contains("it has its image"), "{name}");
             assert_eq!(client.tftp(CONF), Err(NO_SUCH_USER), "{name}: it is done, whichever way it asks");
             assert_eq!(server.terminate(), Some(0));
@@ -148,16 +151,17 @@ fn the_database_under_a_running_server_is_watched() {
         ezio_ok(&lan, &["arm", "debian"]);
         let _server = Server::start(&lan, &[]);
         eventually("armed", || gets_image(&client));
+        let token = token(&client, MAC);
         let path = database(&lan);
         let aside = lan.dir.path().join("aside");
         fs::rename(&path, &aside).expect("renamed");
         assert!(!gets_image(&client), "it would not see a `disarm` any more");
         assert!(ezio_ok(&lan, &["status"]).contains("was removed or replaced while the server runs"));
-        assert_eq!(report_done(&lan, &client, MAC), 503, "it would be lost");
+        assert_eq!(report_done(&lan, &client, &token), 503, "it would be lost");
         fs::rename(&aside, &path).expect("renamed");
         let other = format!("/boot.ipxe?mac={OTHER}");
         eventually("armed again", || client.get(&other).contains("gets image"));
-        eventually("kept", || report_done(&lan, &client, MAC) == 204);
+        eventually("kept", || report_done(&lan, &client, &token) == 204);
         eventually("no more trouble", || !ezio_ok(&lan, &["status"]).contains("TROUBLE"));
     });
 }
@@ -188,6 +192,8 @@ fn on_a_full_or_read_only_disk_nothing_is_acknowledged_and_everything_can_be_sto
         let server = Server::start(&lan, &[]);
         eventually("armed", || gets_image(&client));
         let id = deployment(&lan);
+        let tokens: Vec<String> =
+            (1..=30u8).map(|last| token(&client, &format!("52:54:00:77:01:{last:02x}"))).collect();
 
         // Full: writes past what is there fail.
         let fill = library.join("fill");
@@ -195,9 +201,9 @@ fn on_a_full_or_read_only_disk_nothing_is_acknowledged_and_everything_can_be_sto
             std::process::Command::new("sh").arg("-c").arg(format!("cat /dev/zero >{}", fill.display())).output();
         assert!(!zeros.expect("sh").status.success(), "the disk is full");
         let mut answers = Vec::new();
-        for last in 1..=30u8 {
+        for (last, token) in (1..=30u8).zip(&tokens) {
             let report = format!(
-                r#"{{"mac":"52:54:00:77:01:{last:02x}","stage":"done","deployment":"{id}","error":"{}"}}"#,
+                r#"{{"mac":"52:54:00:77:01:{last:02x}","stage":"done","deployment":"{id}","token":"{token}","error":"{}"}}"#,
                 "x".repeat(7500)
             );
             answers.push((last, client.ask("/report", &["-d", &report]).0));

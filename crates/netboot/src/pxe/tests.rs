@@ -197,7 +197,7 @@ fn the_oldest_rom_is_bios_and_a_new_port_is_in_the_url() {
 fn ipxe_of_another_architecture_gets_no_script_that_cannot_run() {
     for (arch, is_served) in [(0, true), (7, true), (9, true), (6, false), (10, false), (11, false), (27, false)] {
         let mac = "52:54:00:77:00:01".parse().expect("an address");
-        let client = BootClient { mac, class: Class::Pxe, arch, is_ipxe: true };
+        let client = BootClient { mac, uuid: None, class: Class::Pxe, arch, is_ipxe: true };
         assert_eq!(boot_file(&client, &SERVER).is_some(), is_served, "{arch}");
     }
 }

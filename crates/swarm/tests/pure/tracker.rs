@@ -137,6 +137,28 @@ fn silent_peers_are_forgotten_and_memory_is_bounded() {
 }
 
 #[test]
+fn one_card_has_one_share_of_places_and_replies() {
+    // By one address with many ports, and by many addresses that the caller knows to be of one card.
+    for has_many_addresses in [false, true] {
+        let mut tracker = tracker();
+        let start = Instant::now();
+        for number in 0..3000u16 {
+            let now = start + Duration::from_millis(u64::from(number));
+            let address = if has_many_addresses { ip(100 + (number % 100) as u8) } else { ip(100) };
+            tracker.announce_of(&query(1000 + number, 9, Event::None), address, 7, now);
+            if number % 75 == 0 {
+                let machine = (number / 75) as u8;
+                tracker.announce(&query(1, 9, Event::None), ip(1 + machine), now);
+            }
+        }
+        let now = start + Duration::from_secs(3);
+        let reply = tracker.announce(&query(1, 9, Event::None), ip(1), now);
+        let machines = ports(&reply).into_iter().filter(|port| *port == 1).count();
+        assert_eq!(machines, 39, "all of the others, before the card with a thousand");
+    }
+}
+
+#[test]
 fn dictionaries_and_ipv6_are_told_and_read() {
     let mut tracker = tracker();
     let now = Instant::now();

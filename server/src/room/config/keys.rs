@@ -104,6 +104,8 @@ settings! {
         "Serve HTTP: kernel, boot script, tracker, reports, status";
     http_port: Option<u16> = 80, [value_name = "PORT"],
         "TCP port of HTTP";
+    http_names: Vec<String>, [value_name = "NAME", value_delimiter = ','],
+        "DNS names by which browsers may reach this server, besides its addresses and names such as `ezio` or `ezio.lan`";
     seed: Option<bool> = true, [value_name = "BOOL"],
         "Seed the armed images from this server";
     // 6881 is the port of `ezio seed`.

@@ -16,6 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::room::identity::Identity;
 use crate::room::status::Status;
 use crate::room::table::table;
 use crate::room::{ReportError, Room, count};
@@ -31,6 +32,7 @@ const MAX_BODY: usize = 64 << 10;
 /// Read from disk at a time when a file goes out.
 const CHUNK: usize = 256 << 10;
 
+mod origin;
 pub mod published;
 
 #[derive(Clone)]
@@ -67,6 +69,7 @@ pub async fn run(
         .route("/announce", get(announce))
         .route("/report", post(report))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn_with_state(room.clone(), origin::check))
         .with_state(App { room, tracker });
     let service = router.into_make_service_with_connect_info::<Ends>();
     tokio::select! {
@@ -83,15 +86,24 @@ pub async fn run(
 #[derive(Deserialize)]
 struct ScriptQuery {
     mac: Option<String>,
+    #[serde(default)]
+    uuid: String,
+    #[serde(default)]
+    serial: String,
 }
 
 async fn script(State(app): State<App>, ends: ConnectInfo<Ends>, query: Query<ScriptQuery>) -> Response {
     let address = ipv4(ends.local);
     let text = match query.mac.as_deref().map(str::parse::<MacAddr>) {
         None => boot_script::script_for_anybody(&app.room, address),
+        Some(Ok(mac)) if !mac.is_unicast() => {
+            count(&app.room.counters.http_bad);
+            return (StatusCode::BAD_REQUEST, format!("{mac} is no machine's MAC address\n")).into_response();
+        }
         Some(Ok(mac)) => {
+            // First who it is: another machine may have the card now.
+            app.room.asked(mac, "boot script", &Identity::of(&query.uuid, &query.serial));
             let script = boot_script::script(&app.room, mac, address);
-            app.room.asked(mac, "boot script");
             log::debug!("{mac} fetches its boot script");
             script
         }
@@ -170,7 +182,7 @@ async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) ->
             if report.ip.is_empty() {
                 report.ip = ends.from.ip().to_canonical().to_string();
             }
-            app.room.report(report).await
+            app.room.report(report, ends.from.ip().to_canonical()).await
         }
         Err(error) => Err(ReportError::Refused(error.to_string())),
     };
