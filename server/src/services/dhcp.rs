@@ -368,7 +368,7 @@ impl Leases {
 
     fn ask(&self, address: Ipv4Addr) {
         if let Some(arp) = &self.arp
-            && let Err(error) = arp.send(&frames::arp_probe(arp.card, address))
+            && let Err(error) = arp.send(&frames::arp_probe(arp.card(), address))
             && let Some(more) = UNSENT.pass()
         {
             log::warn!("DHCP: asking who has {address} failed: {error}{more}");

@@ -61,10 +61,11 @@ pub async fn run(room: Arc<Room>, binding: Binding, mut stop: watch::Receiver<bo
             () = tokio::time::sleep_until(next) => {
                 next += ASK_FIRST.get(asked).copied().unwrap_or(ASK_EVERY);
                 asked += 1;
+                let card = socket.card();
                 for arch in ARCHITECTURES {
                     let xid = u32::from_be_bytes(random());
-                    let question = Question { mac: no_card(socket.card), xid, arch, number: server_number() };
-                    if let Some(frame) = frames::from_client(socket.card, &question.message())
+                    let question = Question { mac: no_card(card), xid, arch, number: server_number() };
+                    if let Some(frame) = frames::from_client(card, &question.message())
                         && let Err(error) = socket.send(&frame)
                     {
                         log::debug!("{}: asking for other servers failed: {error}", binding.interface);
