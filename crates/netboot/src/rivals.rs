@@ -37,10 +37,14 @@ pub struct Question {
     pub number: ServerNumber,
 }
 
-/// An address that no card has: a card's, with the bit of addresses that are administered locally changed.
+/// An address that no card has: a card's, among those that are administered locally.
 pub fn no_card(card: MacAddr) -> MacAddr {
     let mut mac = card.0;
-    mac[0] = (mac[0] ^ 2) & !1;
+    mac[0] = (mac[0] | 2) & !1;
+    // A virtual card's address is there already.
+    if mac == card.0 {
+        mac[0] ^= 0x40;
+    }
     MacAddr(mac)
 }
 
@@ -160,7 +164,8 @@ mod tests {
     #[test]
     fn a_question_is_known_and_is_no_cards() {
         assert_eq!(no_card(CARD).to_string(), "02:1b:21:01:02:03");
-        assert!(no_card(no_card(CARD)).is_unicast());
+        let virtual_card = MacAddr([0x52, 0x54, 0, 1, 2, 3]);
+        assert_eq!(no_card(virtual_card).to_string(), "12:54:00:01:02:03");
         let asked = question();
         assert_eq!(asked_by(&asked), Some(*b"12345678"));
         assert_eq!(pxe::identify(&asked).map(|client| client.arch), Some(7), "every PXE server understands it");

@@ -32,6 +32,8 @@ pub struct ServerConfig {
     /// First and last address to give out. Those that no machine can have are left out by themselves: ours, the router's, and
     /// the first and last one of the network.
     pub range: RangeInclusive<Ipv4Addr>,
+    /// Addresses for networks behind relays; their router is the relay.
+    pub relayed: Vec<RelayedRange>,
     /// Further addresses of this computer.
     pub own: Vec<Ipv4Addr>,
     /// Whether an address is looked for on the network before it is given to a machine that does not have it:
@@ -43,6 +45,33 @@ pub struct ServerConfig {
     pub dns: Vec<Ipv4Addr>,
     /// How long a lease lasts, in seconds.
     pub lease_s: u32,
+}
+
+/// Addresses for one network behind a relay (RFC 2131, section 4.3.1: by `giaddr`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayedRange {
+    /// First and last address to give out.
+    pub range: RangeInclusive<Ipv4Addr>,
+    /// Length of that network's prefix.
+    pub prefix_len: u8,
+}
+
+/// The network that a message is about.
+#[derive(Clone, Debug)]
+struct Network {
+    /// One of its addresses.
+    address: Ipv4Addr,
+    prefix_len: u8,
+    range: RangeInclusive<Ipv4Addr>,
+    router: Option<Ipv4Addr>,
+    /// Whether it is our own link, where addresses can be looked for.
+    is_here: bool,
+}
+
+impl Network {
+    fn has(&self, address: Ipv4Addr) -> bool {
+        (u32::from(address) ^ u32::from(self.address)) & mask(self.prefix_len) == 0
+    }
 }
 
 /// One address and whose it is; plain data, to be kept on disk.
@@ -103,7 +132,10 @@ impl DhcpServer {
     pub fn new(config: ServerConfig, records: Vec<LeaseRecord>) -> DhcpServer {
         let mut server = DhcpServer { config, leases: BTreeMap::new(), offers: BTreeMap::new() };
         for record in records {
-            if server.may_give(record.address) {
+            let mut networks = server.behind(None).chain([server.here()]);
+            let may_be = networks.any(|network| server.may_give(&network, record.address));
+            drop(networks);
+            if may_be {
                 server.leases.insert(record.address, record);
             }
         }
@@ -120,24 +152,25 @@ impl DhcpServer {
     pub fn handle(&mut self, request: &Message, boot: Option<&BootServer>, now: u64) -> Outcome {
         let mac = message::mac_of(request);
         self.offers.retain(|_, offer| offer.expires > now);
-        let relay = request.giaddr();
-        let is_ours = relay.is_unspecified() || self.is_on_our_network(relay);
         match request.opts().msg_type() {
-            Some(MessageType::Discover | MessageType::Request | MessageType::Inform) if !is_ours => {
-                Outcome::Elsewhere(relay)
-            }
             Some(MessageType::Discover) => {
-                let Some(address) = self.choose(mac, requested(request), now) else { return Outcome::Exhausted };
-                if self.has_to_probe(address, mac, now) {
+                let Some(network) = self.network_of(request) else { return Outcome::Elsewhere(request.giaddr()) };
+                let Some(address) = self.choose(&network, mac, requested(request), now) else {
+                    return Outcome::Exhausted;
+                };
+                if network.is_here && self.has_to_probe(address, mac, now) {
                     return Outcome::Probe(address);
                 }
                 self.keep(address, mac, now, true);
-                Outcome::Offered(address, self.grant(request, boot, MessageType::Offer, Some(address)))
+                Outcome::Offered(address, self.grant(&network, request, boot, MessageType::Offer, Some(address)))
             }
             Some(MessageType::Request) => self.request(request, mac, boot, now),
-            // What we would say of mask and router holds for our own network alone.
-            Some(MessageType::Inform) if !self.is_on_our_network(request.ciaddr()) => Outcome::Silent,
-            Some(MessageType::Inform) => Outcome::Informed(self.grant(request, boot, MessageType::Ack, None)),
+            Some(MessageType::Inform) => match self.network_of(request) {
+                None => Outcome::Elsewhere(request.giaddr()),
+                // What we would say of mask and router does not hold there.
+                Some(network) if !network.has(request.ciaddr()) => Outcome::Silent,
+                Some(network) => Outcome::Informed(self.grant(&network, request, boot, MessageType::Ack, None)),
+            },
             Some(MessageType::Release) => {
                 let address = request.ciaddr();
                 match self.leases.get_mut(&address) {
@@ -168,23 +201,30 @@ impl DhcpServer {
             self.offers.retain(|_, offer| offer.mac != mac);
             return Outcome::Silent;
         }
+        let Some(network) = self.network_of(request) else { return Outcome::Elsewhere(request.giaddr()) };
         let renewing = Some(request.ciaddr()).filter(|address| !address.is_unspecified());
+        // A machine behind a relay that renews its lease past it: which router to name, only the relay knows. The machine asks
+        // through it before the lease ends (RFC 2131, section 4.4.5).
+        let is_behind = |address| self.behind(None).any(|network| network.has(address));
+        if network.is_here && renewing.is_some_and(is_behind) {
+            return Outcome::Silent;
+        }
         let Some(address) = renewing.or(requested(request)) else { return Outcome::Silent };
         let free_or_own = match self.owner(address, now) {
             None => true,
             Some(owner) => owner == Some(mac),
         };
-        if !self.may_give(address) || !free_or_own {
+        if !self.may_give(&network, address) || !free_or_own {
             return Outcome::Refused(self.refuse(request));
         }
-        if self.has_to_probe(address, mac, now) {
+        if network.is_here && self.has_to_probe(address, mac, now) {
             return Outcome::Probe(address);
         }
         self.offers.retain(|_, offer| offer.mac != mac);
         self.leases.retain(|_, record| record.mac != Some(mac));
         let expires = now + u64::from(self.config.lease_s);
         self.leases.insert(address, LeaseRecord { address, mac: Some(mac), expires });
-        Outcome::Leased(address, self.grant(request, boot, MessageType::Ack, Some(address)))
+        Outcome::Leased(address, self.grant(&network, request, boot, MessageType::Ack, Some(address)))
     }
 
     /// Whether an address has to be looked for on the network before this machine gets it; it is kept for the machine
@@ -215,7 +255,7 @@ impl DhcpServer {
     /// A host has answered for an address that was to be given out: it is left alone for a while. `now` is in seconds since
     /// 1970.
     pub fn found_in_use(&mut self, address: Ipv4Addr, now: u64) {
-        if self.may_give(address) {
+        if self.may_give(&self.here(), address) {
             self.offers.remove(&address);
             self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S });
         }
@@ -231,16 +271,16 @@ impl DhcpServer {
 
     /// Its own address if it ever had one, else what it asks for, else a fixed place by its address, else any
     /// that was never given out, else the one that has been free for longest.
-    fn choose(&self, mac: MacAddr, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
-        let offered = self.offers.iter().find(|(_, offer)| offer.mac == mac).map(|(address, _)| *address);
-        let remembered = self.leases.values().find(|record| record.mac == Some(mac)).map(|record| record.address);
+    fn choose(&self, network: &Network, mac: MacAddr, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
+        let offered = self.offers.iter().filter(|(_, offer)| offer.mac == mac).map(|(address, _)| *address);
+        let remembered = self.leases.values().filter(|record| record.mac == Some(mac)).map(|record| record.address);
         let usable = |address: &Ipv4Addr| {
-            self.may_give(*address) && self.owner(*address, now).is_none_or(|owner| owner == Some(mac))
+            self.may_give(network, *address) && self.owner(*address, now).is_none_or(|owner| owner == Some(mac))
         };
-        if let Some(address) = offered.or(remembered).filter(usable).or(wanted.filter(usable)) {
+        if let Some(address) = offered.chain(remembered).chain(wanted).find(usable) {
             return Some(address);
         }
-        let (first, last) = (u32::from(*self.config.range.start()), u32::from(*self.config.range.end()));
+        let (first, last) = (u32::from(*network.range.start()), u32::from(*network.range.end()));
         let span = u64::from(last.checked_sub(first)?) + 1;
         let seed = mac.0.iter().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(*byte)));
         // A range of a /8 would be walked for every packet of a flood once it is full; no rack has 65536 machines.
@@ -254,22 +294,45 @@ impl DhcpServer {
             })
     }
 
-    fn may_give(&self, address: Ipv4Addr) -> bool {
-        let config = &self.config;
-        let host = u32::from(address) & !mask(config.prefix_len);
-        // A network of two has neither its own nor a broadcast address (RFC 3021).
-        let is_a_hosts = config.prefix_len > 30 || host != 0 && host != !mask(config.prefix_len);
-        let is_ours = address == config.address || config.own.contains(&address);
-        let is_taken = is_ours || Some(address) == config.router;
-        config.range.contains(&address) && self.is_on_our_network(address) && is_a_hosts && !is_taken
+    /// The network on our own link.
+    fn here(&self) -> Network {
+        let ServerConfig { address, prefix_len, range, router, .. } = &self.config;
+        Network { address: *address, prefix_len: *prefix_len, range: range.clone(), router: *router, is_here: true }
     }
 
-    fn is_on_our_network(&self, address: Ipv4Addr) -> bool {
-        (u32::from(address) ^ u32::from(self.config.address)) & mask(self.config.prefix_len) == 0
+    /// The networks behind relays that we have addresses for; `relay` is their router.
+    fn behind(&self, relay: Option<Ipv4Addr>) -> impl Iterator<Item = Network> {
+        self.config.relayed.iter().map(move |RelayedRange { range, prefix_len }| Network {
+            address: *range.start(),
+            prefix_len: *prefix_len,
+            range: range.clone(),
+            router: relay,
+            is_here: false,
+        })
+    }
+
+    /// The network that the client is on: the relay's, else ours. `None` if we have no addresses for it.
+    fn network_of(&self, request: &Message) -> Option<Network> {
+        let (here, relay) = (self.here(), request.giaddr());
+        if relay.is_unspecified() || here.has(relay) {
+            return Some(here);
+        }
+        self.behind(Some(relay)).find(|network| network.has(relay))
+    }
+
+    fn may_give(&self, network: &Network, address: Ipv4Addr) -> bool {
+        let mask = mask(network.prefix_len);
+        let host = u32::from(address) & !mask;
+        // A network of two has neither its own nor a broadcast address (RFC 3021).
+        let is_a_hosts = network.prefix_len > 30 || host != 0 && host != !mask;
+        let is_ours = address == self.config.address || self.config.own.contains(&address);
+        let is_taken = is_ours || Some(address) == network.router;
+        network.range.contains(&address) && network.has(address) && is_a_hosts && !is_taken
     }
 
     fn grant(
         &self,
+        network: &Network,
         request: &Message,
         boot: Option<&BootServer>,
         kind: MessageType,
@@ -279,10 +342,10 @@ impl DhcpServer {
         let mut reply = message::reply_to(request, config.address, kind);
         reply.set_ciaddr(request.ciaddr());
         let options = reply.opts_mut();
-        let mask = mask(config.prefix_len);
+        let mask = mask(network.prefix_len);
         options.insert(DhcpOption::SubnetMask(mask.into()));
-        options.insert(DhcpOption::BroadcastAddr((u32::from(config.address) | !mask).into()));
-        if let Some(router) = config.router {
+        options.insert(DhcpOption::BroadcastAddr((u32::from(network.address) | !mask).into()));
+        if let Some(router) = network.router {
             options.insert(DhcpOption::Router(vec![router]));
         }
         if !config.dns.is_empty() {

@@ -201,7 +201,7 @@ fn refuse_beside_rivals(library: &Path, beside: &[Ipv4Addr]) -> anyhow::Result<(
         let what = if rival.role == Role::Ezio { "another EZIO server" } else { "another PXE server (ProxyDHCP)" };
         bail!(
             "nothing was armed: {what}, {address}, is on the network of {interface}, and machines may take its answer for \
-             ours. Stop it there; or give --beside {address} to arm all the same for this once; or, if it is meant to be \
+             ours. Stop it there, and wait a minute until it is forgotten; or give --beside {address} to arm all the same for this once; or, if it is meant to be \
              there, write `beside = [\"{address}\"]` into the config and restart `ezio serve`"
         );
     }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::room::config::{DhcpMode, Settings};
 
-/// A server is shown for this long after it was heard. It is asked every half minute, and answers may be lost.
-const SHOWN: Duration = Duration::from_secs(100);
+/// A server is shown for this long after it was heard. It is asked every half minute, and an answer may be lost.
+const SHOWN: Duration = Duration::from_secs(65);
 /// Servers remembered at most; anybody can send offers.
 const MAX_RIVALS: usize = 64;
 

@@ -181,6 +181,7 @@ fn leases(
         address: binding.address,
         prefix_len: binding.prefix_len,
         range,
+        relayed: settings.dhcp_relayed.iter().map(|relayed| relayed.0.clone()).collect(),
         own: own.to_vec(),
         probe: arp.is_ok(),
         router: settings.dhcp_router,
@@ -368,7 +369,7 @@ impl Leases {
 
     fn ask(&self, address: Ipv4Addr) {
         if let Some(arp) = &self.arp
-            && let Err(error) = arp.send(&frames::arp_probe(arp.card, address))
+            && let Err(error) = arp.send(&frames::arp_probe(arp.card(), address))
             && let Some(more) = UNSENT.pass()
         {
             log::warn!("DHCP: asking who has {address} failed: {error}{more}");
@@ -394,8 +395,8 @@ impl Leases {
                 if let Some(more) = ELSEWHERE.pass() {
                     log::warn!(
                         "{mac} asks through the relay {relay}, which is not on the network of {} ({}/{}): it gets no address. \
-                         Either its network has its own DHCP server, and this one is set to dhcp = \"proxy\"; or this server \
-                         gets an interface on that network{more}",
+                         If that network has its own DHCP server, set dhcp = \"proxy\" here; if not, name addresses for it \
+                         with dhcp_relayed = \"FIRST-LAST/LENGTH\"{more}",
                         binding.interface,
                         binding.address,
                         binding.prefix_len

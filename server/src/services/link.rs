@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use netboot::MacAddr;
 use nix::ifaddrs::getifaddrs;
@@ -9,6 +11,8 @@ use nix::sys::socket::{LinkAddr, bind};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
 
+/// A card's address is looked up again after this long.
+const FRESH: Duration = Duration::from_secs(1);
 /// `ARPHRD_ETHER` of `if_arp.h`.
 const ETHERNET: u16 = 1;
 
@@ -29,8 +33,9 @@ pub const TO_DHCP_CLIENT: [SockFilter; 9] = [
 pub struct LinkSocket {
     /// Not of UDP: tokio's name for a socket of datagrams, of which `recv` and `send` are used.
     socket: UdpSocket,
-    /// The card's address.
-    pub card: MacAddr,
+    interface: String,
+    /// The card's address, and when it was looked up.
+    card: Mutex<(MacAddr, Instant)>,
 }
 
 impl LinkSocket {
@@ -40,8 +45,7 @@ impl LinkSocket {
     /// A missing right (CAP_NET_RAW), no such card, or one that is no Ethernet.
     pub fn open(interface: &str, ethertype: u16, filter: &[SockFilter]) -> io::Result<LinkSocket> {
         let link = link_of(interface)?;
-        let card = link.addr().filter(|_| link.hatype() == ETHERNET);
-        let card = MacAddr(card.ok_or_else(|| io::Error::other(format!("{interface} is no Ethernet card")))?);
+        let card = Mutex::new((card_of(&link)?, Instant::now()));
         let protocol = Protocol::from(i32::from(ethertype.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
         if !filter.is_empty() {
@@ -49,7 +53,17 @@ impl LinkSocket {
         }
         socket.set_nonblocking(true)?;
         bind(socket.as_raw_fd(), &link)?;
-        Ok(LinkSocket { socket: UdpSocket::from_std(socket.into())?, card })
+        Ok(LinkSocket { socket: UdpSocket::from_std(socket.into())?, interface: interface.to_owned(), card })
+    }
+
+    /// The card's address. A bridge takes another one when a port joins it.
+    pub fn card(&self) -> MacAddr {
+        let mut card = self.card.lock().unwrap_or_else(PoisonError::into_inner);
+        if card.1.elapsed() > FRESH {
+            let now = link_of(&self.interface).and_then(|link| card_of(&link));
+            *card = (now.unwrap_or(card.0), Instant::now());
+        }
+        card.0
     }
 
     /// The next frame, as much of it as fits.
@@ -70,6 +84,11 @@ impl LinkSocket {
             _ => Ok(()),
         }
     }
+}
+
+fn card_of(link: &LinkAddr) -> io::Result<MacAddr> {
+    let card = link.addr().filter(|_| link.hatype() == ETHERNET).map(MacAddr);
+    card.ok_or_else(|| io::Error::other("it is no Ethernet card"))
 }
 
 /// The link address of a card, with its number.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use netboot::frames;
 use netboot::rivals::{Question, ServerNumber, no_card, sighted};
+use terminal::Throttle;
 use tokio::sync::watch;
 
 use crate::room::Room;
@@ -21,10 +22,13 @@ use crate::services::stop::stopped;
 const ASK_EVERY: Duration = Duration::from_secs(30);
 /// Pauses after the first questions: a switch may hold a port back for a while, and packets get lost.
 const ASK_FIRST: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
-/// Client architectures that are asked for in turns: BIOS, x86-64 UEFI.
+/// Client architectures that are asked for: BIOS, x86-64 UEFI. Some servers answer only one of them.
 const ARCHITECTURES: [u16; 2] = [0, 7];
 /// Pause after a socket error, so that a vanished interface does not eat a core.
 const ERROR_PAUSE: Duration = Duration::from_millis(500);
+
+/// What offers may have us log: a few lines at once, then one a minute.
+static FOUND: Throttle = Throttle::new(20, Duration::from_secs(60));
 
 /// The number of this server.
 pub fn server_number() -> ServerNumber {
@@ -55,15 +59,17 @@ pub async fn run(room: Arc<Room>, binding: Binding, mut stop: watch::Receiver<bo
     loop {
         tokio::select! {
             () = tokio::time::sleep_until(next) => {
-                let arch = ARCHITECTURES[asked % ARCHITECTURES.len()];
                 next += ASK_FIRST.get(asked).copied().unwrap_or(ASK_EVERY);
                 asked += 1;
-                let xid = u32::from_be_bytes(random());
-                let question = Question { mac: no_card(socket.card), xid, arch, number: server_number() };
-                if let Some(frame) = frames::from_client(socket.card, &question.message())
-                    && let Err(error) = socket.send(&frame)
-                {
-                    log::debug!("{}: asking for other servers failed: {error}", binding.interface);
+                let card = socket.card();
+                for arch in ARCHITECTURES {
+                    let xid = u32::from_be_bytes(random());
+                    let question = Question { mac: no_card(card), xid, arch, number: server_number() };
+                    if let Some(frame) = frames::from_client(card, &question.message())
+                        && let Err(error) = socket.send(&frame)
+                    {
+                        log::debug!("{}: asking for other servers failed: {error}", binding.interface);
+                    }
                 }
             }
             received = socket.receive(&mut frame) => match received {
@@ -84,7 +90,8 @@ fn look(room: &Room, binding: &Binding, frame: &[u8]) {
     }
     if let Some(rival) = room.rivals().heard(&binding.interface, sighting)
         && is_shown(&rival, &room.settings)
+        && let Some(more) = FOUND.pass()
     {
-        log::warn!("{}", rival.words(&room.settings));
+        log::warn!("{}{more}", rival.words(&room.settings));
     }
 }

@@ -150,10 +150,11 @@ fn note(broken: &mut BTreeMap<String, Broken>, name: &str, error: String) {
     broken.insert(name.to_owned(), Broken { error, tried: Instant::now() });
 }
 
-/// Where to listen.
+/// Where to listen. With several interfaces everywhere, also while one of them is away: its coming and going should not
+/// disturb the machines behind the others.
 fn address_of(room: &Room) -> Ipv4Addr {
     match &room.bindings()[..] {
-        [only] => only.address,
+        [only] if room.settings.interface.len() < 2 => only.address,
         _ => Ipv4Addr::UNSPECIFIED,
     }
 }

@@ -32,7 +32,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use terminal::Throttle;
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::room::identity::Identity;
 use crate::room::orders::Job;
@@ -58,6 +58,9 @@ const MAX_REMEMBERED: usize = 4096;
 const FULL_EVERY: Duration = Duration::from_secs(60);
 /// What transfers may have us log: a few lines at once, then one a minute.
 static FAILED: Throttle = Throttle::new(20, Duration::from_secs(60));
+/// Turns of the runtime in which a datagram that has arrived is certainly looked at: one to hear of it, one to read it, one to
+/// end.
+const SETTLE_TURNS: usize = 4;
 /// More than any datagram.
 const DATAGRAM_MAX: usize = 65536;
 
@@ -107,13 +110,7 @@ impl TftpService {
             tokio::select! {
                 _ = &mut stop => return Ok(()),
                 Some(ended) = tasks.join_next() => {
-                    // An aborted one has been replaced, and its place with it.
-                    if let Ok((client, id, name, is_sent)) = ended {
-                        places.give_back(client, id);
-                        if is_sent {
-                            tree.sent(client.ip(), name);
-                        }
-                    }
+                    after(ended, &mut places, &mut tree);
                 }
                 received = socket.recv_from(&mut buf) => {
                     // An error here is about a packet that we sent: the client is gone.
@@ -134,6 +131,15 @@ impl TftpService {
                     };
                     if !places.has_room_for(client, &request) {
                         continue;
+                    }
+                    if LOADERS.contains(&request.name.as_str()) {
+                        // Its last ACK came before this, at another socket: that transfer ends first.
+                        for _ in 0..SETTLE_TURNS {
+                            tokio::task::yield_now().await;
+                        }
+                        while let Some(ended) = tasks.try_join_next() {
+                            after(ended, &mut places, &mut tree);
+                        }
                     }
                     let is_loop = tree.is_loop(client.ip(), &request);
                     let found = if is_loop { Ok(tree.script()) } else { tree.open(client.ip(), &request.name) };
@@ -161,6 +167,19 @@ impl TftpService {
                     }
                 }
             }
+        }
+    }
+}
+
+/// A transfer has ended: whose it was, its number, the file's name, and whether the client has all of it.
+type Ended = (SocketAddr, u64, String, bool);
+
+/// What follows a transfer. An aborted one has been replaced, and its place with it.
+fn after(ended: Result<Ended, JoinError>, places: &mut Places, tree: &mut Tree) {
+    if let Ok((client, id, name, is_sent)) = ended {
+        places.give_back(client, id);
+        if is_sent {
+            tree.sent(client.ip(), name);
         }
     }
 }

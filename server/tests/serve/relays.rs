@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use dhcproto::v4::{DhcpOption, OptionCode};
 use netboot::message;
 
 use crate::lan::{SERVER, in_namespace, run};
@@ -16,7 +17,7 @@ fn ours() -> Ipv4Addr {
 }
 
 /// A packet as a relay passes it on, with its option 82.
-fn relayed(mut packet: Vec<u8>, relay: Ipv4Addr, option: &[u8]) -> Vec<u8> {
+fn relayed_packet(mut packet: Vec<u8>, relay: Ipv4Addr, option: &[u8]) -> Vec<u8> {
     packet[3] = 1;
     packet[24..28].copy_from_slice(&relay.octets());
     let end = packet.iter().rposition(|&byte| byte == 255).expect("an end");
@@ -33,17 +34,21 @@ fn relayed(mut packet: Vec<u8>, relay: Ipv4Addr, option: &[u8]) -> Vec<u8> {
 fn relays_get_what_they_sent_and_those_of_other_networks_nothing() {
     in_namespace("relays::relays_get_what_they_sent_and_those_of_other_networks_nothing", &["curl"], |lan| {
         add_image(&lan, "debian", 300_000);
-        let mut server = Server::start(&lan, &["--dhcp", "server", "--dhcp-range", "10.9.0.50-10.9.0.60"]);
+        let mode = ["--dhcp", "server", "--dhcp-range", "10.9.0.50-10.9.0.60"];
+        let relayed = ["--dhcp-relayed", "172.21.0.50-172.21.0.60/25"];
+        let mut server = Server::start(&lan, &[&mode[..], &relayed].concat());
         ezio_ok(&lan, &["arm", "debian"]);
         let relay = lan.station(7, true);
-        relay.run("ip", &["addr", "add", "172.20.5.1/24", "dev", "lo"]);
-        run("ip", &["route", "add", "172.20.5.0/24", "via", "10.9.0.7"]);
+        for address in ["172.20.5.1/24", "172.21.0.1/25"] {
+            relay.run("ip", &["addr", "add", address, "dev", "lo"]);
+        }
+        run("ip", &["route", "add", "172.20.0.0/15", "via", "10.9.0.7"]);
         eventually("armed", || relay.get("/boot.ipxe?mac=52:54:00:77:00:01").contains("gets image"));
         let (here, there) = (Ipv4Addr::new(10, 9, 0, 7), Ipv4Addr::new(172, 20, 5, 1));
         let to = SocketAddrV4::new(ours(), 67);
         let option = b"\x01\x06port-9\x02\x00";
         let raw = relay.run_in(move || {
-            let packet = relayed(packets::firmware("rom-bios", 1), here, option);
+            let packet = relayed_packet(packets::firmware("rom-bios", 1), here, option);
             let socket = packets::socket(67);
             socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             socket.send_to(&packet, to).expect("sent");
@@ -58,12 +63,23 @@ fn relays_get_what_they_sent_and_those_of_other_networks_nothing() {
         assert_eq!(raw[end - 12..end], [&[82, 10][..], option].concat(), "and the relay's option last");
 
         let answers = relay.run_in(move || {
-            let packet = relayed(packets::firmware("rom-bios", 2), there, b"");
+            let packet = relayed_packet(packets::firmware("rom-bios", 2), there, b"");
             packets::ask_at(&packet, 67, to, 0)
         });
         assert!(answers.is_empty(), "{answers:?}");
         server.wait_for_log("asks through the relay 172.20.5.1");
-        assert!(server.log().contains("dhcp = \"proxy\""));
+        let log = server.log();
+        assert!(log.contains("dhcp = \"proxy\"") && log.contains("dhcp_relayed"), "{log}");
+        let known = Ipv4Addr::new(172, 21, 0, 1);
+        let offers = relay.run_in(move || {
+            let packet = relayed_packet(packets::firmware("rom-bios", 3), known, option);
+            packets::ask_at(&packet, 67, to, 1)
+        });
+        assert_eq!(offers[0].yiaddr().octets()[..3], [172, 21, 0]);
+        let mask = DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 128));
+        assert_eq!(offers[0].opts().get(OptionCode::SubnetMask), Some(&mask));
+        assert_eq!(offers[0].opts().get(OptionCode::Router), Some(&DhcpOption::Router(vec![known])));
+        assert_eq!(file_of(&offers[0]), "undionly.kpxe");
     });
 }
 

@@ -14,8 +14,9 @@ const RANGE: RangeInclusive<Ipv4Addr> = Ipv4Addr::new(10, 77, 0, 50)..=Ipv4Addr:
 fn server(lease_s: u32) -> DhcpServer {
     let router = Some(Ipv4Addr::new(10, 77, 0, 254));
     let dns = vec![Ipv4Addr::new(10, 77, 0, 253)];
-    let (own, probe) = (vec![], false);
-    let config = ServerConfig { address: SERVER, prefix_len: 24, range: RANGE, own, probe, router, dns, lease_s };
+    let (own, relayed, probe) = (vec![], vec![], false);
+    let config =
+        ServerConfig { address: SERVER, prefix_len: 24, range: RANGE, own, relayed, probe, router, dns, lease_s };
     DhcpServer::new(config, vec![])
 }
 

@@ -117,6 +117,7 @@ fn decisions(bytes: &[u8]) -> String {
         prefix_len: 24,
         range: Ipv4Addr::new(10, 77, 0, 50)..=Ipv4Addr::new(10, 77, 0, 99),
         own: vec![],
+        relayed: vec![],
         probe: false,
         router: None,
         dns: vec![],

@@ -13,6 +13,7 @@ fn config(first: u8, last: u8) -> ServerConfig {
         prefix_len: 24,
         range,
         own: vec![],
+        relayed: vec![],
         probe: false,
         router: None,
         dns: vec![],
@@ -310,4 +311,45 @@ fn an_address_is_looked_for_before_a_machine_gets_it() {
     assert_eq!(server.handle(&request(9, second), None, 700), Outcome::Probe(second));
     server.found_in_use(second, 700);
     assert!(matches!(server.handle(&request(9, second), None, 700), Outcome::Refused(_)));
+}
+
+#[test]
+fn a_network_behind_a_relay_gets_addresses_of_its_own() {
+    let range = Ipv4Addr::new(172, 16, 3, 0)..=Ipv4Addr::new(172, 16, 3, 3);
+    let relayed = vec![RelayedRange { range, prefix_len: 24 }];
+    let mut server = DhcpServer::new(ServerConfig { relayed, probe: true, ..config(10, 99) }, vec![]);
+    let relay = Ipv4Addr::new(172, 16, 3, 1);
+    let through = |mut message: Message, relay: Ipv4Addr| {
+        message.set_giaddr(relay);
+        message
+    };
+    // It cannot be looked for from here, so it is offered at once; the relay's own address is the router.
+    let discover = |last| through(message(last, MessageType::Discover), relay);
+    let Outcome::Offered(address, offer) = server.handle(&discover(1), None, 0) else { panic!("offered") };
+    assert!([2, 3].map(|last| Ipv4Addr::new(172, 16, 3, last)).contains(&address), "{address}");
+    let reply = message::decode(&offer.bytes).expect("ours");
+    assert_eq!(message::address_of(&reply, OptionCode::SubnetMask), Some(Ipv4Addr::new(255, 255, 255, 0)));
+    assert_eq!(message::address_of(&reply, OptionCode::Router), Some(relay));
+    assert_eq!(offer.to, SocketAddrV4::new(relay, SERVER_PORT));
+    let request = with(message(1, MessageType::Request), DhcpOption::RequestedIpAddress(address));
+    assert!(
+        matches!(server.handle(&through(request.clone(), relay), None, 0), Outcome::Leased(at, _) if at == address)
+    );
+    // The same machine on our own link, or behind a relay that we know nothing of.
+    assert!(matches!(server.handle(&request, None, 1), Outcome::Refused(_)));
+    let Outcome::Probe(here) = server.handle(&message(1, MessageType::Discover), None, 1) else { panic!("ours") };
+    assert_eq!(here.octets()[..3], [10, 0, 0]);
+    let other = Ipv4Addr::new(172, 16, 4, 1);
+    assert_eq!(server.handle(&through(request, other), None, 1), Outcome::Elsewhere(other));
+    // A lease is renewed through the relay, never past it.
+    let mut renewal = message(1, MessageType::Request);
+    renewal.set_ciaddr(address);
+    assert_eq!(server.handle(&renewal, None, 50), Outcome::Silent);
+    assert!(matches!(server.handle(&through(renewal, relay), None, 80), Outcome::Leased(at, _) if at == address));
+    let kept = server.leases();
+    assert!(matches!(server.handle(&discover(2), None, 80), Outcome::Offered(..)));
+    assert_eq!(server.handle(&discover(3), None, 80), Outcome::Exhausted);
+    let relayed = server.config.relayed.clone();
+    let mut again = DhcpServer::new(ServerConfig { relayed, ..config(10, 99) }, kept);
+    assert!(matches!(again.handle(&discover(1), None, 90), Outcome::Offered(at, _) if at == address), "remembered");
 }

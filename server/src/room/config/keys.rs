@@ -11,7 +11,7 @@ use netboot::MacAddr;
 use order::{After, Options, TargetRule};
 use serde::{Deserialize, Serialize};
 
-use crate::room::config::value::{AddressRange, Allowed, Answer, DhcpMode, Field, written};
+use crate::room::config::value::{AddressRange, Allowed, Answer, DhcpMode, Field, RelayedAddresses, written};
 
 /// A key of the config, for people and documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,8 @@ settings! {
         "Other EZIO or PXE servers on these networks that are meant to be there: `ezio arm` does not refuse because of them";
     dhcp_range: Option<AddressRange>, [value_name = "FIRST-LAST"],
         "Addresses that DHCP mode `server` gives out, such as 10.0.0.50-10.0.0.99";
+    dhcp_relayed: Vec<RelayedAddresses>, [value_name = "FIRST-LAST/LENGTH", value_delimiter = ','],
+        "Addresses that DHCP mode `server` gives out behind DHCP relays, with the length of that network's prefix, such as 10.1.0.50-10.1.0.99/24; the relay is the router there";
     dhcp_lease: Option<u32> = 3600, [value_name = "SECONDS"],
         "How long a lease lasts, in seconds; at least 60";
     dhcp_router: Option<Ipv4Addr>, [value_name = "IP"],

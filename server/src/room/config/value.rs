@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use netboot::MacAddr;
+use netboot::server::RelayedRange;
 use order::{After, TargetRule};
 use serde::de::value::{SeqAccessDeserializer, StrDeserializer};
 use serde::de::{SeqAccess, Visitor};
@@ -67,6 +68,44 @@ impl TryFrom<String> for AddressRange {
     }
 }
 
+/// Addresses of a network behind a DHCP relay, `FIRST-LAST/LENGTH`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RelayedAddresses(pub RelayedRange);
+
+impl FromStr for RelayedAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RelayedAddresses, String> {
+        let error = || {
+            format!(
+                "{text:?} is not a range of addresses of one network with the length of its prefix; write it as \
+                 10.1.0.50-10.1.0.99/24"
+            )
+        };
+        let (range, len) = text.split_once('/').ok_or_else(error)?;
+        let AddressRange(range) = range.parse().map_err(|_| error())?;
+        let prefix_len: u8 = len.trim().parse().map_err(|_| error())?;
+        let is_one = (1..=32).contains(&prefix_len)
+            && (u32::from(*range.start()) ^ u32::from(*range.end())).leading_zeros() >= u32::from(prefix_len);
+        if is_one { Ok(RelayedAddresses(RelayedRange { range, prefix_len })) } else { Err(error()) }
+    }
+}
+
+impl From<RelayedAddresses> for String {
+    fn from(RelayedAddresses(RelayedRange { range, prefix_len }): RelayedAddresses) -> String {
+        format!("{}/{prefix_len}", String::from(AddressRange(range)))
+    }
+}
+
+impl TryFrom<String> for RelayedAddresses {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<RelayedAddresses, String> {
+        text.parse()
+    }
+}
+
 /// A type of values, in words.
 pub trait Allowed {
     /// The values that it has: "`key` takes …".
@@ -95,6 +134,7 @@ allowed! {
     TargetRule: "a target rule",
     After: "`\"reboot\"`, `\"poweroff\"` or `\"halt\"`",
     Vec<String>: "a name, or a list of names",
+    Vec<RelayedAddresses>: "`\"10.1.0.50-10.1.0.99/24\"`, or a list of such",
     Vec<Ipv4Addr>: "an IPv4 address, or a list of them",
     Vec<MacAddr>: "a list of MAC addresses",
 }
