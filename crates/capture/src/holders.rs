@@ -43,10 +43,6 @@ pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
     if found.is_empty() {
         return Ok(());
     }
-    let mut named: Vec<String> = found.iter().take(NAMED_MAX).map(Writer::to_string).collect();
-    if found.len() > NAMED_MAX {
-        named.push(format!("{} more", found.len() - NAMED_MAX));
-    }
     let hint = if found.iter().any(|writer| writer.pid.is_none()) {
         "stop that (`losetup --detach` for a loop device)"
     } else {
@@ -56,8 +52,33 @@ pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
         "{} is open for writing in {}: an image of what changes while it is read may not boot; {hint}, or capture an LVM \
          snapshot (`lvcreate --snapshot`), and try again; or take it as it is with --at-own-risk",
         path.display(),
-        named.join(", ")
+        named(&found)
     )
+}
+
+/// Fails if another process has the block device or file open for writing: what two write to is neither's.
+///
+/// # Errors
+/// Which, and what to do. Also if that cannot be found out.
+pub(crate) fn refuse_other_processes(path: &Path) -> anyhow::Result<()> {
+    let mut found = writers(path)?;
+    found.retain(|writer| writer.pid.is_some());
+    if found.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} is open for writing in {} (a virtual machine, or a copy that runs?): stop that program and try again",
+        path.display(),
+        named(&found)
+    )
+}
+
+fn named(writers: &[Writer]) -> String {
+    let mut named: Vec<String> = writers.iter().take(NAMED_MAX).map(Writer::to_string).collect();
+    if writers.len() > NAMED_MAX {
+        named.push(format!("{} more", writers.len() - NAMED_MAX));
+    }
+    named.join(", ")
 }
 
 /// The processes, without this one, and the loop devices that have the block device or file open for writing: it, the
@@ -83,16 +104,16 @@ pub(crate) fn writers(path: &Path) -> anyhow::Result<Vec<Writer>> {
 }
 
 /// The devices and files whose bytes are the ones in question, or have some of them.
-struct Meant {
-    devices: Vec<Device>,
+pub(crate) struct Meant {
+    pub(crate) devices: Vec<Device>,
     /// Device and inode number each.
-    files: Vec<(u64, u64)>,
+    pub(crate) files: Vec<(u64, u64)>,
     /// Names of the loop devices over them that can be written to.
     loops: Vec<String>,
 }
 
 impl Meant {
-    fn of(path: &Path) -> anyhow::Result<Meant> {
+    pub(crate) fn of(path: &Path) -> anyhow::Result<Meant> {
         let looking = || format!("looking at {}", path.display());
         let found = fs::metadata(path).with_context(looking)?;
         let mut meant = Meant { devices: Vec::new(), files: Vec::new(), loops: Vec::new() };
@@ -105,6 +126,27 @@ impl Meant {
         }
         meant.add_loops();
         Ok(meant)
+    }
+
+    /// What changes if the block device or file is written to: it, its partitions, and what it is a loop device over.
+    pub(crate) fn written_with(path: &Path) -> anyhow::Result<Meant> {
+        let looking = || format!("looking at {}", path.display());
+        let found = fs::metadata(path).with_context(looking)?;
+        let mut meant = Meant { devices: Vec::new(), files: Vec::new(), loops: Vec::new() };
+        for lower in iter::successors(Some(found), in_use::under).take(in_use::LOOPS_DEEP) {
+            if lower.file_type().is_block_device() {
+                in_use::add(&mut meant.devices, in_use::devices_of(&in_use::sysfs_of(&lower).with_context(looking)?)?);
+            } else {
+                meant.files.push((lower.dev(), lower.ino()));
+            }
+        }
+        Ok(meant)
+    }
+
+    /// Whether one of them is among the others.
+    pub(crate) fn meets(&self, other: &Meant) -> bool {
+        let has = |device: &Device| other.devices.iter().any(|known| known.number == device.number);
+        self.devices.iter().any(has) || self.files.iter().any(|file| other.files.contains(file))
     }
 
     /// A device, its partitions, and the disk that it is a partition of.
