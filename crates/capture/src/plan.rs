@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use layout::account::{Account, Claims, Class};
+use layout::parttable::stamp::{STAMP_LEN, Stamp, windows};
 use layout::parttable::{Partition, Table, TableKind};
 use layout::{DiskOffset, DiskRange, Extent, Layout};
 use metainfo::Zeros;
@@ -176,7 +177,11 @@ impl Plan {
         stop: &AtomicBool,
         claims: &mut Claims,
     ) -> anyhow::Result<()> {
-        table.own.iter().for_each(|range| claims.claim(*range, Class::Captured));
+        // A clone that is captured is to be the image of its golden disk again, and no other disk is to carry its stamp.
+        let stamps = stamps(source, table.sector_size);
+        let own = table.own.iter().flat_map(|range| without(*range, &stamps));
+        own.for_each(|range| claims.claim(range, Class::Captured));
+        stamps.iter().for_each(|range| claims.claim(*range, Class::Free));
         let mut inside = Claims::new(source.len);
         let real = partitions.iter().filter(|partition| !partition.is_extended);
         real.for_each(|partition| inside.claim(partition.range(), Class::Captured));
@@ -207,6 +212,38 @@ impl Plan {
         self.notes.push(note);
         Ok(())
     }
+}
+
+/// The sectors that hold a stamp of this very disk, ascending: `/init` puts them where nothing else is.
+fn stamps(source: &Source, sector_size: u32) -> Vec<DiskRange> {
+    let sector_len = u64::from(sector_size);
+    let mut found = Vec::new();
+    for window in windows(source.len) {
+        let mut bytes = vec![0; usize::try_from(window.len()).unwrap_or(0)];
+        // What cannot be read is no stamp; it is found and said elsewhere.
+        if source.read_at(&mut bytes, window.start).is_err() {
+            continue;
+        }
+        let starts = (window.start.0..).step_by(STAMP_LEN).zip(bytes.chunks_exact(STAMP_LEN));
+        let stamps = starts.filter(|(at, sector)| {
+            at.is_multiple_of(sector_len) && Stamp::from_record(sector, DiskOffset(*at), source.len).is_some()
+        });
+        found.extend(stamps.map(|(at, _)| DiskRange::new(at..at + sector_len)));
+    }
+    found
+}
+
+/// What is left of a range without the holes in it, which ascend and are disjoint.
+fn without(range: DiskRange, holes: &[DiskRange]) -> Vec<DiskRange> {
+    let mut left = Vec::new();
+    let mut start = range.start;
+    for hole in holes.iter().filter(|hole| !hole.intersect(range).is_empty()) {
+        left.push(DiskRange { start, end: hole.start });
+        start = hole.end.max(start);
+    }
+    left.push(DiskRange { start, end: range.end });
+    left.retain(|range| !range.is_empty());
+    left
 }
 
 /// Looks at what lies behind a file system in its partition. If there is so much data that it may be a tree of hashes over all
@@ -312,6 +349,8 @@ fn len_inside(extents: &[Extent], range: DiskRange) -> u64 {
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     #[test]
@@ -321,6 +360,18 @@ mod tests {
         for (range, len) in [(0..50, 30), (5..25, 10), (10..20, 0), (29..41, 2), (45..100, 5), (100..200, 0)] {
             assert_eq!(len_inside(&extents, DiskRange::new(range.clone())), len, "{range:?}");
         }
+    }
+
+    #[test]
+    fn holes_are_cut_out_of_a_range() {
+        let without = |range, holes: &[Range<u64>]| {
+            let holes: Vec<_> = holes.iter().cloned().map(DiskRange::new).collect();
+            without(DiskRange::new(range), &holes).into_iter().map(DiskRange::bytes).collect::<Vec<_>>()
+        };
+        assert_eq!(without(5..9, &[]), [5..9]);
+        assert_eq!(without(5..9, &[0..5, 6..7, 9..12]), [5..6, 7..9]);
+        assert_eq!(without(5..9, &[0..6, 8..12]), [6..8]);
+        assert_eq!(without(5..9, &[0..20]), []);
     }
 
     #[test]
