@@ -131,6 +131,10 @@ impl RestoreCommand {
                 if let Some(words) = update.trouble.as_ref().filter(|_| is_vain) {
                     let _ = trouble.try_send(words.clone());
                 }
+                if let Some(why) = seeder.as_ref().and_then(|seeder| seeder.stats().withheld_why) {
+                    let _ =
+                        trouble.try_send(format!("{why}; `ezio image verify` says more, and then capture it again"));
+                }
                 screen.show(&update);
             };
             let restored = tokio::select! {
