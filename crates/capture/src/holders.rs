@@ -1,7 +1,6 @@
-//! Finds the programs that have a disk, partition or disk image open for writing: a source that changes while it is
-//! read makes no image that boots.
+//! Who has a disk, partition or disk image open for writing: what changes while it is read makes no image that boots.
 //!
-//! Writes by the kernel itself are not seen here: `in_use` finds mounts, swap, RAID and device mapper.
+//! What the kernel itself writes to is not seen here: `in_use` finds mounts, swap, RAID and device mapper.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, Metadata};
@@ -14,15 +13,15 @@ use nix::sys::stat::makedev;
 
 use crate::in_use::{self, Device};
 
-/// Most writers that an error names; the others are only counted.
+/// So many are named in an error; the rest is counted.
 const NAMED_MAX: usize = 5;
 
-/// A process or loop device that can write to it.
+/// Somebody who can write to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Writer {
-    /// The process; `None` for a loop device, which belongs to the kernel.
+    /// The process; `None` for a loop device, which is the kernel's.
     pub pid: Option<u32>,
-    /// The process's name (`/proc/PID/comm`), or the name of the loop device.
+    /// What the process calls itself (`/proc/PID/comm`), or the name of the loop device.
     pub name: String,
 }
 
@@ -35,18 +34,14 @@ impl Display for Writer {
     }
 }
 
-/// Fails if a process other than this one can write to the block device or file.
+/// Fails if somebody other than this process can write to the block device or file.
 ///
 /// # Errors
-/// The error names the writers and says what to do. Also if they cannot be found out.
+/// Who, and what to do. Also if that cannot be found out.
 pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
     let found = writers(path)?;
     if found.is_empty() {
         return Ok(());
-    }
-    let mut named: Vec<String> = found.iter().take(NAMED_MAX).map(Writer::to_string).collect();
-    if found.len() > NAMED_MAX {
-        named.push(format!("{} more", found.len() - NAMED_MAX));
     }
     let hint = if found.iter().any(|writer| writer.pid.is_none()) {
         "stop that (`losetup --detach` for a loop device)"
@@ -57,14 +52,38 @@ pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
         "{} is open for writing in {}: an image of what changes while it is read may not boot; {hint}, or capture an LVM \
          snapshot (`lvcreate --snapshot`), and try again; or take it as it is with --at-own-risk",
         path.display(),
-        named.join(", ")
+        named(&found)
     )
 }
 
-/// The processes, without this one, and the loop devices that have the block device or file open for writing. That
-/// includes the disk it is on, its partitions, what lies under it if it is a loop device, and loop devices over any of
-/// them. A process also counts if it only has a shared mapping left. Processes that may not be examined (another
-/// user's) are skipped.
+/// Fails if another process has the block device or file open for writing: what two write to is neither's.
+///
+/// # Errors
+/// Which, and what to do. Also if that cannot be found out.
+pub(crate) fn refuse_other_processes(path: &Path) -> anyhow::Result<()> {
+    let mut found = writers(path)?;
+    found.retain(|writer| writer.pid.is_some());
+    if found.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} is open for writing in {} (a virtual machine, or a copy that runs?): stop that program and try again",
+        path.display(),
+        named(&found)
+    )
+}
+
+fn named(writers: &[Writer]) -> String {
+    let mut named: Vec<String> = writers.iter().take(NAMED_MAX).map(Writer::to_string).collect();
+    if writers.len() > NAMED_MAX {
+        named.push(format!("{} more", writers.len() - NAMED_MAX));
+    }
+    named.join(", ")
+}
+
+/// The processes, without this one, and the loop devices that have the block device or file open for writing: it, the
+/// disk it is on, its partitions, what it is a loop device over, or a loop device over any of them. A process counts as well
+/// if it only has a shared mapping left. What may not be looked into (another user's process) is skipped.
 ///
 /// # Errors
 /// If there is no such path, or no list of processes or of the device's partitions.
@@ -84,17 +103,17 @@ pub(crate) fn writers(path: &Path) -> anyhow::Result<Vec<Writer>> {
     Ok(found)
 }
 
-/// The devices and files that share bytes with the source.
-struct Meant {
-    devices: Vec<Device>,
-    /// Device and inode number of each.
-    files: Vec<(u64, u64)>,
-    /// Names of the writable loop devices over them.
+/// The devices and files whose bytes are the ones in question, or have some of them.
+pub(crate) struct Meant {
+    pub(crate) devices: Vec<Device>,
+    /// Device and inode number each.
+    pub(crate) files: Vec<(u64, u64)>,
+    /// Names of the loop devices over them that can be written to.
     loops: Vec<String>,
 }
 
 impl Meant {
-    fn of(path: &Path) -> anyhow::Result<Meant> {
+    pub(crate) fn of(path: &Path) -> anyhow::Result<Meant> {
         let looking = || format!("looking at {}", path.display());
         let found = fs::metadata(path).with_context(looking)?;
         let mut meant = Meant { devices: Vec::new(), files: Vec::new(), loops: Vec::new() };
@@ -109,7 +128,28 @@ impl Meant {
         Ok(meant)
     }
 
-    /// Adds a device, its partitions, and the disk that it is a partition of.
+    /// What changes if the block device or file is written to: it, its partitions, and what it is a loop device over.
+    pub(crate) fn written_with(path: &Path) -> anyhow::Result<Meant> {
+        let looking = || format!("looking at {}", path.display());
+        let found = fs::metadata(path).with_context(looking)?;
+        let mut meant = Meant { devices: Vec::new(), files: Vec::new(), loops: Vec::new() };
+        for lower in iter::successors(Some(found), in_use::under).take(in_use::LOOPS_DEEP) {
+            if lower.file_type().is_block_device() {
+                in_use::add(&mut meant.devices, in_use::devices_of(&in_use::sysfs_of(&lower).with_context(looking)?)?);
+            } else {
+                meant.files.push((lower.dev(), lower.ino()));
+            }
+        }
+        Ok(meant)
+    }
+
+    /// Whether one of them is among the others.
+    pub(crate) fn meets(&self, other: &Meant) -> bool {
+        let has = |device: &Device| other.devices.iter().any(|known| known.number == device.number);
+        self.devices.iter().any(has) || self.files.iter().any(|file| other.files.contains(file))
+    }
+
+    /// A device, its partitions, and the disk that it is a partition of.
     fn add_family(&mut self, sysfs: &Path) -> anyhow::Result<()> {
         in_use::add(&mut self.devices, in_use::devices_of(sysfs)?);
         if let (true, Some(disk)) = (sysfs.join("partition").exists(), sysfs.parent()) {
@@ -119,7 +159,7 @@ impl Meant {
         Ok(())
     }
 
-    /// Adds the loop devices over the known files, those over these, and so on.
+    /// The loop devices over what is there, and over those, and so on.
     fn add_loops(&mut self) {
         let own = self.devices.len();
         let files = self.files.clone();
@@ -133,7 +173,7 @@ impl Meant {
         self.loops = loops.map(|device| device.name.clone()).collect();
     }
 
-    /// The partitions of a loop device that is known already, perhaps the source, are not added again.
+    /// One that is known already, the source perhaps, brings no more of its partitions.
     fn add_loops_over(&mut self, is_meant: impl Fn(&Metadata) -> bool) {
         let is_known = |device: &Device| self.devices.iter().any(|known| device.sysfs.starts_with(&known.sysfs));
         let over = in_use::loops_over(is_meant).into_iter();
@@ -149,8 +189,7 @@ impl Meant {
         }
     }
 
-    /// False if this inode number rules the file out. That avoids a stat of a file that may be on a server that is
-    /// gone.
+    /// False if this inode number rules it out, which spares a look at a file that may be on a server that is gone.
     fn may_have(&self, inode: u64) -> bool {
         !self.devices.is_empty() || self.files.iter().any(|file| file.1 == inode)
     }
@@ -160,7 +199,7 @@ fn is_writable(device: &Device) -> bool {
     fs::read_to_string(device.sysfs.join("ro")).is_ok_and(|text| text.trim() == "0")
 }
 
-/// Whether the process with this directory in `/proc` has one of them open for writing.
+/// Whether the process of this directory in `/proc` has one of them open for writing.
 fn has_open(process: &Path, meant: &Meant) -> bool {
     let Ok(descriptors) = fs::read_dir(process.join("fdinfo")) else { return false };
     descriptors.flatten().any(|entry| {
@@ -171,7 +210,7 @@ fn has_open(process: &Path, meant: &Meant) -> bool {
     })
 }
 
-/// Whether `/proc/PID/fdinfo/N` (proc_pid_fdinfo(5)) describes a descriptor that can be written to.
+/// Whether `/proc/PID/fdinfo/N` (proc_pid_fdinfo(5)) is of a descriptor that can be written to.
 fn is_for_writing(info: &str) -> bool {
     let flags = field(info, "flags:").and_then(|text| libc::c_int::from_str_radix(text, 8).ok());
     flags.is_some_and(|flags| matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR))
@@ -181,7 +220,7 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// Whether the process has a writable shared mapping of one of them; the descriptor may be closed.
+/// Whether the process has a shared mapping of one of them that it can write to; the descriptor may be closed.
 fn has_mapped(process: &Path, meant: &Meant) -> bool {
     let maps = fs::read(process.join("maps")).unwrap_or_default();
     let maps = String::from_utf8_lossy(&maps);
@@ -194,9 +233,9 @@ fn has_mapped(process: &Path, meant: &Meant) -> bool {
     })
 }
 
-/// A line of `/proc/PID/maps` (proc_pid_maps(5)) about a file that is mapped shared and writable.
+/// A line of `/proc/PID/maps` (proc_pid_maps(5)) of a file that is mapped shared and writable.
 struct Mapping {
-    /// Its name in `/proc/PID/map_files`.
+    /// What it is called in `/proc/PID/map_files`.
     name: String,
     device: u64,
     inode: u64,
@@ -219,7 +258,7 @@ impl Mapping {
     }
 }
 
-/// A process's name. A process chooses it freely, so characters that move the cursor are removed.
+/// What a process calls itself: anything, so nothing that moves the cursor.
 fn name_of(process: &Path) -> String {
     let name = fs::read(process.join("comm")).unwrap_or_default();
     let name: String =
@@ -244,7 +283,7 @@ pub(super) mod tests {
     /// Much longer than a process takes to start, even on a slow, shared machine.
     const DEADLINE: Duration = Duration::from_secs(60);
 
-    /// A loop device that is detached when this is dropped.
+    /// A loop device that is detached when this goes.
     pub(crate) struct Loop(PathBuf);
 
     impl Loop {
@@ -260,7 +299,7 @@ pub(super) mod tests {
             &self.0
         }
 
-        /// The node of its first or second partition; a kernel without MBR support has to be given the partition first.
+        /// The node of its first or second partition, which a kernel without MBRs has to be told about.
         pub(crate) fn partition(&self, number: u32) -> PathBuf {
             let node = PathBuf::from(format!("{}p{number}", self.0.display()));
             if !node.exists() {
@@ -293,7 +332,7 @@ pub(super) mod tests {
         path
     }
 
-    /// A shell that keeps the file open until this is dropped.
+    /// A shell that has the file open until it is dropped.
     struct Holder(Child);
 
     impl Holder {
@@ -325,8 +364,8 @@ pub(super) mod tests {
         writers(path).expect("looked up")
     }
 
-    /// Waits until the path has exactly these writers. A process that another test starts has all files open that are
-    /// open here, until it runs its program.
+    /// Waits until it has these writers and no others: a process that another test starts has all that is open here until
+    /// it runs its program.
     fn expect(path: &Path, writers: &[Writer]) {
         let started = Instant::now();
         while found(path) != writers && started.elapsed() < DEADLINE {
@@ -392,7 +431,7 @@ pub(super) mod tests {
         nodes[..2].iter().for_each(|node| expect(node, &[writer.writer()]));
         expect(&second, &[]);
         drop((writer, reader));
-        // The disk, and the file under the loop device.
+        // The disk, and what is under the loop device.
         for disk in [device.path(), &lower] {
             let writer = Holder::new(disk, "<>");
             nodes.iter().for_each(|node| expect(node, &[writer.writer()]));
@@ -410,7 +449,7 @@ pub(super) mod tests {
         let name = |device: &Loop| device.path().file_name().expect("a name").to_string_lossy().into_owned();
         let kernel = |device: &Loop| Writer { pid: None, name: name(device) };
         expect(&lower, &[kernel(&device)]);
-        // The loop device is not its own writer.
+        // It is not its own.
         expect(device.path(), &[]);
         let upper = Loop::over(device.path(), &[]);
         expect(device.path(), &[kernel(&upper)]);
@@ -422,7 +461,7 @@ pub(super) mod tests {
         assert!(said.contains("losetup --detach"), "{said}");
     }
 
-    /// The test examines this process as if it were another one.
+    /// This process is looked at as if it were another.
     #[test]
     fn a_shared_mapping_outlives_its_descriptor() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -440,15 +479,14 @@ pub(super) mod tests {
             drop(file);
             assert!(!has_open(own, &meant));
             assert_eq!(has_mapped(own, &meant), is_writer, "{protection} {sharing}");
-            // SAFETY: this is exactly the mapped range, and nothing points into it.
+            // SAFETY: exactly what was mapped, to which nothing points.
             assert_eq!(unsafe { libc::munmap(address, 4096) }, 0);
         }
         assert!(!has_mapped(own, &meant));
     }
 
     fn map(file: &File, protection: libc::c_int, sharing: libc::c_int) -> *mut libc::c_void {
-        // SAFETY: the kernel chooses the address, so nothing else is there; the file is open and longer than 4096
-        // bytes.
+        // SAFETY: the kernel chooses where, so nothing else is there; the file is open and longer than 4096 bytes.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, sharing, file.as_raw_fd(), 0) };
         assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         address

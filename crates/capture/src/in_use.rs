@@ -89,17 +89,26 @@ pub fn add(devices: &mut Vec<Device>, more: Vec<Device>) {
 
 /// The file or device under this one, if it is a loop device or a partition of one.
 pub fn under(device: &Metadata) -> Option<Metadata> {
+    fs::metadata(path_under(device)?).ok()
+}
+
+/// The path of that, as the kernel knows it.
+pub fn path_under(device: &Metadata) -> Option<PathBuf> {
     if !device.file_type().is_block_device() {
         return None;
     }
     let sysfs = sysfs_of(device).ok()?;
-    [sysfs.as_path(), sysfs.parent()?].into_iter().find_map(backing_of)
+    [sysfs.as_path(), sysfs.parent()?].into_iter().find_map(backing_path)
 }
 
 /// The file or device under the loop device with this directory in sysfs.
 fn backing_of(sysfs: &Path) -> Option<Metadata> {
+    fs::metadata(backing_path(sysfs)?).ok()
+}
+
+fn backing_path(sysfs: &Path) -> Option<PathBuf> {
     let path = fs::read_to_string(sysfs.join("loop/backing_file")).ok()?;
-    fs::metadata(path.strip_suffix('\n').unwrap_or(&path)).ok()
+    Some(PathBuf::from(path.strip_suffix('\n').unwrap_or(&path)))
 }
 
 /// The device with this directory in sysfs, and its partitions.

@@ -1,4 +1,4 @@
-//! Decides which bytes of a disk its image contains, and why.
+//! Which bytes of a disk an image of it contains, and why.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use layout::account::{Account, Claims, Class};
+use layout::parttable::stamp::{STAMP_LEN, Stamp, windows};
 use layout::parttable::{Partition, Table, TableKind};
 use layout::{DiskOffset, DiskRange, Extent, Layout};
 use metainfo::Zeros;
@@ -17,22 +18,20 @@ use crate::source::Source;
 use crate::{look, table};
 use library::manifest::{Captured, PartitionInfo};
 
-/// Most places of an image. More would enlarge the torrent and the memory use of every machine, so the smallest holes
-/// are captured too.
+/// Places of an image at most. With more, torrent and memory of every machine grow; the smallest holes are copied along then.
 const PLACES_MAX: usize = 100_000;
-/// The space after a file system in its partition is kept whole up to twice this length, in bytes. If it is longer,
-/// this much of both its ends is kept: copies of superblocks are there, and zeros there must be zeros on a clone too.
+/// What lies behind a file system in its partition is kept whole up to twice this length, in bytes, and of more this much of
+/// both its ends: there are copies of superblocks, and what is zeros here is not to be something else on a clone.
 const EDGE_LEN: u64 = 1 << 20;
-/// A tree of hashes has at least this fraction of the bytes it covers: 256 hashes, of 16 bytes each, in a block of
-/// 4096.
+/// A tree of hashes is at least this part of what it is over: 256 hashes, of 16 bytes each, in a block of 4096.
 const TREE_SHARE: u64 = 256;
-/// From this many bytes of data outside partitions on, a hint says how to leave it out.
+/// Data outside of partitions from so many bytes on is worth a hint how to leave it out.
 const OUTSIDE_HINT: u64 = 64 << 20;
 
-/// What is going to be copied.
+/// What will be copied.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// The kind of partition table.
+    /// Which partition table there is.
     pub table: TableKind,
     /// Sector size in bytes.
     pub sector_size: u32,
@@ -42,24 +41,24 @@ pub(crate) struct Plan {
     pub partitions: Vec<PartitionInfo>,
     /// The extents.
     pub layout: Layout,
-    /// The class of every byte.
+    /// What becomes of every byte.
     pub account: Account,
-    /// Warnings for the user before the capture starts.
+    /// What people should hear before it starts.
     pub warnings: Vec<String>,
-    /// Notes for the user.
+    /// What people may want to know.
     pub notes: Vec<String>,
     /// Tool → version.
     pub tools: BTreeMap<String, String>,
-    /// Tables and superblocks, which are checked again after the copy.
+    /// Tables and superblocks: looked at again when everything is copied.
     pub landmarks: Vec<DiskRange>,
 }
 
 impl Plan {
-    /// Examines the whole source. `scratch` is a directory for temporary files of the tools.
+    /// Looks at the whole source. `scratch` is a directory for what the tools need meanwhile.
     ///
     /// # Errors
-    /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or `stop`
-    /// is set.
+    /// If the partition table cannot be trusted, a tool is missing, a file system is not fit to be captured, or that we were
+    /// told to stop.
     pub(crate) fn make(source: &Source, scratch: &Path, choices: Choices, stop: &AtomicBool) -> anyhow::Result<Plan> {
         let mut table = table::read(source, choices)?;
         let mut partitions = std::mem::take(&mut table.partitions);
@@ -124,10 +123,10 @@ impl Plan {
         layout::deferred(self.table, source_len, source_len)
     }
 
-    /// Leaves these ranges out of the content, because there is a recipe for them.
+    /// Leaves these ranges out of the content: there is a recipe for them.
     ///
     /// # Errors
-    /// If the rest makes no valid image.
+    /// If nothing sane is left.
     pub(crate) fn leave_out(&mut self, zeros: &Zeros) -> anyhow::Result<()> {
         let ranges: Vec<_> = zeros.ranges().iter().cloned().map(DiskRange::new).collect();
         self.account.make_recipe(&ranges);
@@ -144,8 +143,8 @@ impl Plan {
         Ok(())
     }
 
-    /// The array that the whole disk belongs to, if it does. Its partitions may then span several disks, so none of
-    /// their maps can be trusted, and every byte is taken.
+    /// What array the whole disk belongs to, if it does: its partitions may go over several disks then, so that no map of
+    /// theirs can be believed, and every byte is taken.
     fn array_member(
         &mut self,
         source: &Source,
@@ -168,7 +167,7 @@ impl Plan {
         Ok(Some(found.file_system))
     }
 
-    /// Reads the parts without a claim: outside partitions, and after the file systems in them.
+    /// Looks at what nobody has spoken for: outside of partitions, and behind the file systems in them.
     fn outside(
         &mut self,
         source: &Source,
@@ -178,7 +177,11 @@ impl Plan {
         stop: &AtomicBool,
         claims: &mut Claims,
     ) -> anyhow::Result<()> {
-        table.own.iter().for_each(|range| claims.claim(*range, Class::Captured));
+        // A clone that is captured is to be the image of its golden disk again, and no other disk is to carry its stamp.
+        let stamps = stamps(source, table.sector_size);
+        let own = table.own.iter().flat_map(|range| without(*range, &stamps));
+        own.for_each(|range| claims.claim(range, Class::Captured));
+        stamps.iter().for_each(|range| claims.claim(*range, Class::Free));
         let mut inside = Claims::new(source.len);
         let real = partitions.iter().filter(|partition| !partition.is_extended);
         real.for_each(|partition| inside.claim(partition.range(), Class::Captured));
@@ -211,8 +214,40 @@ impl Plan {
     }
 }
 
-/// Reads the space after a file system in its partition. If it holds enough data to be a tree of hashes over all of the
-/// file system (dm-verity, with or without a superblock), free blocks matter too, and everything is captured.
+/// The sectors that hold a stamp of this very disk, ascending: `/init` puts them where nothing else is.
+fn stamps(source: &Source, sector_size: u32) -> Vec<DiskRange> {
+    let sector_len = u64::from(sector_size);
+    let mut found = Vec::new();
+    for window in windows(source.len) {
+        let mut bytes = vec![0; usize::try_from(window.len()).unwrap_or(0)];
+        // What cannot be read is no stamp; it is found and said elsewhere.
+        if source.read_at(&mut bytes, window.start).is_err() {
+            continue;
+        }
+        let starts = (window.start.0..).step_by(STAMP_LEN).zip(bytes.chunks_exact(STAMP_LEN));
+        let stamps = starts.filter(|(at, sector)| {
+            at.is_multiple_of(sector_len) && Stamp::from_record(sector, DiskOffset(*at), source.len).is_some()
+        });
+        found.extend(stamps.map(|(at, _)| DiskRange::new(at..at + sector_len)));
+    }
+    found
+}
+
+/// What is left of a range without the holes in it, which ascend and are disjoint.
+fn without(range: DiskRange, holes: &[DiskRange]) -> Vec<DiskRange> {
+    let mut left = Vec::new();
+    let mut start = range.start;
+    for hole in holes.iter().filter(|hole| !hole.intersect(range).is_empty()) {
+        left.push(DiskRange { start, end: hole.start });
+        start = hole.end.max(start);
+    }
+    left.push(DiskRange { start, end: range.end });
+    left.retain(|range| !range.is_empty());
+    left
+}
+
+/// Looks at what lies behind a file system in its partition. If there is so much data that it may be a tree of hashes over all
+/// of the file system (dm-verity, with or without a superblock), free blocks matter as well, and everything is captured.
 fn behind(
     source: &Source,
     partition: &Partition,
@@ -224,7 +259,7 @@ fn behind(
     let What::Used { spans, .. } = decision.what else { return Ok(()) };
     let place = partition.range();
     let tail = DiskRange { start: inside(place, spans), end: place.end };
-    // Hash trees do not protect swap.
+    // Nobody protects what is swapped out.
     if tail.is_empty() || decision.found.file_system == "swap" {
         return Ok(());
     }
@@ -239,7 +274,7 @@ fn behind(
     Ok(())
 }
 
-/// Claims the classes that were decided for a partition.
+/// Says what was decided about a partition.
 fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
     let place = partition.range();
     match what {
@@ -263,17 +298,17 @@ fn claim(claims: &mut Claims, partition: &Partition, what: &What) {
     }
 }
 
-/// The place on the disk of byte `at` of the volume at `place`, or the end of the place if `at` is past it.
+/// Where byte `at` of the volume at `place` is on the disk, or the end of the place if it is past that.
 fn inside(place: DiskRange, at: u64) -> DiskOffset {
     DiskOffset(place.start.0.saturating_add(at)).min(place.end)
 }
 
-/// The bytes of a partition that identify it: the farthest superblock, btrfs's, is 64 KiB from its start.
+/// Where a partition says what it is: the farthest superblock, btrfs's, is 64 KiB from its start.
 fn superblock(partition: &Partition) -> DiskRange {
     DiskRange::new(partition.start..partition.start + partition.len.min(128 << 10))
 }
 
-/// The places of partition tables.
+/// Where tables are.
 fn ends(len: u64) -> [DiskRange; 2] {
     [0..len.min(EDGE_LEN), len.saturating_sub(EDGE_LEN)..len].map(DiskRange::new)
 }
@@ -314,6 +349,8 @@ fn len_inside(extents: &[Extent], range: DiskRange) -> u64 {
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     #[test]
@@ -323,6 +360,18 @@ mod tests {
         for (range, len) in [(0..50, 30), (5..25, 10), (10..20, 0), (29..41, 2), (45..100, 5), (100..200, 0)] {
             assert_eq!(len_inside(&extents, DiskRange::new(range.clone())), len, "{range:?}");
         }
+    }
+
+    #[test]
+    fn holes_are_cut_out_of_a_range() {
+        let without = |range, holes: &[Range<u64>]| {
+            let holes: Vec<_> = holes.iter().cloned().map(DiskRange::new).collect();
+            without(DiskRange::new(range), &holes).into_iter().map(DiskRange::bytes).collect::<Vec<_>>()
+        };
+        assert_eq!(without(5..9, &[]), [5..9]);
+        assert_eq!(without(5..9, &[0..5, 6..7, 9..12]), [5..6, 7..9]);
+        assert_eq!(without(5..9, &[0..6, 8..12]), [6..8]);
+        assert_eq!(without(5..9, &[0..20]), []);
     }
 
     #[test]

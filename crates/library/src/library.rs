@@ -86,6 +86,14 @@ impl Library {
         let reading = || format!("reading the library {}", dir.display());
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let shown = dir.display();
+                return Err(error).with_context(|| {
+                    format!(
+                        "reading the library {shown}, which is for its owner alone: run this as that user, or with sudo"
+                    )
+                });
+            }
             entries => entries.with_context(reading)?,
         };
         let mut names = Vec::new();

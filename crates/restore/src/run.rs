@@ -238,7 +238,7 @@ pub async fn restore(
     check(&meta, &layout, &device)?;
     let run = Run::start(meta, layout, device, options, wishes).await?;
     let store = Arc::clone(&run.store);
-    run.to_the_end(&mut each).await.map_err(|error| match store.refusal() {
+    run.complete(&mut each).await.map_err(|error| match store.refusal() {
         Some(said) => RestoreError::Refused { path: store.device().path().to_owned(), said: said.to_owned() },
         None => error,
     })
@@ -306,7 +306,7 @@ impl Run {
         })
     }
 
-    async fn to_the_end(mut self, each: &mut impl FnMut(Update)) -> Result<Restored, RestoreError> {
+    async fn complete(mut self, each: &mut impl FnMut(Update)) -> Result<Restored, RestoreError> {
         let kept = self.fetch(each).await?;
         self.prove(each).await?;
         let Finished { grown, warnings, due_stamp, .. } = self.finish(each).await?;

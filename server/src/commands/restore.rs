@@ -21,7 +21,7 @@ use swarm::{Have, Options, Storage, Swarm};
 use tokio::sync::mpsc;
 
 use crate::commands::seed::read_torrent;
-use capture::in_use;
+use capture::{in_use, refuse_to_destroy};
 use library::content::open_image;
 use library::{DEFAULT_DIR, image_meant_by};
 
@@ -84,13 +84,16 @@ impl RestoreCommand {
         let layout = Layout::new(&meta).with_context(|| format!("reading {}", self.torrent.display()))?;
         let trackers: Vec<String> =
             if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers.clone() };
+        // A torrent in another library than the one that is named says where that is.
+        let other = image.as_ref().and_then(|image| image.dir.ancestors().nth(2).map(Path::to_owned));
         let is_alone = trackers.is_empty() && self.peers.is_empty();
         let own = image.filter(|_| is_alone).map(|image| open_image(&image)).transpose()?;
         if is_alone && own.is_none() {
             bail!("the torrent names no tracker: give --tracker URL or --peer ADDRESS:PORT");
         }
         let is_new = !self.target.exists();
-        let device = self.open_target(&layout)?;
+        let libraries: Vec<&Path> = [Some(self.library.as_path()), other.as_deref()].into_iter().flatten().collect();
+        let device = self.open_target(&layout, &libraries)?;
         let verify = !self.no_verify;
         let table = Wish { grow: self.grow, new_disk_id: None };
         let wishes = RestoreOptions {
@@ -128,6 +131,10 @@ impl RestoreCommand {
                 if let Some(words) = update.trouble.as_ref().filter(|_| is_vain) {
                     let _ = trouble.try_send(words.clone());
                 }
+                if let Some(why) = seeder.as_ref().and_then(|seeder| seeder.stats().withheld_why) {
+                    let _ =
+                        trouble.try_send(format!("{why}; `ezio image verify` says more, and then capture it again"));
+                }
                 screen.show(&update);
             };
             let restored = tokio::select! {
@@ -148,7 +155,7 @@ impl RestoreCommand {
         })
     }
 
-    fn open_target(&self, layout: &Layout) -> Result<Arc<Device>> {
+    fn open_target(&self, layout: &Layout, libraries: &[&Path]) -> Result<Arc<Device>> {
         let is_device = match self.target.metadata() {
             Ok(about) => !about.is_file(),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound && !self.target.starts_with("/dev") => false,
@@ -158,6 +165,8 @@ impl RestoreCommand {
             in_use::refuse_if_used(&self.target)
                 .with_context(|| format!("{} was not touched", self.target.display()))?;
         }
+        refuse_to_destroy(&self.target, libraries)
+            .with_context(|| format!("{} was not touched", self.target.display()))?;
         if !is_device {
             let len = self.target.metadata().map_or(0, |found| found.len());
             if len > 0 {

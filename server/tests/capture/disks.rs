@@ -235,3 +235,31 @@ fn a_disk_with_file_systems_that_partclone_does_not_know_comes_back() {
         run(tool.0, &[tool.1, &[back.as_str()]].concat());
     }
 }
+
+#[test]
+fn a_stamp_of_a_finished_disk_is_no_part_of_its_image() {
+    use std::os::unix::fs::FileExt;
+
+    need(&["sgdisk", "blkid"]);
+    let place = Place::new();
+    let disk = place.blank("disk.img", 32);
+    run("sgdisk", &["-n", "1:2048:+20M", &disk]);
+    fs::write(place.path("junk"), vec![7; 3 << 20]).expect("write");
+    place.paste(&place.text("junk"), &disk, 2 * MIB);
+    let stamp = layout::parttable::stamp::Stamp { deployment: "7f".into(), infohash: [9; 20] };
+    let file = fs::File::options().write(true).open(&disk).expect("a disk");
+    for at in [MIB - 512, 32 * MIB - 34 * 512] {
+        let record = stamp.to_record(layout::DiskOffset(at), 32 * MIB).expect("short");
+        file.write_all_at(&record, at).expect("written");
+    }
+    drop(file);
+    place.ezio_ok(&["capture", &disk, "--name", "two", "--at-own-risk"]);
+    let layout = |name: &str| layout::Layout::new(&place.meta(name)).expect("extents");
+    for at in [MIB - 512, 32 * MIB - 34 * 512] {
+        let sector = layout::DiskRange::new(at..at + 512);
+        assert!(!layout("two").touches(sector), "the stamp at byte {at}");
+    }
+    assert!(layout("two").touches(layout::DiskRange::new(MIB - 1024..MIB - 512)), "the rest of the gap is");
+    let deployed = place.deploy("two", &[], 32 * MIB);
+    assert!(run("sgdisk", &["-v", &deployed]).contains("No problems found"));
+}

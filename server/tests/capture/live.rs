@@ -154,3 +154,57 @@ fn the_server_seeds_a_live_image_once_its_source_is_there() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(fs::read(&target).expect("read") == fs::read(&disk).expect("read"), "every byte of the disk");
 }
+
+#[test]
+fn nothing_is_written_over_a_library_or_the_source_of_a_live_image() {
+    need(&["sgdisk", "blkid", "losetup"]);
+    let place = Place::new();
+    let disk = disk(&place);
+    place.ezio_ok(&["capture", &disk, "--name", "copied"]);
+    place.ezio_ok(&["capture", &disk, "--name", "live", "--live"]);
+    let before = fs::read(&disk).expect("read");
+    let refuses = |args: &[&str], why: &str| {
+        let said = place.ezio_refuses(args);
+        assert!(said.contains(why) && (said.contains("was not touched") || said.contains("was not written")), "{said}");
+    };
+    let (link, content) = (place.text("link.img"), place.image("copied").join("content"));
+    fs::hard_link(&disk, &link).expect("linked");
+    let found = run("losetup", &["--find", "--show", "--partscan", &disk]);
+    let over = found.trim();
+    let checks = || {
+        let partition = format!("{over}p1");
+        let is_there = fs::exists(&partition).expect("a path");
+        for target in [disk.as_str(), &link, over, &partition].into_iter().take(if is_there { 4 } else { 3 }) {
+            refuses(&["restore", "copied", target, "--yes"], "the live image \"live\" is read");
+        }
+    };
+    let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(checks));
+    run("losetup", &["--detach", over]);
+    checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+
+    let inside = [content.clone(), place.library().join("state/new.img"), place.library().join("new.img")];
+    for target in inside.iter().map(|path| path.to_str().expect("UTF-8")) {
+        refuses(&["restore", "copied", target, "--yes"], "belongs to the library");
+        refuses(&["image", "export", "copied", "--raw", target, "--force"], "belongs to the library");
+        refuses(&["image", "export", "copied", "--torrent", target, "--force"], "belongs to the library");
+    }
+    refuses(&["image", "export", "copied", "--raw", &link, "--force"], "the live image \"live\" is read");
+
+    let used = place.blank("used.img", 32);
+    let mut writer = command("sh");
+    writer
+        .args(["-c", "exec 3>>\"$1\"; echo open; read line", "sh", &used])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut writer = Running(writer.spawn().expect("a shell"));
+    let mut line = String::new();
+    let out = writer.0.stdout.take().expect("piped");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("it is open");
+    refuses(&["restore", "copied", &used, "--yes"], "is open for writing in sh");
+    drop(writer);
+    place.ezio_restore("copied", &used);
+    assert!(fs::read(&disk).expect("read") == before, "not one byte of the source");
+    for name in ["copied", "live"] {
+        assert!(place.ezio_ok(&["image", "verify", name]).contains("is good"));
+    }
+}

@@ -465,7 +465,7 @@ fn an_image_of_the_library_is_restored_by_its_name() {
     content.write_all_at(&[1], 4 << 20).expect("write");
     let target = place.text("target.img");
     let refused = place.ezio_refuses(&["restore", "golden", &target]);
-    assert!(refused.contains("wrong hash") && refused.contains("is not complete"), "{refused}");
+    assert!(refused.contains("its hash is wrong") && refused.contains("is not complete"), "{refused}");
 }
 
 #[test]

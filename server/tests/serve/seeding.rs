@@ -67,3 +67,59 @@ fn a_peer_finds_the_seeder_by_the_tracker_and_gets_every_byte() {
         eventually("seeding ends", || client.status()["images"].as_array().is_some_and(Vec::is_empty));
     });
 }
+
+/// A wrong bit in one piece, and a file that is cut short while it is served: the rest is given all the same.
+#[test]
+fn what_is_damaged_in_the_library_is_said_and_the_rest_is_given() {
+    in_namespace("seeding::what_is_damaged_in_the_library_is_said_and_the_rest_is_given", &["curl"], |lan| {
+        let (mut content, meta) = add_image(&lan, "debian", 3_000_000);
+        let path = crate::process::library(&lan).join("images/debian/content");
+        let count = meta.geometry.piece_count();
+        content[5 * (64 << 10) + 1000] ^= 1;
+        std::fs::write(&path, &content).expect("written");
+        let _server = Server::start(&lan, &["--peer-port", "7000"]);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        eventually("it is seeded", || client.status()["images"][0]["port"] == 7000);
+        let error = || client.status()["images"][0]["error"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(error(), "", "nobody has looked at it yet");
+        let fetched = |wanted: u32| {
+            let meta = meta.clone();
+            client.run_in(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+                runtime.expect("a runtime").block_on(async {
+                    let bytes = Mutex::new(vec![0; 3_000_000]);
+                    let memory = Arc::new(Memory { meta: meta.clone(), bytes });
+                    let peers = vec![([10, 9, 0, 1], 7000).into()];
+                    let swarm = Swarm::start(Arc::new(meta), memory, Options { peers, ..Options::default() }).await;
+                    let swarm = swarm.expect("started");
+                    let all = async {
+                        while swarm.stats().pieces_have < wanted {
+                            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                        }
+                    };
+                    tokio::time::timeout(PATIENCE, all).await.expect("in time");
+                    assert_eq!(swarm.stats().bad_pieces, 0, "nothing wrong came");
+                    swarm.shutdown().await;
+                });
+            });
+        };
+        fetched(count - 1);
+        eventually("the status says which piece", || {
+            error().contains("1 piece cannot be given to machines (piece 5: its hash is wrong")
+                && error().contains("verify debian")
+        });
+        std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(1_500_000)).expect("cut");
+        // Before anybody asks for what is gone, of another image that has not been looked at.
+        add_image(&lan, "other", 300_000);
+        ezio_ok(&lan, &["arm", "other", "--mac", "52:54:00:00:00:09"]);
+        eventually("both are seeded", || client.status()["images"].as_array().is_some_and(|images| images.len() == 2));
+        crate::library::damage(&lan, "other");
+        eventually("the status says that it was cut short", || {
+            let status = client.status();
+            let images = status["images"].as_array().cloned().unwrap_or_default();
+            let other = images.iter().find(|image| image["image"] == "other").cloned().unwrap_or_default();
+            other["error"].as_str().is_some_and(|error| error.contains("has 1000 bytes instead of 300000"))
+        });
+    });
+}

@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 
 use capture::content::write_sparse;
 use capture::pipeline::{Job, default_threads};
+use capture::refuse_to_destroy;
 use library::content::open_image;
 use library::space::check_room;
 use library::{Image, Library};
@@ -53,7 +54,7 @@ impl Export {
         let stop = stop_on_signals()?;
         let to_stdout = self.raw.as_deref() == Some(Path::new("-"));
         for file in self.raw.iter().filter(|_| !to_stdout).chain(&self.torrent) {
-            self.check_target(file, &image)?;
+            self.check_target(file, &image, library)?;
         }
         if let Some(file) = &self.torrent {
             let mut draft = beside(file)?;
@@ -87,9 +88,12 @@ impl Export {
         Ok(())
     }
 
-    fn check_target(&self, file: &Path, image: &Image) -> anyhow::Result<()> {
-        let Ok(found) = fs::metadata(file) else { return Ok(()) };
+    fn check_target(&self, file: &Path, image: &Image, library: &Path) -> anyhow::Result<()> {
         let shown = file.display();
+        let not_written = || format!("{shown} was not written");
+        let Ok(found) = fs::metadata(file) else {
+            return refuse_to_destroy(file, &[library]).with_context(not_written);
+        };
         let torrent = image.dir.join("image.torrent");
         ensure!(
             !found.file_type().is_block_device(),
@@ -98,7 +102,7 @@ impl Export {
         );
         ensure!(found.is_file(), "{shown} is not a file");
         ensure!(self.force, "{shown} is there already: choose another name, or replace it with --force");
-        Ok(())
+        refuse_to_destroy(file, &[library]).with_context(not_written)
     }
 
     /// Gives the file its name.
