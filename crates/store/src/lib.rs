@@ -13,6 +13,8 @@
     clippy::cast_precision_loss
 )]
 
+#[cfg(feature = "faults")]
+pub mod fault;
 mod in_place;
 mod row;
 mod salvage;
@@ -43,6 +45,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 const OWN: &str = "store";
 const GENERATION: &str = "generation";
 const LOST: &str = "lost";
+const SCHEMA_KEY: &str = "schema";
 
 /// Why the store cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -129,10 +132,17 @@ impl Store {
     fn prepare(&mut self, fill: impl FnOnce(&mut Change<'_>) -> Result<()>) -> Result<()> {
         let witnessed = self.witness.read();
         let found: i64 = self.get("PRAGMA user_version")?;
-        if found > SCHEMA {
+        let tables: i64 = self.get("SELECT count(*) FROM sqlite_master")?;
+        let is_new = found == 0 && tables == 0;
+        // The version is in a header that SQLite does not check.
+        let said = if tables > 0 { self.row(OWN, SCHEMA_KEY)? } else { None };
+        let said = said.and_then(|said| said.parse::<i64>().ok());
+        if found > SCHEMA && said.is_none_or(|said| said > SCHEMA) {
             return Err(StoreError::Newer { path: self.path.clone(), found });
         }
-        let is_new = found == 0;
+        if !is_new && found != SCHEMA {
+            return Err(self.damaged(format!("its header says format {found}")));
+        }
         if is_new {
             let mode: String = self.get("PRAGMA journal_mode = WAL")?;
             if mode != "wal" {
@@ -267,11 +277,20 @@ impl Store {
     ) -> std::result::Result<T, E> {
         let path = &self.path;
         let failed = |error| failed(path, "writing", error);
+        #[cfg(feature = "faults")]
+        if fault::is_next(fault::Fault::Full) {
+            let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+            return Err(failed(rusqlite::Error::SqliteFailure(full, None)).into());
+        }
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let mut change = Change { conn: &tx, path };
         let made = make(&mut change)?;
         let seen = change.next()?;
         tx.commit().map_err(failed)?;
+        #[cfg(feature = "faults")]
+        if fault::is_next(fault::Fault::NoWitness) {
+            return Ok(made);
+        }
         // A witness that stays behind claims less, never more.
         self.witness.write(seen);
         Ok(made)
@@ -380,7 +399,8 @@ impl Change<'_> {
                  CREATE TABLE totals (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
                  PRAGMA user_version = 1;",
             )
-        })
+        })?;
+        self.put(OWN, SCHEMA_KEY, &SCHEMA.to_string())
     }
 
     /// The next change has a number after this one.

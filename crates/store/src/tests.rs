@@ -193,8 +193,15 @@ fn what_can_be_read_of_a_damaged_database_is_kept() {
 fn a_newer_format_is_left_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(open(dir.path()));
-    let conn = Connection::open(dir.path().join(FILE)).expect("opens");
-    conn.execute_batch("PRAGMA user_version = 7").expect("written");
+    let set = |sql: &str| Connection::open(dir.path().join(FILE)).expect("opens").execute_batch(sql).expect("written");
+    for version in [0, 4097] {
+        set(&format!("PRAGMA user_version = {version}"));
+        let error = Store::open(dir.path(), |_| Ok(())).expect_err("a flipped bit");
+        assert!(error.is_damage() && error.to_string().contains("its header says format"), "{error}");
+    }
+    set("PRAGMA user_version = 1");
+    put(&mut open(dir.path()), OWN, SCHEMA_KEY, "7");
+    set("PRAGMA user_version = 7");
     let error = Store::open(dir.path(), |_| Ok(())).expect_err("newer");
     assert!(error.to_string().contains("has format 7, and this version knows 1 at most"), "{error}");
     assert!(!error.is_damage());

@@ -12,6 +12,7 @@ use anyhow::Context;
 use store::{Change, InPlace, Store, StoreError};
 
 use crate::room::fleet;
+use crate::room::leases;
 use crate::room::orders::{Armed, Order};
 use crate::room::scope::Scope;
 use crate::room::state;
@@ -95,10 +96,7 @@ fn take_over(state_dir: &Path, change: &mut Change<'_>) -> anyhow::Result<()> {
         Some(lost) if armed.is_anything_armed() => change.note_loss(&lost)?,
         _ => {}
     }
-    if let Some(leases) = fs::read_to_string(state_dir.join(OLDER[2])).ok().filter(|text| !text.is_empty()) {
-        change.put("older", OLDER[2], &leases)?;
-    }
-    Ok(())
+    leases::take_over(state_dir, change)
 }
 
 /// What is armed.

@@ -4,6 +4,7 @@ pub mod book;
 pub mod config;
 pub mod fleet;
 pub mod identity;
+pub mod leases;
 pub mod needed;
 pub mod orders;
 pub mod rivals;
@@ -20,5 +21,7 @@ mod shared;
 
 #[cfg(test)]
 mod older;
+#[cfg(test)]
+mod sequences;
 
 pub use self::shared::{Boot, ReportError, Room, count};

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use anyhow::{Context, bail, ensure};
 use dhcproto::v4::MessageType;
 use netboot::message::{self, Datagram, Message, PXE_PORT, SERVER_PORT};
 use netboot::pxe::{self, BootServer};
-use netboot::server::{DhcpServer, LeaseRecord, Outcome, ServerConfig};
+use netboot::server::{DhcpServer, Outcome, ServerConfig};
 use netboot::{MacAddr, frames, rivals};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
@@ -25,6 +25,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::room::config::{Answer, DhcpMode, Settings};
+use crate::room::book;
+use crate::room::leases::LeaseBook;
 use crate::room::state;
 use crate::room::{Room, count};
 use crate::services::binding::{self, Binding};
@@ -58,6 +60,7 @@ static EXHAUSTED: Throttle = throttle();
 static ELSEWHERE: Throttle = throttle();
 static IN_USE: Throttle = throttle();
 static NO_LOADER: Throttle = throttle();
+static UNSAVED: Throttle = throttle();
 
 /// The sockets of one interface.
 pub struct DhcpService {
@@ -70,7 +73,7 @@ pub struct DhcpService {
 
 struct Leases {
     server: DhcpServer,
-    path: PathBuf,
+    book: LeaseBook,
     dirty: bool,
     /// Where addresses are looked for before they are given out.
     arp: Option<LinkSocket>,
@@ -163,13 +166,7 @@ fn leases(
         binding.prefix_len,
         binding.interface
     );
-    let path = state_dir.join("leases.json");
-    let records: Vec<LeaseRecord> = state::read(&path)
-        .unwrap_or_else(|error| {
-            log::error!("the leases are lost, so machines get new ones: {error:#}");
-            None
-        })
-        .unwrap_or_default();
+    let (book, records) = LeaseBook::open(book::open(state_dir)?).context("reading the leases")?;
     let arp = LinkSocket::open(&binding.interface, frames::ARP, &[]);
     if let Err(error) = &arp {
         log::warn!(
@@ -189,7 +186,7 @@ fn leases(
         lease_s: settings.dhcp_lease(),
     };
     let server = DhcpServer::new(config, records);
-    Ok(Some(Leases { server, path, dirty: false, arp: arp.ok(), probes: HashMap::new() }))
+    Ok(Some(Leases { server, book, dirty: false, arp: arp.ok(), probes: HashMap::new() }))
 }
 
 /// One socket on one interface.
@@ -333,9 +330,13 @@ impl DhcpService {
 
     fn save(&mut self) {
         if let Some(leases) = self.leases.as_mut().filter(|leases| leases.dirty) {
-            match state::write(&leases.path, &leases.server.leases()) {
+            match leases.book.save(&leases.server.leases()) {
                 Ok(()) => leases.dirty = false,
-                Err(error) => log::error!("the leases cannot be saved: {error:#}"),
+                Err(error) => {
+                    if let Some(more) = UNSAVED.pass() {
+                        log::error!("the leases cannot be saved: {error:#}{more}");
+                    }
+                }
             }
         }
     }
