@@ -317,6 +317,9 @@ impl Live {
         if self.version == Some(version) && self.held == *held && !is_over {
             return Ok(());
         }
+        if let Some(line) = held.nonsense().filter(|_| self.held != *held) {
+            log::error!("the list of what is stopped has a line {line:?}, which makes no sense: everything is stopped");
+        }
         let read = of(&self.store)?;
         let generation = self.store.generation()?;
         let mut armed = read.clone();

@@ -116,6 +116,11 @@ impl Stops {
 const ALL: &str = "all";
 
 impl Held {
+    /// A line that makes no sense.
+    pub fn nonsense(&self) -> Option<&str> {
+        self.text.lines().find(|line| !line.trim().is_empty() && Scope::of_key(line).is_none())
+    }
+
     /// What is stopped. A line that makes no sense stops everything.
     pub fn scopes(&self) -> Vec<Scope> {
         let lines = self.text.lines().filter(|line| !line.trim().is_empty());

@@ -16,4 +16,5 @@ mod relays;
 mod rivals;
 mod seeding;
 mod state;
+mod state_faults;
 mod tftp;
