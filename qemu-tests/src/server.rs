@@ -120,12 +120,12 @@ impl Server {
         Image::open(&self.library, name)
     }
 
-    /// Arms an image; `more` is passed to `ezio arm`.
+    /// Arms an image, also for machines that have it; `more` is passed to `ezio arm`.
     ///
     /// # Errors
     /// If it is refused.
     pub fn arm(&self, name: &str, more: &[&str]) -> Result<()> {
-        self.ezio(&[&["arm", name], more].concat()).map(drop)
+        self.ezio(&[&["arm", name, "--again"], more].concat()).map(drop)
     }
 
     /// Runs a subcommand on the same library.
