@@ -26,6 +26,9 @@ pub enum BencodeError {
     /// Bytes after the end of the value.
     #[error("something follows the end at byte {0}")]
     Trailing(usize),
+    /// A key that is in its dictionary already. Another client may take the other value.
+    #[error("a key is there twice, the second time at byte {0}")]
+    Duplicate(usize),
 }
 
 /// Checks that `bytes` are exactly one well-formed bencoded value (BEP 3).
@@ -40,23 +43,24 @@ pub fn check(bytes: &[u8]) -> Result<(), BencodeError> {
 /// The bytes of the value under `key` in the dictionary in `bytes`, or `None` if the key is missing.
 ///
 /// # Errors
-/// If the part of `bytes` that was read is not a well-formed dictionary.
+/// If `bytes` do not start with a well-formed dictionary, or the key is in it twice.
 pub fn dict_value(bytes: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, BencodeError> {
     match bytes.first() {
         Some(b'd') => {}
         Some(&other) => return Err(BencodeError::Unexpected(0, other)),
         None => return Err(BencodeError::Truncated(0)),
     }
-    let mut at = 1;
+    let (mut at, mut found) = (1, None);
     while *bytes.get(at).ok_or(BencodeError::Truncated(at))? != b'e' {
         let name = string_range(bytes, at)?;
         let value = name.end..value_end(bytes, name.end)?;
-        if &bytes[name] == key {
-            return Ok(Some(value));
+        let end = value.end;
+        if &bytes[name] == key && found.replace(value).is_some() {
+            return Err(BencodeError::Duplicate(at));
         }
-        at = value.end;
+        at = end;
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// The offset just past the value that starts at `at`. It keeps an explicit stack, so input cannot exhaust the call

@@ -69,6 +69,14 @@ impl TryFrom<StoredOrder> for Order {
 
     fn try_from(stored: StoredOrder) -> Result<Order, String> {
         let StoredOrder { scope, image, deployment, target, after, linger, conf, at, until, infohash, counts } = stored;
+        // Both become parts of names and lines.
+        if let Some(image) = &image {
+            library::check_name(image).map_err(|error| format!("{error:#}"))?;
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if let Some(bad) = counts.iter().chain([&deployment]).find(|id| id.len() > 128 || !id.bytes().all(is_plain)) {
+            return Err(format!("an order has the deployment {bad:?}, which is no id"));
+        }
         let mut overrides = Overrides { target, after, linger, ..Overrides::default() };
         for (key, value) in conf {
             match overrides.set(&key, &value) {
