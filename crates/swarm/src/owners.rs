@@ -13,6 +13,8 @@ use crate::buffers::lock;
 
 /// The kernel's table is read again after this long.
 const FRESH: Duration = Duration::from_secs(1);
+/// And after this long, if it does not have the address: the kernel learns a card when its first packet is answered.
+const FRESH_ENOUGH: Duration = Duration::from_millis(100);
 /// The kernel's table of neighbours (`proc_net(5)`).
 const TABLE: &str = "/proc/net/arp";
 /// Most cards that are remembered after the kernel has forgotten them, which it does with a neighbour that is quiet.
@@ -37,15 +39,14 @@ pub struct Neighbours {
 impl Neighbours {
     /// Who is behind an address. One that the kernel does not know stands for itself.
     pub fn owner(&mut self, address: IpAddr) -> Owner {
-        if self.read_at.is_none_or(|at| at.elapsed() > FRESH) {
+        let IpAddr::V4(v4) = address.to_canonical() else { return Owner::Address(address) };
+        let is_known = v4.is_loopback() || self.cards.contains_key(&v4);
+        let fresh = if is_known { FRESH } else { FRESH_ENOUGH };
+        if self.read_at.is_none_or(|at| at.elapsed() > fresh) {
             self.learn(parse(&fs::read_to_string(TABLE).unwrap_or_default()));
             self.read_at = Some(Instant::now());
         }
-        let card = match address.to_canonical() {
-            IpAddr::V4(address) => self.cards.get(&address),
-            IpAddr::V6(_) => None,
-        };
-        card.map_or(Owner::Address(address), |&card| Owner::Card(card))
+        self.cards.get(&v4).map_or(Owner::Address(address), |&card| Owner::Card(card))
     }
 
     fn learn(&mut self, table: HashMap<Ipv4Addr, [u8; 6]>) {

@@ -33,7 +33,7 @@ pub fn in_namespace(name: &str, case: impl FnOnce()) {
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{text}");
     assert!(text.contains("1 passed"), "{name} was not found: {text}");
-    text.lines().filter(|line| line.contains("ratio")).for_each(|line| println!("{line}"));
+    text.lines().filter(|line| line.contains(": ")).for_each(|line| println!("{line}"));
 }
 
 /// Limits what the seeder sends, over all its links.
