@@ -14,6 +14,7 @@ use netboot::MacAddr;
 use order::{After, Grow, Order};
 use report::Stage;
 use restore::{DueStamp, RestoreError, RestoreOptions, Restored, Stamp, Update, Wish};
+use swarm::owners::Owners;
 use swarm::{Options, Swarm};
 
 use crate::boot_args::BootArgs;
@@ -202,7 +203,8 @@ impl Machine<'_> {
     async fn restore(self, job: &Job, disk: Chosen) -> Result<Result<Restored, String>> {
         let Job { order, meta, layout, .. } = job;
         let trackers = trackers(order, meta);
-        let swarm = Options { trackers, memory_bytes: memory::for_swarm(), ..Options::default() };
+        let memory_bytes = memory::for_swarm();
+        let swarm = Options { trackers, memory_bytes, owners: Owners::by_card(), ..Options::default() };
         let waiting = Waiting::default();
         let permission = if order.options.confirm {
             let server = (job.server, TFTP_PORT).into();

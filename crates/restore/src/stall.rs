@@ -59,6 +59,16 @@ fn reason(stats: &Stats, bad: u64) -> String {
                 0 => String::new(),
                 _ => format!("; a piece that arrived earlier had a wrong hash: {VERIFY}"),
             };
+            if let Some(away) = stats.turned_away {
+                let peer = away.addr.ip();
+                let or = match away.has_torrent {
+                    true => String::new(),
+                    false => format!("; if this stays so, check that {peer} still serves this image"),
+                };
+                return format!(
+                    "{peer} has no place for this machine at the moment; it keeps trying{or}{tracker}{bad}"
+                );
+            }
             format!(
                 "no peer can be reached{tracker}: check that the server runs and that no firewall blocks the way{bad}"
             )
@@ -73,6 +83,8 @@ fn reason(stats: &Stats, bad: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use swarm::TurnedAway;
+
     use super::*;
 
     /// Looks once a second, `seconds` times.
@@ -115,6 +127,14 @@ mod tests {
         assert!(said(&stats).contains("none of the connected peers (2) has the missing pieces (7)"));
         (stats.peers, stats.pieces_nowhere) = (1, 0);
         assert!(said(&stats).contains("none of the connected peers (1) sends anything"));
+        let full = |has_torrent| {
+            let turned_away = Some(TurnedAway { addr: "10.0.0.1:6881".parse().expect("an address"), has_torrent });
+            said(&Stats { turned_away, ..Stats::default() })
+        };
+        let words =
+            "no data has arrived for 45 s: 10.0.0.1 has no place for this machine at the moment; it keeps trying";
+        assert_eq!(full(true), words);
+        assert!(full(false).starts_with(words) && full(false).contains("check that 10.0.0.1 still serves this image"));
         // Only what was wrong lately counts.
         let mut stall = Stall::new(Instant::now());
         assert!(

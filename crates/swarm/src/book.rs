@@ -69,12 +69,13 @@ impl Book {
     }
 
     /// At most `limit` addresses to dial now; they count as being dialled. Addresses that the owner named come first,
-    /// then those that have been due for longest. So each gets its turn, however many are dead.
+    /// then those that have been due for longest; those that `may_dial` refuses are left for later. So each gets its turn, however many are dead.
     pub(crate) fn due(
         &mut self,
         now: Duration,
         limit: usize,
         is_connected: impl Fn(&[u8; 20]) -> bool,
+        may_dial: impl Fn(SocketAddr) -> bool,
     ) -> Vec<SocketAddr> {
         if limit == 0 {
             return Vec::new();
@@ -87,12 +88,11 @@ impl Book {
         let mut due: Vec<_> =
             self.entries.iter_mut().filter(|(_, entry)| entry.due <= now && is_free(entry.state)).collect();
         due.sort_unstable_by_key(|(_, entry)| (!entry.is_given, entry.due));
-        due.truncate(limit);
         let dial = |(&addr, entry): (&SocketAddr, &mut Entry)| {
             entry.state = State::Dialling;
             addr
         };
-        due.into_iter().map(dial).collect()
+        due.into_iter().filter(|(addr, _)| may_dial(**addr)).take(limit).map(dial).collect()
     }
 
     /// How many addresses are being dialled.
@@ -153,18 +153,18 @@ mod tests {
         assert!(book.add(addr, now));
         assert!(!book.add(addr, now));
         for expected_ms in [300, 600, 1200, 2400, 4800, 5000, 5000] {
-            assert_eq!(book.due(now, 9, |_| false), [addr]);
-            assert!(book.due(now, 9, |_| false).is_empty(), "being dialled");
+            assert_eq!(book.due(now, 9, |_| false, |_| true), [addr]);
+            assert!(book.due(now, 9, |_| false, |_| true).is_empty(), "being dialled");
             book.lost(addr, now, false);
             let wait = Duration::from_millis(expected_ms);
-            assert!(book.due(now + wait - Duration::from_millis(1), 9, |_| false).is_empty());
+            assert!(book.due(now + wait - Duration::from_millis(1), 9, |_| false, |_| true).is_empty());
             now += wait;
         }
-        assert_eq!(book.due(now, 9, |_| false), [addr]);
+        assert_eq!(book.due(now, 9, |_| false, |_| true), [addr]);
         book.connected(addr, now);
         now += GOOD;
         book.lost(addr, now, false);
-        assert_eq!(book.due(now + REDIAL.0, 9, |_| false), [addr], "was a good connection");
+        assert_eq!(book.due(now + REDIAL.0, 9, |_| false, |_| true), [addr], "was a good connection");
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
         let mut now = Duration::ZERO;
         let mut dialled = Vec::new();
         for round in 0..40 {
-            let called = book.due(now, 27, |_| false);
+            let called = book.due(now, 27, |_| false, |_| true);
             assert_eq!(called.len(), 27);
             now += Duration::from_secs(3);
             called.iter().for_each(|&addr| book.lost(addr, now, false));
@@ -210,7 +210,7 @@ mod tests {
         (0..2048).for_each(|port| assert!(book.add(addr(port), Duration::ZERO)));
         assert!(book.add_given(addr(3000), Duration::ZERO));
         assert!(!book.add_given(addr(7), Duration::ZERO), "known already, but the owner's from now on");
-        let first = book.due(Duration::ZERO, 2, |_| false);
+        let first = book.due(Duration::ZERO, 2, |_| false, |_| true);
         assert!(first.contains(&addr(7)) && first.contains(&addr(3000)));
         for port in [7, 3000] {
             (0..9).for_each(|_| book.lost(addr(port), Duration::ZERO, false));
@@ -224,12 +224,12 @@ mod tests {
         let mut book = Book::default();
         book.add(own, Duration::ZERO);
         book.add(alias, Duration::ZERO);
-        assert_eq!(book.due(Duration::ZERO, 9, |_| false).len(), 2);
+        assert_eq!(book.due(Duration::ZERO, 9, |_| false, |_| true).len(), 2);
         book.never(own);
         book.alias(alias, [1; 20], Duration::ZERO);
         let later = Duration::from_secs(99);
-        assert!(book.due(later, 9, |_| true).is_empty());
-        assert!(book.due(REDIAL.1, 9, |_| false).is_empty(), "the address that it was known by comes first");
-        assert_eq!(book.due(later, 9, |_| false), [alias]);
+        assert!(book.due(later, 9, |_| true, |_| true).is_empty());
+        assert!(book.due(REDIAL.1, 9, |_| false, |_| true).is_empty(), "the address that it was known by comes first");
+        assert_eq!(book.due(later, 9, |_| false, |_| true), [alias]);
     }
 }

@@ -109,7 +109,7 @@ impl Core {
             peers: BTreeMap::new(),
             next_key: 1,
             interesting: 0,
-            turns: Turns::new(upload_slots, image.piece_len()),
+            turns: Turns::new(upload_slots, geometry, block_bytes / BLOCK_LEN),
             rng,
             actions: Vec::new(),
         }
@@ -125,9 +125,18 @@ impl Core {
 
     /// A peer has connected. Returns its key, which no other peer ever gets, and the bitfield to send, if the peer gets
     /// one.
+    ///
+    /// It is the only link of its owner; see [`Core::join_of`].
     pub fn join(&mut self, now: Duration) -> (PeerKey, Option<PieceSet>) {
+        self.join_of(u64::from(self.next_key), now)
+    }
+
+    /// Like [`Core::join`], but the link belongs to this owner, which may have others. Owners share what this swarm
+    /// gives, whatever number of links each of them has.
+    pub fn join_of(&mut self, owner: u64, now: Duration) -> (PeerKey, Option<PieceSet>) {
         let key = self.next_key;
         self.next_key += 1;
+        self.turns.join(key, owner);
         self.picker.add_peer(key);
         let mut shows_little = false;
         if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over()) {
@@ -150,9 +159,23 @@ impl Core {
         if let Some(plan) = self.plan.as_mut() {
             plan.leave(key);
         }
-        self.give_up_turn(key, now);
+        self.turns.leave(key, peer.is_stalled);
+        self.hand_out_turns(now);
         self.wake(self.plan.is_some());
         true
+    }
+
+    /// The link belongs to another owner than was thought.
+    pub fn set_owner(&mut self, key: PeerKey, owner: u64, now: Duration) {
+        if let Some(peer) = self.peers.get(&key) {
+            self.turns.set_owner(key, owner, peer.is_stalled);
+            self.hand_out_turns(now);
+        }
+    }
+
+    /// Whether the owner of this link has others.
+    pub fn has_siblings(&self, key: PeerKey) -> bool {
+        self.turns.has_siblings(key)
     }
 
     // Verdicts, reports of the owner, time.
@@ -198,6 +221,8 @@ impl Core {
         self.actions.extend(overdue.abandoned.into_iter().map(Action::Abandon));
         let all = self.plan.as_mut().is_some_and(|plan| plan.tick(now));
         self.wake(all);
+        // Who had to let others go first may have its turn when those want nothing any more.
+        self.hand_out_turns(now);
     }
 
     // State.
@@ -227,9 +252,11 @@ impl Core {
         self.picker.nowhere()
     }
 
-    /// How long ago the last block came from the peer or went to it; `None` if it is not connected.
+    /// How long ago [`USEFUL_BYTES`](crate::pace::USEFUL_BYTES) were complete that came from the peer or went to it since the time
+    /// before, or, if there was no such time, since when it is connected; `None` if it is not. A peer that takes a block now and
+    /// then only keeps its place.
     pub fn idle(&self, key: PeerKey, now: Duration) -> Option<Duration> {
-        self.peers.get(&key).map(|peer| now.saturating_sub(peer.last_payload.unwrap_or(peer.since)))
+        self.peers.get(&key).map(|peer| now.saturating_sub(peer.last_useful))
     }
 
     // Shared by the inputs.

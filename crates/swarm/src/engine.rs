@@ -28,14 +28,18 @@ use crate::error::SwarmError;
 use crate::hash_queue::Hashing;
 use crate::limiter::Limiter;
 use crate::link::Link;
+use crate::owners::Owners;
 use crate::pace::TICK;
 use crate::picker::PeerKey;
-use crate::{Have, Options, Stats, Storage};
+use crate::{Have, Options, Stats, Storage, TurnedAway};
 
 /// How the ids of peers begin that run this crate.
 pub(crate) const OWN_KIND: &[u8] = b"-EZ";
 /// Wrong pieces after which a peer is not talked to again.
 const STRIKES: u32 = 2;
+
+/// How often it is looked up who is behind each link: the kernel may not know a newcomer's card yet.
+const OWNERS_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) type Outcome = Option<Result<(), SwarmError>>;
 
@@ -73,6 +77,7 @@ pub(crate) struct Shared {
     pub(crate) peer_id: [u8; 20],
     pub(crate) port: u16,
     pub(crate) max_peers: usize,
+    pub(crate) owners: Owners,
     pub(crate) pool: Pool,
     pub(crate) cache: Mutex<Cache>,
     pub(crate) up: Limiter,
@@ -88,6 +93,7 @@ pub(crate) struct Shared {
     started: Instant,
     last_upload: Mutex<Option<Instant>>,
     tracker_error: Mutex<Option<String>>,
+    turned_away: Mutex<Option<TurnedAway>>,
     ended: watch::Sender<bool>,
     outcome: watch::Sender<Outcome>,
 }
@@ -151,6 +157,7 @@ impl Shared {
             peer_id,
             port,
             max_peers: options.max_peers.max(1),
+            owners: options.owners.clone(),
             pool: Pool::default(),
             cache: Mutex::new(Cache::new(cache)),
             up: Limiter::new(options.up_bytes_per_s),
@@ -164,6 +171,7 @@ impl Shared {
             started: Instant::now(),
             last_upload: Mutex::new(None),
             tracker_error: Mutex::new(None),
+            turned_away: Mutex::new(None),
             ended: watch::Sender::new(false),
             outcome: watch::Sender::new(is_complete.then_some(Ok(()))),
             meta,
@@ -206,10 +214,15 @@ impl Shared {
     /// Checks deadlines until the swarm ends.
     pub(crate) async fn run_ticks(self: Arc<Self>) {
         let mut ending = self.ending();
+        let mut looked = Duration::ZERO;
         loop {
             tokio::select! {
                 _ = ending.wait_for(|ended| *ended) => return,
                 () = tokio::time::sleep(TICK) => self.tick(),
+            }
+            if self.now().saturating_sub(looked) >= OWNERS_EVERY {
+                self.look_at_owners();
+                looked = self.now();
             }
         }
     }
@@ -292,6 +305,7 @@ impl Shared {
             withheld_why: lock(&self.withheld_why).clone(),
             bad_packets: load(&self.counters.bad_packets),
             last_upload: *lock(&self.last_upload),
+            turned_away: *lock(&self.turned_away),
             tracker_error: lock(&self.tracker_error).clone(),
         }
     }

@@ -14,6 +14,7 @@ pub mod announce;
 pub mod bits;
 pub mod core;
 pub mod options;
+pub mod owners;
 pub mod pace;
 pub mod picker;
 pub mod stats;
@@ -37,7 +38,7 @@ mod verify;
 
 pub use crate::error::SwarmError;
 pub use crate::options::{Have, Options};
-pub use crate::stats::Stats;
+pub use crate::stats::{Stats, TurnedAway};
 pub use crate::store::Storage;
 pub use crate::swarm::Swarm;
 pub use crate::tracker::{AnnounceQuery, Tracker};

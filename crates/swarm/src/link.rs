@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +20,12 @@ pub(crate) struct Link {
     /// Whether we dialled; in that case the peer listens at `addr`.
     pub(crate) is_dialled: bool,
     pub(crate) since: Duration,
+    /// Who is behind it.
+    pub(crate) owner: AtomicU64,
+    /// Whether anything has come from the peer since the handshakes.
+    pub(crate) has_spoken: AtomicBool,
+    /// Bytes that the kernel may hold for the peer and not send yet; 0 before the first block.
+    pub(crate) unsent: AtomicU32,
     /// There may be a message or a block to send to this peer.
     pub(crate) wake: Notify,
     /// The link must be closed.
@@ -31,8 +38,18 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(key: PeerKey, peer_id: [u8; 20], addr: SocketAddr, is_dialled: bool, since: Duration) -> Link {
+    pub(crate) fn new(
+        key: PeerKey,
+        peer_id: [u8; 20],
+        addr: SocketAddr,
+        is_dialled: bool,
+        since: Duration,
+        owner: u64,
+    ) -> Link {
         Link {
+            owner: AtomicU64::new(owner),
+            has_spoken: AtomicBool::new(false),
+            unsent: AtomicU32::new(0),
             key,
             peer_id,
             addr,
@@ -43,5 +60,9 @@ impl Link {
             finish: Notify::new(),
             asked: Mutex::new(HashMap::new()),
         }
+    }
+
+    pub(crate) fn owner(&self) -> u64 {
+        self.owner.load(Ordering::Relaxed)
     }
 }

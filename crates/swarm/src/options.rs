@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crate::owners::Owners;
 use crate::pace::{MEMORY_BYTES, UPLOAD_SLOTS};
 
 /// Which pieces the store already holds, as the caller has proven or will prove.
@@ -40,6 +41,8 @@ pub struct Options {
     pub up_bytes_per_s: Option<u64>,
     /// Limit on payload received, in bytes per second.
     pub down_bytes_per_s: Option<u64>,
+    /// Who is behind a link. Where places or turns are short, owners share them, whatever number of links each has.
+    pub owners: Owners,
 }
 
 impl Default for Options {
@@ -54,6 +57,7 @@ impl Default for Options {
             max_peers: 40,
             up_bytes_per_s: None,
             down_bytes_per_s: None,
+            owners: Owners::default(),
         }
     }
 }

@@ -38,6 +38,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes the kernel holds that it has not sent: more would only delay what we ask for behind what we serve.
 const UNSENT_BYTES: u32 = 256 << 10;
+/// The same for a link whose owner has others: with much in the kernel for each of them, they would have most of the wire
+/// without having their turn.
+const UNSENT_BYTES_SHARED: u32 = 16 << 10;
 /// Bytes read at a time.
 const READ_LEN: usize = 256 << 10;
 /// Blocks sent before looking up again: one system call writes them all.
@@ -74,9 +77,19 @@ pub(crate) async fn dial(shared: Arc<Shared>, addr: SocketAddr) {
     };
     let theirs = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(theirs)) if theirs.infohash == shared.meta.infohash => theirs,
+        Ok(Err(error)) if is_hang_up(&error) => {
+            shared.dial_failed(addr);
+            return shared.turned_away(addr, false);
+        }
         _ => return shared.dial_failed(addr),
     };
     run(shared, stream, addr, theirs, true).await;
+}
+
+/// Whether the other side closed the connection. If it did not read what we sent, that is a reset.
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// Answers somebody who dialled us, if it is our torrent it wants, and stays until the link ends.
@@ -118,9 +131,16 @@ async fn run(shared: Arc<Shared>, stream: TcpStream, addr: SocketAddr, theirs: H
     tune(&stream);
     let (reader, writer) = stream.into_split();
     let mut ending = shared.ending();
+    let mut is_closed_here = false;
     let result = tokio::select! {
-        _ = ending.wait_for(|ended| *ended) => Ok(()),
-        () = link.close.notified() => Ok(()),
+        _ = ending.wait_for(|ended| *ended) => {
+            is_closed_here = true;
+            Ok(())
+        }
+        () = link.close.notified() => {
+            is_closed_here = true;
+            Ok(())
+        }
         () = link.finish.notified() => Err(LinkError::Useless),
         result = read(&shared, &link, reader) => result,
         result = write(&shared, &link, writer, bitfield) => result,
@@ -135,6 +155,14 @@ async fn run(shared: Arc<Shared>, stream: TcpStream, addr: SocketAddr, theirs: H
         } else {
             log::debug!("peer {addr}: gone: {error}");
         }
+    }
+    let is_hang_up = match &result {
+        Ok(()) => !is_closed_here,
+        Err(LinkError::Io(error)) => is_hang_up(error),
+        Err(_) => false,
+    };
+    if is_dialled && is_hang_up && !link.has_spoken.load(Ordering::Relaxed) {
+        shared.turned_away(addr, true);
     }
     shared.remove(&link, matches!(result, Err(LinkError::Useless)));
 }
@@ -156,6 +184,9 @@ async fn read(shared: &Arc<Shared>, link: &Link, mut reader: OwnedReadHalf) -> R
         let len = timeout(SILENCE, reader.read_buf(&mut buf)).await.map_err(|_| LinkError::Silent)??;
         if len == 0 {
             return Ok(());
+        }
+        if !link.has_spoken.swap(true, Ordering::Relaxed) {
+            shared.is_welcome();
         }
         shared.down.pass(len).await;
         let used = take_messages(shared, link, &buf, &mut said)?;
@@ -290,6 +321,11 @@ async fn serve(
     }
     let headers: Vec<[u8; 13]> =
         batch.iter().map(|request| wire::piece_header(request.piece, request.begin, request.len)).collect();
+    // Best effort, as in `tune`.
+    let unsent = if shared.has_siblings(link) { UNSENT_BYTES_SHARED } else { UNSENT_BYTES };
+    if link.unsent.swap(unsent, Ordering::Relaxed) != unsent {
+        let _ = SockRef::from(writer.as_ref()).set_tcp_notsent_lowat(unsent);
+    }
     let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.len() * 2);
     for (request, header) in batch.iter().zip(&headers) {
         let start = usize::try_from(request.begin - base).expect("fits usize");

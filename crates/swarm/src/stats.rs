@@ -1,6 +1,16 @@
 //! Statistics of a swarm, as one snapshot.
 
+use std::net::SocketAddr;
 use std::time::Instant;
+
+/// A peer that took our connection and closed it before it said anything, as a peer does that has no place left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnedAway {
+    /// Where the peer listens.
+    pub addr: SocketAddr,
+    /// Whether it answered our handshake, so that it has this torrent. If it did not, it may have another one only.
+    pub has_torrent: bool,
+}
 
 /// A snapshot of a swarm; byte counts are payload, without protocol overhead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +43,8 @@ pub struct Stats {
     pub bad_packets: u64,
     /// When the last block was sent.
     pub last_upload: Option<Instant>,
+    /// The last peer that turned us away, until one talks to us or that one can no longer be reached.
+    pub turned_away: Option<TurnedAway>,
     /// The error of the last announce, until one succeeds.
     pub tracker_error: Option<String>,
 }

@@ -116,7 +116,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         match accepted {
             Ok((stream, addr)) => {
                 // A stranger that connects and sends nothing takes a place for a few seconds, but no memory.
-                let Some(slot) = slots.enter(addr.ip()) else { continue };
+                let Some(slot) = slots.enter(shared.owners.of(addr)) else { continue };
                 tokio::spawn(peer::answer(Arc::clone(&shared), stream, addr, slot));
             }
             Err(error) => {

@@ -17,6 +17,7 @@ use layout::parttable::{Table, TableKind, guess_sector_size};
 use metainfo::Metainfo;
 use report::Progress;
 use restore::{Grow, RestoreOptions, Restored, Update, Wish, restore};
+use swarm::owners::Owners;
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::sync::mpsc;
 
@@ -109,6 +110,7 @@ impl RestoreCommand {
             peers: self.peers,
             up_bytes_per_s: self.up,
             down_bytes_per_s: self.down,
+            owners: Owners::by_card(),
             ..Options::default()
         };
         let mut screen = Screen::new(self.json);

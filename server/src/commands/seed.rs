@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use layout::Layout;
 use metainfo::Metainfo;
 use restore::DiskStore;
+use swarm::owners::Owners;
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -76,8 +77,14 @@ impl SeedCommand {
             ),
         };
         let trackers = if self.trackers.is_empty() { meta.announce.iter().cloned().collect() } else { self.trackers };
-        let options =
-            Options { listen: self.listen, trackers, have: Have::All, up_bytes_per_s: self.up, ..Options::default() };
+        let options = Options {
+            listen: self.listen,
+            trackers,
+            have: Have::All,
+            up_bytes_per_s: self.up,
+            owners: Owners::by_card(),
+            ..Options::default()
+        };
         let runtime = tokio::runtime::Runtime::new().context("starting")?;
         runtime.block_on(async {
             let swarm = Swarm::start(Arc::clone(&meta), storage, options).await.context("starting to seed")?;

@@ -14,12 +14,11 @@ use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
+use swarm::owners::{Neighbours, Owner};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Sleep, sleep};
-
-use crate::services::neighbours::{Neighbours, Owner};
 
 /// Pause after a failed accept, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -391,7 +390,7 @@ mod tests {
                 let address = IpAddr::from([10, 9, 9, number % 4]);
                 let place = places.take(address, &limits).ok()?;
                 let mut taken = places.lock();
-                let card = Owner::Card(netboot::MacAddr([2, 0, 0, 0, 0, 1]));
+                let card = Owner::Card([2, 0, 0, 0, 0, 1]);
                 taken.connections.get_mut(&place.number).expect("taken").owner = card;
                 drop(taken);
                 Some(place)

@@ -17,4 +17,3 @@ mod changes;
 mod holders;
 mod link;
 mod listener;
-mod neighbours;

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use swarm::owners::Owners;
 use swarm::{Have, Options, Stats, Swarm};
 use tokio::sync::watch;
 
@@ -172,7 +173,8 @@ async fn start(room: &Room, image: &Image, address: Ipv4Addr, own: &[u16]) -> an
     let mut result = None;
     for port in &ports {
         let listen = SocketAddr::from((address, *port));
-        let options = Options { listen, have: Have::All, max_peers: MAX_PEERS, ..Options::default() };
+        let owners = Owners::by_card();
+        let options = Options { listen, have: Have::All, max_peers: MAX_PEERS, owners, ..Options::default() };
         let swarm = Swarm::start(image.meta.clone(), storage.clone(), options).await;
         match swarm {
             Ok(swarm) => {

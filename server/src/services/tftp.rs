@@ -39,7 +39,7 @@ use crate::room::orders::Job;
 use crate::room::{Boot, Room, count};
 use crate::services::binding::{self, Binding};
 use crate::services::boot_script;
-use crate::services::neighbours::Neighbours;
+use swarm::owners::Neighbours;
 
 /// The headers of IP, UDP and TFTP in a packet.
 const HEADERS: u16 = 20 + 8 + 4;

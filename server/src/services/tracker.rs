@@ -7,9 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use metainfo::Infohash;
+use swarm::owners::Neighbours;
 use swarm::tracker::{AnnounceQuery, Tracker, failure};
-
-use crate::services::neighbours::Neighbours;
 
 /// The swarms of the armed images.
 #[derive(Default)]

@@ -76,7 +76,7 @@ impl Core {
     pub fn block_arrived(&mut self, key: PeerKey, ask: Ask, now: Duration) -> bool {
         let Received::Fresh { piece_complete, cancel } = self.picker.received(key, ask, now) else { return false };
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.last_payload = Some(now);
+            peer.moved(self.block_bytes, now);
         }
         if let Some(other) = cancel {
             self.cancel(other, ask);

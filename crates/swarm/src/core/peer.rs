@@ -5,12 +5,12 @@ use std::time::Duration;
 use metainfo::PieceIndex;
 
 use crate::core::uploads::Uploads;
+use crate::pace::USEFUL_BYTES;
 use crate::picker::Ask;
 
 /// Messages exchanged with the peer, and those still to be sent.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) since: Duration,
     /// How much of the log of verified pieces the peer knows.
     pub(super) told_haves: usize,
     /// Whether it sees only the pieces that super-seeding shows it.
@@ -32,6 +32,9 @@ pub(super) struct Peer {
     pub(super) is_stalled: bool,
     /// When the last block came from it or went to it.
     pub(super) last_payload: Option<Duration>,
+    /// When the last [`USEFUL_BYTES`] were complete, and the bytes that have moved since then.
+    pub(super) last_useful: Duration,
+    pub(super) moved: u32,
     /// When its last turn to be served began.
     pub(super) last_turn: Option<Duration>,
 }
@@ -39,7 +42,6 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(since: Duration, told_haves: usize, shows_little: bool) -> Peer {
         Peer {
-            since,
             told_haves,
             shows_little,
             is_interesting: false,
@@ -50,7 +52,18 @@ impl Peer {
             is_sending: false,
             is_stalled: false,
             last_payload: None,
+            last_useful: since,
+            moved: 0,
             last_turn: None,
+        }
+    }
+
+    /// Bytes of blocks came from it or went to it.
+    pub(super) fn moved(&mut self, bytes: u32, now: Duration) {
+        self.last_payload = Some(now);
+        self.moved = self.moved.saturating_add(bytes);
+        if self.moved >= USEFUL_BYTES {
+            (self.last_useful, self.moved) = (now, 0);
         }
     }
 }

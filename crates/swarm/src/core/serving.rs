@@ -90,14 +90,14 @@ impl Core {
     pub fn sent(&mut self, key: PeerKey, piece: PieceIndex, bytes: u32, now: Duration) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.is_sending = false;
-        peer.last_payload = Some(now);
         let bytes = bytes.saturating_mul(self.block_bytes / BLOCK_LEN);
+        peer.moved(bytes, now);
         if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over())
             && plan.sent(key, piece, bytes)
         {
             self.actions.push(Action::Wake(key));
         }
-        if self.turns.is_used_up(key, bytes) {
+        if self.turns.is_used_up(key, piece, bytes, now) {
             self.give_up_turn(key, now);
         }
         self.settle(key, now);
@@ -107,7 +107,9 @@ impl Core {
     /// [`Core::caught_up`].
     pub fn stalled(&mut self, key: PeerKey, now: Duration) {
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.is_stalled = true;
+            if !std::mem::replace(&mut peer.is_stalled, true) {
+                self.turns.set_stalled(key, true);
+            }
             self.give_up_turn(key, now);
         }
     }
@@ -115,7 +117,9 @@ impl Core {
     /// The peer has taken the data after all.
     pub fn caught_up(&mut self, key: PeerKey, now: Duration) {
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.is_stalled = false;
+            if std::mem::take(&mut peer.is_stalled) {
+                self.turns.set_stalled(key, false);
+            }
             self.settle(key, now);
         }
     }
@@ -141,8 +145,8 @@ impl Core {
         self.hand_out_turns(now);
     }
 
-    fn hand_out_turns(&mut self, now: Duration) {
-        while let Some(key) = self.turns.hand_out() {
+    pub(super) fn hand_out_turns(&mut self, now: Duration) {
+        while let Some(key) = self.turns.hand_out(now) {
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.last_turn = Some(now);
             }

@@ -148,6 +148,11 @@ impl Shared {
         self.with(|state| state.core.sent(link.key, piece, bytes, now));
     }
 
+    /// Whether the peer's owner has other links to us.
+    pub(crate) fn has_siblings(&self, link: &Link) -> bool {
+        lock(&self.state).core.has_siblings(link.key)
+    }
+
     pub(crate) fn stalled(&self, link: &Link) {
         let now = self.now();
         self.with(|state| state.core.stalled(link.key, now));

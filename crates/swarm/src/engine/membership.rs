@@ -1,13 +1,17 @@
 //! Membership: addresses to dial, links that are accepted and lost, peers that are banned.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::buffers::lock;
 use crate::engine::{Refused, STRIKES, Shared, State};
 use crate::handshake_slots::share;
 use crate::link::Link;
+use crate::picker::PeerKey;
+use crate::stats::TurnedAway;
 use crate::wire::{self, Message};
 
 /// An incoming link on which nothing has moved for this long makes room for a new one. At a server with all places
@@ -19,7 +23,7 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// The share of links that we dial. The rest is left for incoming links; otherwise late machines would find every peer
 /// full.
 const DIALLED: (usize, usize) = (2, 3);
-/// The limit per address applies only once this share of the places is taken.
+/// The limit per owner applies only once this share of the places is taken.
 const SCARCE_FROM: (usize, usize) = (1, 2);
 
 impl Shared {
@@ -57,15 +61,54 @@ impl Shared {
         let most = (self.max_peers * DIALLED.0).div_ceil(DIALLED.1);
         let room = most.saturating_sub(state.links.len() + state.book.dialling());
         let links = &state.links;
-        state.book.due(self.now(), room, |id| links.values().any(|link| link.peer_id == *id))
+        let is_connected = |id: &[u8; 20]| links.values().any(|link| link.peer_id == *id);
+        if room > 0 {
+            return state.book.due(self.now(), room, is_connected, |_| true);
+        }
+        // An owner with several links makes room for one that has none; one at a time, or the others would have to go for
+        // addresses that nobody is behind.
+        let owned = count_owners(links);
+        if state.book.dialling() > 0 || owned.values().all(|&count| count <= 1) {
+            return Vec::new();
+        }
+        let is_another = |addr| !owned.contains_key(&self.owners.of(addr));
+        state.book.due(self.now(), 1, is_connected, is_another)
+    }
+
+    /// Looks up who is behind each link.
+    pub(crate) fn look_at_owners(&self) {
+        let links: Vec<Arc<Link>> = lock(&self.state).links.values().cloned().collect();
+        let changed = links.iter().map(|link| (link, self.owners.of(link.addr)));
+        let changed: Vec<_> = changed.filter(|&(link, owner)| owner != link.owner()).collect();
+        if changed.is_empty() {
+            return;
+        }
+        let now = self.now();
+        self.with(|state| {
+            for (link, owner) in changed {
+                link.owner.store(owner, Ordering::Relaxed);
+                state.core.set_owner(link.key, owner, now);
+            }
+        });
     }
 
     pub(crate) fn dial_failed(&self, addr: SocketAddr) {
+        lock(&self.turned_away).take_if(|away| away.addr == addr);
         lock(&self.state).book.lost(addr, self.now(), false);
     }
 
+    /// The dialled peer closed the connection before it said anything.
+    pub(crate) fn turned_away(&self, addr: SocketAddr, has_torrent: bool) {
+        *lock(&self.turned_away) = Some(TurnedAway { addr, has_torrent });
+    }
+
+    /// A peer talks to us.
+    pub(crate) fn is_welcome(&self) {
+        *lock(&self.turned_away) = None;
+    }
+
     /// Accepts a peer after its handshake, unless there is a reason to refuse it. Of two links to the same peer, one is
-    /// closed. If there is no room, an idle link is closed.
+    /// closed. If there is no room, a link of the owner with the most links is closed, or an idle one.
     pub(crate) fn admit(
         &self,
         peer_id: [u8; 20],
@@ -73,8 +116,9 @@ impl Shared {
         is_dialled: bool,
     ) -> Result<(Arc<Link>, Option<Vec<u8>>), Refused> {
         let now = self.now();
+        let owner = self.owners.of(addr);
         self.with(|state| {
-            let refusal = state.make_room(self, peer_id, addr, is_dialled, now).err();
+            let refusal = state.make_room(self, &Newcomer { peer_id, addr, owner, is_dialled }, now).err();
             if is_dialled {
                 match refusal {
                     None => state.book.connected(addr, now),
@@ -86,8 +130,8 @@ impl Shared {
             if let Some(refusal) = refusal {
                 return Err(refusal);
             }
-            let (key, held) = state.core.join(now);
-            let link = Arc::new(Link::new(key, peer_id, addr, is_dialled, now));
+            let (key, held) = state.core.join_of(owner, now);
+            let link = Arc::new(Link::new(key, peer_id, addr, is_dialled, now, owner));
             state.links.insert(key, Arc::clone(&link));
             let bitfield = held.map(|held| {
                 let mut out = Vec::new();
@@ -120,14 +164,8 @@ impl Shared {
 
 impl State {
     /// Makes room for a peer, by closing another link if necessary; the error says why there is none.
-    fn make_room(
-        &mut self,
-        shared: &Shared,
-        peer_id: [u8; 20],
-        addr: SocketAddr,
-        is_dialled: bool,
-        now: Duration,
-    ) -> Result<(), Refused> {
+    fn make_room(&mut self, shared: &Shared, newcomer: &Newcomer, now: Duration) -> Result<(), Refused> {
+        let &Newcomer { peer_id, addr, owner, is_dialled } = newcomer;
         if peer_id == shared.peer_id {
             return Err(Refused::Own);
         }
@@ -143,25 +181,35 @@ impl State {
         let idle_for = |link: &Link| core.idle(link.key, now).unwrap_or_default();
         let is_near = |link: &&Arc<Link>| link.addr.ip() == addr.ip();
         let known = links().filter(|link| link.peer_id == peer_id).max_by_key(is_near).cloned();
-        let neighbours = links().filter(is_near).filter(|link| link.peer_id != peer_id).count();
         let known = known.map(|old| (which_stays(&old, idle_for(&old), shared.peer_id, addr, is_dialled, now), old));
-        let idlest = |from_there: bool| {
+        let owned = count_owners(&self.links);
+        let count = |link: &Link| owned.get(&link.owner()).copied().unwrap_or(0);
+        let known_here = known.iter().filter(|(_, old)| old.owner() == owner).count();
+        let own = owned.get(&owner).copied().unwrap_or(0) - known_here;
+        let idlest = |may_go: &dyn Fn(&Link) -> bool| {
             let idle = links().filter(|link| !link.is_dialled && !core.is_in_queue(link.key) && idle_for(link) >= IDLE);
-            let idle = idle.filter(|link| !from_there || is_near(link));
-            idle.max_by_key(|link| idle_for(link)).map(Arc::clone).ok_or(Refused::Full)
+            idle.filter(|link| may_go(link)).max_by_key(|link| idle_for(link)).map(Arc::clone).ok_or(Refused::Full)
         };
         // While there are plenty of places, a room behind one router may have them.
         let is_scarce = links().count() >= shared.max_peers * SCARCE_FROM.0 / SCARCE_FROM.1;
-        let has_enough = is_scarce && share(shared.max_peers, addr.ip()).is_some_and(|share| neighbours >= share);
+        let has_enough = is_scarce && own >= share(shared.max_peers);
         let goes = match known {
             Some((Stays::Old, _)) => return Err(Refused::Connected),
-            Some((Stays::New, old)) if !has_enough || is_near(&&old) => Some(old),
+            Some((Stays::New, old)) if !has_enough || old.owner() == owner => Some(old),
             Some((Stays::New, _)) => return Err(Refused::Full),
             _ if has_enough && is_dialled => return Err(Refused::Full),
-            _ if has_enough => Some(idlest(true)?),
+            _ if has_enough => Some(idlest(&|link| link.owner() == owner)?),
             _ if links().count() < shared.max_peers => None,
-            _ if is_dialled => return Err(Refused::Full),
-            _ => Some(idlest(false)?),
+            _ => {
+                // The owner with the most links gives one up, the least useful of them, unless it has then fewer than the newcomer.
+                let most = owned.values().copied().max().unwrap_or(0);
+                let crowd = links().filter(|link| most > own + 1 && count(link) == most);
+                match crowd.max_by_key(|link| (!core.is_in_queue(link.key), idle_for(link))) {
+                    Some(link) => Some(Arc::clone(link)),
+                    None if is_dialled => return Err(Refused::Full),
+                    None => Some(idlest(&|link| count(link) > own)?),
+                }
+            }
         };
         if let Some(old) = goes {
             self.drop_link(&old, now, false);
@@ -179,6 +227,21 @@ impl State {
             self.book.lost(link.addr, now, is_useless);
         }
     }
+}
+
+/// A peer that asks to be taken in, or that we have dialled.
+struct Newcomer {
+    peer_id: [u8; 20],
+    addr: SocketAddr,
+    owner: u64,
+    is_dialled: bool,
+}
+
+/// How many links each owner has.
+fn count_owners(links: &HashMap<PeerKey, Arc<Link>>) -> HashMap<u64, usize> {
+    let mut owned = HashMap::new();
+    links.values().for_each(|link| *owned.entry(link.owner()).or_default() += 1);
+    owned
 }
 
 /// Which of two links stays.
@@ -221,6 +284,8 @@ mod tests {
     use super::*;
     use crate::engine::exchange::Wish;
     use crate::engine::testing;
+    use crate::owners::Owners;
+    use crate::pace::USEFUL_BYTES;
     use crate::{Have, Options};
 
     const SOMEBODY: [u8; 20] = [7; 20];
@@ -273,7 +338,7 @@ mod tests {
         let now = shared.now();
         for (link, ago) in [(&links[0], IDLE / 2), (&links[1], IDLE), (&links[3], IDLE * 3 / 2)] {
             let piece = shared.geometry.piece(0).expect("the first");
-            lock(&shared.state).core.sent(link.key, piece, 16384, now - ago);
+            lock(&shared.state).core.sent(link.key, piece, USEFUL_BYTES, now - ago);
         }
         assert_eq!(shared.admit(SOMEBODY, addr(9, 9), true).err(), Some(Refused::Full), "we need not dial");
         for (newcomer, out) in [(9, 2), (10, 3), (11, 1)] {
@@ -343,5 +408,91 @@ mod tests {
         let (borrowed, _) = shared.admit(SOMEBODY, addr(2, 2), false).expect("room");
         testing::age(&mut shared, IDLE);
         assert!(shared.admit(SOMEBODY, addr(1, 1), false).is_ok() && !is_in(&shared, &borrowed));
+    }
+
+    /// Every address below 10.0.0.100 belongs to card 1, and every other to a card with its last number.
+    fn cards(max_peers: usize) -> Arc<Shared> {
+        let card = |addr: SocketAddr| match addr.ip() {
+            std::net::IpAddr::V4(ip) if ip.octets()[3] >= 100 => u64::from(ip.octets()[3]),
+            _ => 1,
+        };
+        testing::shared(8, 16384, &Options { max_peers, owners: Owners::new(card), ..Options::default() })
+    }
+
+    #[test]
+    fn a_card_with_many_addresses_makes_room_for_others_at_once() {
+        let shared = cards(40);
+        let taken: Vec<_> = (1..=60).filter_map(|host| come(&shared, addr(host, host.into())).ok()).collect();
+        assert_eq!(taken.len(), 20, "half, whatever number of addresses it has");
+        let others: Vec<_> = (100..=138).map(|host| come(&shared, addr(host, host.into())).expect("room")).collect();
+        assert!(others.iter().all(|link| is_in(&shared, link)));
+        assert_eq!(taken.iter().filter(|link| is_in(&shared, link)).count(), 1);
+        assert!(come(&shared, addr(61, 61)).is_err(), "it has what the others have");
+        assert!(come(&shared, addr(150, 150)).is_err(), "and so has each of them");
+        assert!(others.iter().all(|link| is_in(&shared, link)));
+    }
+
+    #[test]
+    fn of_a_card_with_many_links_the_least_useful_goes_first_also_if_we_dialled_it() {
+        let mut shared = cards(6);
+        let (dialled, _) = shared.admit(SOMEBODY, addr(1, 1), true).expect("room");
+        let [slow, useful] = [2, 3].map(|host| come(&shared, addr(host, host.into())).expect("room"));
+        let others: Vec<_> = (101..=103).map(|host| come(&shared, addr(host, host.into())).expect("room")).collect();
+        testing::age(&mut shared, IDLE / 2);
+        let (now, piece) = (shared.now(), shared.geometry.piece(0).expect("the first"));
+        lock(&shared.state).core.sent(slow.key, piece, 16384, now);
+        lock(&shared.state).core.sent(dialled.key, piece, USEFUL_BYTES, now - Duration::from_secs(1));
+        lock(&shared.state).core.sent(useful.key, piece, USEFUL_BYTES, now);
+        for (newcomer, goes) in [(110, &slow), (111, &dialled)] {
+            assert!(come(&shared, addr(newcomer, newcomer.into())).is_ok());
+            assert!(!is_in(&shared, goes));
+        }
+        assert!(is_in(&shared, &useful) && others.iter().all(|link| is_in(&shared, link)));
+    }
+
+    #[test]
+    fn a_block_now_and_then_keeps_no_place() {
+        let mut shared = swarm(2);
+        let links = [1, 2].map(|host| come(&shared, addr(host, host.into())).expect("room"));
+        let piece = shared.geometry.piece(0).expect("the first");
+        for _ in 0..3 {
+            testing::age(&mut shared, Duration::from_secs(40));
+            let now = shared.now();
+            lock(&shared.state).core.sent(links[0].key, piece, 16384, now);
+            lock(&shared.state).core.sent(links[1].key, piece, USEFUL_BYTES, now);
+        }
+        assert!(come(&shared, addr(9, 9)).is_ok() && !is_in(&shared, &links[0]) && is_in(&shared, &links[1]));
+    }
+
+    #[test]
+    fn who_has_all_the_places_leaves_one_for_those_that_we_dial() {
+        let shared = cards(4);
+        assert!((1..=2).all(|host| come(&shared, addr(host, host.into())).is_ok()));
+        assert!((101..=102).all(|host| come(&shared, addr(host, host.into())).is_ok()));
+        shared.heard(&[addr(7, 7), addr(120, 120), addr(121, 121)]);
+        let first = shared.to_dial();
+        assert!(first.len() == 1 && first[0] != addr(7, 7), "not one of the card that has two: {first:?}");
+        assert_eq!(shared.to_dial(), [], "one at a time");
+        assert!(shared.admit(SOMEBODY, first[0], true).is_ok());
+        assert_eq!(shared.to_dial(), [], "each has one link now");
+        assert_eq!(lock(&shared.state).links.len(), 4);
+    }
+
+    /// The kernel learns the card behind a newcomer's address a moment later than we do.
+    #[test]
+    fn links_whose_cards_become_known_later_are_counted_together() {
+        let is_known = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let known = Arc::clone(&is_known);
+        let by_address = Owners::by_address();
+        let owners = Owners::new(move |addr| if known.load(Ordering::Relaxed) { 1 } else { by_address.of(addr) });
+        let shared = testing::shared(8, 16384, &Options { max_peers: 8, owners, ..Options::default() });
+        let links: Vec<_> = (1..=8).map(|host| come(&shared, addr(host, host.into())).expect("room")).collect();
+        assert_eq!(come(&shared, addr(9, 9)).err(), Some(Refused::Full));
+        is_known.store(true, Ordering::Relaxed);
+        shared.look_at_owners();
+        assert!(links.iter().all(|link| link.owner() == 1 && lock(&shared.state).core.has_siblings(link.key)));
+        assert_eq!(come(&shared, addr(9, 9)).err(), Some(Refused::Full), "it has enough");
+        shared.remove(&links[0], false);
+        assert!(!is_in(&shared, &links[0]));
     }
 }

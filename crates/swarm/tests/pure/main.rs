@@ -1,5 +1,6 @@
 //! Tests of the parts without I/O, over many inputs: wire, picker, super-seeding, tracker, announce replies.
 
+mod owners;
 mod picker;
 mod super_seeding;
 mod tracker;

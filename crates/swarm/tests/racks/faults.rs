@@ -8,7 +8,7 @@ use std::time::Duration;
 use metainfo::Metainfo;
 use swarm::bits::PieceSet;
 use swarm::wire::{HANDSHAKE_LEN, Handshake, Message, Request, decode, encode};
-use swarm::{Have, Options, Swarm, SwarmError};
+use swarm::{Have, Options, Swarm, SwarmError, TurnedAway};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
@@ -358,4 +358,27 @@ async fn what_is_held_is_served_and_not_fetched_again() {
     complete(&swarm).await;
     assert!(swarm.has(second) && store.is_right());
     assert_eq!(swarm.stats().downloaded, 2 << 20);
+}
+
+/// A full peer accepts a connection and closes it; so does one that has another torrent.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_turned_away_knows_it() {
+    let image = image(1 << 20, 64 << 10, None);
+    let full = seeder(&image, Options { max_peers: 1, ..options(Have::All) }).await;
+    let (first, _) = receiver(&image, Options { peers: vec![full.local_addr()], ..options(Have::Unknown) }).await;
+    until("the only place is taken", || first.stats().peers == 1 && full.stats().peers == 1).await;
+    let (late, store) = receiver(&image, Options { peers: vec![full.local_addr()], ..options(Have::None) }).await;
+    let away = |addr, has_torrent| Some(TurnedAway { addr, has_torrent });
+    until("it knows why", || late.stats().turned_away == away(full.local_addr(), true)).await;
+    assert_eq!(first.stats().turned_away, None);
+    drop(first);
+    complete(&late).await;
+    assert!(store.is_right());
+    assert_eq!(late.stats().turned_away, None, "it was taken in");
+
+    let other = seeder(&self::image(2 << 20, 64 << 10, None), options(Have::All)).await;
+    let (lost, _) = receiver(&image, Options { peers: vec![other.local_addr()], ..options(Have::None) }).await;
+    until("it knows why", || lost.stats().turned_away == away(other.local_addr(), false)).await;
+    drop(other);
+    until("nothing is there any more", || lost.stats().turned_away.is_none()).await;
 }
