@@ -187,7 +187,7 @@ impl Machine<'_> {
             return Ok(false);
         }
         let note = format!(
-            "the disk has it already, by the stamp of deployment {}; nothing was written, and `ezio arm` orders it again",
+            "the disk has it already, by the stamp of deployment {}; nothing was written, and `ezio arm --again` orders it again",
             job.order.deployment
         );
         self.console.line(&note);

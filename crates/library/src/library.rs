@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 
 use crate::draft::Draft;
-use crate::files::{can_exchange, make_dirs, open_lock, remove_all, sync_dir, try_lock};
+use crate::files::{can_exchange, make_dirs, open_lock, remove_all, sync_dir, try_lock, write_synced};
 use crate::image::{Image, check_name, load};
 
 /// Where a library is unless told otherwise.
@@ -184,6 +184,17 @@ impl Library {
         remove_all(&trash)?;
         let _ = fs::remove_file(lock_path);
         Ok(())
+    }
+
+    /// Writes an image's manifest again, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_manifest(&self, image: &Image) -> anyhow::Result<()> {
+        let (new, path) = (image.dir.join("manifest.json.new"), image.dir.join("manifest.json"));
+        write_synced(&new, &image.manifest.to_json())?;
+        fs::rename(&new, &path).with_context(|| format!("replacing {}", path.display()))?;
+        sync_dir(&image.dir)
     }
 
     /// Where the image of that name is, or would be; damaged ones as well.

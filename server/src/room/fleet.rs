@@ -41,11 +41,11 @@ const MAX_MORE: usize = 4;
 /// Kind of the rows with machines.
 const KIND: &str = "machine";
 /// Bytes per second that the history may write on average, and at once after a pause.
-const WRITE_RATE: f64 = 500e3;
-const WRITE_BURST: f64 = 4e6;
+const WRITE_RATE: f64 = 700e3;
+const WRITE_BURST: f64 = 8e6;
 /// What a commit and a row cost on disk besides the row's text, in bytes: pages of the log and of the database.
 const COMMIT_BYTES: usize = 24 << 10;
-const ROW_BYTES: usize = 4 << 10;
+const ROW_BYTES: usize = 3 << 9;
 /// Rows of so many bytes are written at once.
 const BATCH_BYTES: usize = 1 << 20;
 /// Pause after a failure.

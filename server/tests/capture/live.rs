@@ -72,20 +72,28 @@ fn a_source_that_is_gone_or_another_is_refused_in_words() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
 
+    // Of an earlier version, or of another machine whose disk has moved here with its library.
+    let manifest = place.image("live").join("manifest.json");
+    let own = fs::read_to_string(&manifest).expect("read");
+    fs::write(&manifest, own.replace("\"host\": \"", "\"host\": \"0")).expect("written");
+    assert!(place.ezio_refuses(&["image", "verify", "live"]).contains("`ezio image adopt` compares it"));
+    let said = place.ezio_ok(&["image", "adopt", "live"]);
+    assert!(said.contains("is good") && said.contains("adopted live"), "{said}");
+    place.ezio_ok(&["image", "verify", "live"]);
+    assert_eq!(fs::read_to_string(&manifest).expect("read"), own);
+
     // Changed: it can be seeded, since only whoever receives a piece can tell; verify names what is wrong.
     place.paste(&place.text("junk"), &disk, 10 * MIB);
     let said = place.ezio_refuses(&["image", "verify", "live"]);
     assert!(said.contains("has a source that has changed") && said.contains("capture it again"), "{said}");
 
     // A manifest of another machine, or one that names another file of this one.
-    let manifest = place.image("live").join("manifest.json");
-    let own = fs::read_to_string(&manifest).expect("read");
     let secret = place.blank("secret.img", 32);
     for forged in [own.replace(&disk, &secret), own.replace("\"host\": \"", "\"host\": \"0")] {
         assert_ne!(forged, own);
         fs::write(&manifest, forged).expect("written");
         let said = seed();
-        assert!(said.contains("not captured on this machine") && said.contains("capture it again"), "{said}");
+        assert!(said.contains("not captured on this machine") && said.contains("ezio image adopt"), "{said}");
     }
     fs::write(&manifest, own).expect("written");
 

@@ -58,6 +58,12 @@ enum Action {
         /// Its name.
         name: String,
     },
+    /// Takes over a live image of an earlier version, or of a library that has moved here with its disk: compares every piece
+    /// with that disk, and from then on hands it out.
+    Adopt {
+        /// Its name.
+        name: String,
+    },
     /// Takes an image out of the library.
     Remove {
         /// Its name.
@@ -83,6 +89,7 @@ impl ImageCommand {
                 Ok(())
             }
             Action::Verify { name } => verify(&Library::open(self.library)?.image(&name)?),
+            Action::Adopt { name } => adopt(&Library::open(self.library)?, &name),
             Action::Remove { name } => {
                 Library::open(self.library)?.remove(&name, needed)?;
                 say!("removed {name}");
@@ -116,6 +123,19 @@ fn show(image: &Image) {
     for partition in &manifest.partitions {
         say!("{}", partition_line(partition));
     }
+}
+
+fn adopt(library: &Library, name: &str) -> anyhow::Result<()> {
+    let mut image = library.image(name)?;
+    let Some(live) = &image.manifest.live else {
+        bail!("image {name:?} is not live: the library has its content, and there is nothing to adopt");
+    };
+    say!("{name} is read from {live}");
+    image.manifest.live = Some(library::live::adopt(live)?);
+    verify(&image)?;
+    library.write_manifest(&image)?;
+    say!("adopted {name}: this machine hands it out from now on");
+    Ok(())
 }
 
 fn verify(image: &Image) -> anyhow::Result<()> {
