@@ -1,0 +1,238 @@
+//! The server on a bridge, and stations on its ports: each one a thread in a separate network namespace, with a card and
+//! as many addresses as it needs.
+
+use std::future::Future;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use metainfo::Infohash;
+use nix::sched::{CloneFlags, unshare};
+use tokio::runtime::Runtime;
+
+use crate::load::image::{self, IMAGE};
+use crate::load::{Bench, client};
+use crate::process::{Process, find_program, sh, wait_until};
+
+/// Where the server is; the network is 10.9.0.0/16.
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+/// Addresses that the server gives out; no station has one of these.
+pub const DHCP_RANGE: &str = "10.9.128.1-10.9.191.254";
+const BRIDGE: &str = "br0";
+/// How long the server may take to begin.
+const START: Duration = Duration::from_secs(60);
+
+type Job = Box<dyn FnOnce(&Runtime) + Send>;
+
+/// The bridge.
+pub struct Lan {
+    stations: AtomicUsize,
+}
+
+/// One card.
+pub struct Station {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    /// Its addresses.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// What a station was asked to do.
+pub struct Pending<T>(mpsc::Receiver<T>);
+
+impl<T> Pending<T> {
+    /// Waits for what comes of it.
+    ///
+    /// # Errors
+    /// If the station's thread has panicked.
+    pub fn wait(self) -> Result<T> {
+        self.0.recv().context("a station of the measurement has ended early")
+    }
+}
+
+impl Lan {
+    /// Makes the bridge in this namespace.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new() -> Result<Lan> {
+        // A bridge without its own address takes its ports' lowest, and changes it with them.
+        sh(&format!(
+            "ip link add {BRIDGE} address 52:54:00:09:00:01 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+        ))?;
+        sh(&format!("ip addr add {SERVER}/16 brd + dev {BRIDGE}"))?;
+        sh(&format!("ip link set {BRIDGE} up"))?;
+        Ok(Lan { stations: AtomicUsize::new(0) })
+    }
+
+    /// Limits what the server sends to Mbit/s, as its card and cable do.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn shape(&self, mbit: u32) -> Result<()> {
+        sh(&format!("tc qdisc replace dev {BRIDGE} root tbf rate {mbit}mbit burst 256kb limit 4mb")).map(drop)
+    }
+
+    /// Ends what [`Lan::shape`] did.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn unshape(&self) -> Result<()> {
+        sh(&format!("tc qdisc del dev {BRIDGE} root")).map(drop)
+    }
+
+    /// A card with these addresses.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn station(&self, addresses: Vec<Ipv4Addr>) -> Result<Station> {
+        let number = self.stations.fetch_add(1, Ordering::Relaxed);
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, is_ready) = mpsc::channel();
+        let thread = thread::spawn(move || work(&ready, queue));
+        let tid = is_ready.recv().context("a station has ended early")??;
+        let (here, there) = (format!("s{number}"), format!("c{number}"));
+        sh(&format!("ip link add {here} type veth peer name {there}"))?;
+        sh(&format!("ip link set {here} master {BRIDGE} up"))?;
+        sh(&format!("ip link set {there} netns {tid} name eth0"))?;
+        let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
+        addresses.iter().for_each(|address| batch += &format!("addr add {address}/16 brd + dev eth0\n"));
+        let station = Station { jobs: Some(jobs), thread: Some(thread), addresses };
+        station.begin(move || async move { ip_batch(&batch) }).wait()??;
+        Ok(station)
+    }
+}
+
+/// What a station's thread does.
+fn work(ready: &mpsc::Sender<Result<i32>>, queue: mpsc::Receiver<Job>) {
+    let begun = unshare(CloneFlags::CLONE_NEWNET).context("making a station's namespace").and_then(|()| {
+        // On this thread alone, because the namespace is this thread's.
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a station")
+    });
+    let runtime = match begun {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    if ready.send(Ok(nix::unistd::gettid().as_raw())).is_ok() {
+        queue.into_iter().for_each(|job| job(&runtime));
+    }
+    // What is left, such as connections that nothing asks about any more, ends here.
+    runtime.shutdown_background();
+}
+
+fn ip_batch(lines: &str) -> Result<()> {
+    let program = find_program("ip").context("`ip` is not installed")?;
+    let mut child = Command::new(program).args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("starting ip")?;
+    child.stdin.take().context("no standard input")?.write_all(lines.as_bytes()).context("telling ip")?;
+    ensure!(child.wait().context("waiting for ip")?.success(), "`ip -batch` failed with: {lines}");
+    Ok(())
+}
+
+impl Station {
+    /// Has something done there. What is done at several stations is done at the same time.
+    pub fn begin<F, O, T>(&self, job: F) -> Pending<T>
+    where
+        F: FnOnce() -> O + Send + 'static,
+        O: Future<Output = T>,
+        T: Send + 'static,
+    {
+        let (result, is_done) = mpsc::channel();
+        let job: Job = Box::new(move |runtime| drop(result.send(runtime.block_on(job()))));
+        // A thread that has ended shows in `wait`.
+        self.jobs.as_ref().map(|jobs| jobs.send(job));
+        Pending(is_done)
+    }
+}
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A running `ezio serve`, with [`IMAGE`] for every machine.
+pub struct Served {
+    pub process: Process,
+    pub infohash: Infohash,
+}
+
+impl Served {
+    /// Starts it with a new library, and waits until it gives out the image.
+    ///
+    /// # Errors
+    /// If it does not come to that; what it said is in its log.
+    pub fn start(bench: &Bench, name: &str, arguments: &[&str]) -> Result<Served> {
+        let library = bench.dir.join(format!("library-{name}"));
+        let infohash = image::make_library(&library)?;
+        let command = |words: &[&str]| {
+            let mut command = Command::new(&bench.ezio);
+            command.args(words).arg("--library").arg(&library);
+            command
+        };
+        let armed = command(&["arm", IMAGE]).output().context("starting `ezio arm`")?;
+        ensure!(armed.status.success(), "`ezio arm` failed: {}", String::from_utf8_lossy(&armed.stderr).trim());
+        let mut serve = command(&["serve", "--interface", BRIDGE]);
+        serve.arg("--boot-dir").arg(bench.dir.join("boot")).args(arguments);
+        let log = bench.dir.join(format!("serve-{name}.log"));
+        let mut process = Process::start("ezio serve", serve, &log)?;
+        let what = format!("`ezio serve` begins (see {})", log.display());
+        wait_until(&what, START, || {
+            ensure!(process.exited().is_none(), "`ezio serve` has ended at its start: see {}", log.display());
+            Ok(process.printed(|line| line.starts_with("armed ")).is_some())
+        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
+        wait_until("the server gives out the image", START, || {
+            let script = runtime.block_on(client::script(SERVER, client::mac(0)));
+            Ok(script.is_ok_and(|text| text.contains("gets image")))
+        })?;
+        Ok(Served { process, infohash })
+    }
+
+    /// Bytes that it has caused to be written to disks.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn written(&self) -> Result<u64> {
+        let path = format!("/proc/{}/io", self.process.id());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let value = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));
+        value.and_then(|text| text.trim().parse().ok()).with_context(|| format!("{path} has no write_bytes"))
+    }
+
+    /// How many machines it remembers.
+    ///
+    /// # Errors
+    /// If it does not say so.
+    pub fn remembered(&self) -> Result<usize> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
+        let status = runtime.block_on(client::body(SERVER, "/status.json")).context("fetching the status")?;
+        let status: serde_json::Value = serde_json::from_slice(&status).context("reading the status")?;
+        Ok(status["machines"].as_array().context("the status has no machines")?.len())
+    }
+
+    /// Waits until it has nothing more to write: no byte for two seconds. `false` if that does not come about in time.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn settle(&self, patience: Duration) -> Result<bool> {
+        let end = std::time::Instant::now() + patience;
+        let (mut last, mut since) = (self.written()?, std::time::Instant::now());
+        while since.elapsed() < Duration::from_secs(2) {
+            if std::time::Instant::now() > end {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(100));
+            let now = self.written()?;
+            if now != last {
+                (last, since) = (now, std::time::Instant::now());
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,207 @@
+//! As many machines as the server remembers, all of them at work: each reports once a second.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
+
+use crate::load::client::{self, Http, Order};
+use crate::load::lan::{Pending, Served, Station};
+use crate::load::{Bench, Meter, Table};
+
+const MACHINES: usize = 4096;
+const CARDS: usize = 8;
+/// Addresses of one card.
+const ADDRESSES: usize = 32;
+const OF_CARD: usize = MACHINES / CARDS;
+/// How often each machine reports.
+const SECONDS: usize = 15;
+/// Orders that one card fetches at once.
+const AT_ONCE: usize = 16;
+/// An answer that takes longer did not come.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The first report waits for the disk.
+const FIRST: Duration = Duration::from_secs(120);
+
+pub fn measure(bench: &Bench) -> Table {
+    let what = format!(
+        "{MACHINES} machines on {CARDS} cards, each with one keep-alive connection. First all of them enter the stage `restore` at \
+         once; such a report is answered when it is on the disk, and the server writes at a limited rate. Then each reports its \
+         progress once a second for {SECONDS} s, evenly spread. An answer's time counts from the moment at which the report was \
+         due. *Written* is what the kernel counts for the server's process."
+    );
+    let head = ["what", "heard", "p50 ms", "p99 ms", "last ms", "server's peak MiB", "written kB/s", "CPU"];
+    let mut table = Table::new("4,096 machines that report once a second", what, &head);
+    match rows(bench) {
+        Ok([entering, reporting]) => {
+            table.row("all enter a stage", Ok(entering));
+            table.row("once a second", Ok(reporting));
+        }
+        Err(error) => table.row("once a second", Err(error)),
+    }
+    table
+}
+
+/// A machine that is connected.
+struct Machine {
+    order: Order,
+    http: Http,
+    number: usize,
+}
+
+fn rows(bench: &Bench) -> Result<[Vec<String>; 2]> {
+    let mut served = Served::start(bench, "reports", &[])?;
+    let stations = (0..CARDS)
+        .map(|card| {
+            let addresses = (0..ADDRESSES).map(|at| Ipv4Addr::from([10, 9, card as u8 + 1, at as u8 + 1]));
+            bench.lan.station(addresses.collect())
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut rooms = Vec::new();
+    let begun = at_all(&stations, |card, station| {
+        let addresses = station.addresses.clone();
+        station.begin(move || connect(card, addresses))
+    });
+    for machines in begun {
+        rooms.push(machines.wait()??);
+    }
+    served.settle(Duration::from_secs(60))?;
+
+    let mut rooms = rooms.into_iter();
+    let phase = Phase::start(&mut served)?;
+    let entering = at_all(&stations, |_, station| {
+        let machines = rooms.next().unwrap_or_default();
+        station.begin(move || enter(machines))
+    });
+    let (mut rooms, mut times) = (Vec::new(), Vec::new());
+    for pending in entering {
+        let (machines, of_card) = pending.wait()?;
+        times.extend(of_card);
+        rooms.push(machines);
+    }
+    let entering = phase.cells(&mut served, times, MACHINES)?;
+    served.settle(Duration::from_secs(60))?;
+
+    let mut rooms = rooms.into_iter();
+    let phase = Phase::start(&mut served)?;
+    let first = Instant::now() + Duration::from_millis(200);
+    let reporting = at_all(&stations, |_, station| {
+        let machines = rooms.next().unwrap_or_default();
+        station.begin(move || report(machines, first))
+    });
+    let mut times = Vec::new();
+    for pending in reporting {
+        times.extend(pending.wait()?);
+    }
+    Ok([entering, phase.cells(&mut served, times, MACHINES * SECONDS)?])
+}
+
+fn at_all<T>(stations: &[Station], mut begin: impl FnMut(usize, &Station) -> Pending<T>) -> Vec<Pending<T>> {
+    stations.iter().enumerate().map(|(card, station)| begin(card, station)).collect()
+}
+
+struct Phase {
+    meter: Meter,
+    written: u64,
+    begun: Instant,
+}
+
+impl Phase {
+    fn start(served: &mut Served) -> Result<Phase> {
+        Ok(Phase { meter: Meter::start(served)?, written: served.written()?, begun: Instant::now() })
+    }
+
+    fn cells(&self, served: &mut Served, times: Vec<f64>, of: usize) -> Result<Vec<String>> {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let cpu = self.meter.cell(served)?;
+        let written = (served.written()? - self.written) as f64;
+        let times = super::sorted(times);
+        let ms = |share| format!("{:.1}", super::quantile(&times, share) * 1e3);
+        Ok(vec![
+            format!("{} of {of}", times.len()),
+            ms(0.5),
+            ms(0.99),
+            ms(1.0),
+            format!("{:.0}", served.process.cost().peak_rss as f64 / f64::from(1 << 20)),
+            format!("{:.0}", written / seconds / 1e3),
+            cpu,
+        ])
+    }
+}
+
+async fn connect(card: usize, addresses: Vec<Ipv4Addr>) -> Result<Vec<Machine>> {
+    let (turn, until) = (Arc::new(Semaphore::new(AT_ONCE)), Instant::now() + Duration::from_secs(120));
+    let begun: Vec<_> = (0..OF_CARD)
+        .map(|at| {
+            let (turn, from, number) = (Arc::clone(&turn), addresses[at % addresses.len()], card * OF_CARD + at);
+            tokio::spawn(async move {
+                let _turn = turn.acquire().await.context("waiting for a turn")?;
+                let order = Order::fetch(from, client::mac(number + 1), until).await.context("fetching an order")?;
+                let http = Http::connect(from).await.context("connecting")?;
+                anyhow::Ok(Machine { order, http, number })
+            })
+        })
+        .collect();
+    let mut machines = Vec::new();
+    for machine in begun {
+        machines.push(machine.await.context("a machine of the measurement has panicked")??);
+    }
+    ensure!(machines.len() == OF_CARD, "only {} machines have an order", machines.len());
+    Ok(machines)
+}
+
+/// Every machine enters a stage; gives the machines, and how long the answers took in seconds.
+async fn enter(machines: Vec<Machine>) -> (Vec<Machine>, Vec<f64>) {
+    let due = Instant::now();
+    let begun: Vec<_> = machines
+        .into_iter()
+        .map(|mut machine| {
+            tokio::spawn(async move {
+                let answer = machine.http.ask_within(&machine.order.report("restore", 0), FIRST).await;
+                let time = answer.is_ok_and(|answer| answer.status == 204).then(|| due.elapsed().as_secs_f64());
+                (machine, time)
+            })
+        })
+        .collect();
+    let (mut machines, mut times) = (Vec::new(), Vec::new());
+    for machine in begun {
+        if let Ok((machine, time)) = machine.await {
+            machines.push(machine);
+            times.extend(time);
+        }
+    }
+    (machines, times)
+}
+
+/// Every machine reports once a second; gives how long the answers took in seconds.
+async fn report(machines: Vec<Machine>, first: Instant) -> Vec<f64> {
+    let begun: Vec<_> = machines
+        .into_iter()
+        .map(|mut machine| {
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                let first = first + Duration::from_secs(1) * machine.number as u32 / MACHINES as u32;
+                for second in 0..SECONDS {
+                    let due = first + Duration::from_secs(second as u64);
+                    sleep_until(due).await;
+                    let request = machine.order.report("restore", (second + 1) * 100_000_000);
+                    match machine.http.ask_within(&request, PATIENCE).await {
+                        Ok(answer) if answer.status == 204 => times.push(due.elapsed().as_secs_f64()),
+                        Ok(_) => {}
+                        // The connection has ended, and a machine would open another one; here the rest is missing.
+                        Err(_) => break,
+                    }
+                }
+                times
+            })
+        })
+        .collect();
+    let mut times = Vec::new();
+    for machine in begun {
+        times.extend(machine.await.unwrap_or_default());
+    }
+    times
+}
