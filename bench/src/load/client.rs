@@ -117,6 +117,8 @@ pub enum Trouble {
     Refused(String),
     /// Not before the time was over.
     Late,
+    /// The same, after the server had begun the same transfer once more from another port.
+    BegunAgain,
     Failed(String),
 }
 
@@ -125,6 +127,9 @@ impl std::fmt::Display for Trouble {
         match self {
             Trouble::Refused(text) => write!(f, "refused: {text}"),
             Trouble::Late => f.write_str("no answer in time"),
+            Trouble::BegunAgain => f.write_str(
+                "silence after the server took a repeated request for another one and left the first transfer",
+            ),
             Trouble::Failed(text) => f.write_str(text),
         }
     }
@@ -193,13 +198,14 @@ pub async fn tftp(from: Ipv4Addr, name: &str, blksize: u16, window: u16, until: 
     let mut fetched = Fetched { len: 0, start: Vec::new() };
     // As long as no OACK has come, what RFC 1350 says.
     let (mut block_len, mut in_window, mut expected, mut count) = (512, 1u16, 1u16, 0);
-    let (mut is_asked_again, mut has_peer) = (false, false);
+    let (mut is_asked_again, mut has_peer, mut is_begun_again) = (false, false, false);
     let mut buf = [0; 2048];
     socket.send_to(&last, to).await?;
     loop {
         let again = until.min(Instant::now() + TFTP_AGAIN);
         let (len, peer) = match timeout_at(again, socket.recv_from(&mut buf)).await {
             Ok(received) => received?,
+            Err(_) if Instant::now() >= until && is_begun_again => return Err(Trouble::BegunAgain),
             Err(_) if Instant::now() >= until => return Err(Trouble::Late),
             Err(_) => {
                 socket.send_to(&last, to).await?;
@@ -207,6 +213,9 @@ pub async fn tftp(from: Ipv4Addr, name: &str, blksize: u16, window: u16, until: 
             }
         };
         if has_peer && peer != to {
+            // RFC 1350 section 4.
+            is_begun_again = true;
+            socket.send_to(b"\0\x05\0\x05unknown transfer\0", peer).await?;
             continue;
         }
         let ack = |block: u16| [[0, 4], block.to_be_bytes()].concat();

@@ -68,9 +68,8 @@ pub fn measure(bench: &Bench) -> Table {
 }
 
 fn rows(bench: &Bench, table: &mut Table) -> Result<()> {
-    let room = (0..ROOM)
-        .map(|at| bench.lan.station(vec![[10, 9, 1, at as u8 + 1].into()]))
-        .collect::<Result<Vec<_>>>()?;
+    let room =
+        (0..ROOM).map(|at| bench.lan.station(vec![[10, 9, 1, at as u8 + 1].into()])).collect::<Result<Vec<_>>>()?;
     bench.lan.shape(MBIT)?;
     let mut runs: [Vec<Run>; 2] = Default::default();
     for turn in 0..bench.runs {

@@ -2,22 +2,24 @@
 //! as many addresses as it needs.
 
 use std::future::Future;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use metainfo::Infohash;
 use nix::sched::{CloneFlags, unshare};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use crate::load::image::{self, IMAGE};
 use crate::load::{Bench, client};
-use crate::process::{Process, find_program, sh, wait_until};
+use crate::process::{POLL, Process, find_program, sh, wait_until};
 
 /// Where the server is; the network is 10.9.0.0/16.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -26,6 +28,8 @@ pub const DHCP_RANGE: &str = "10.9.128.1-10.9.191.254";
 const BRIDGE: &str = "br0";
 /// How long the server may take to begin.
 const START: Duration = Duration::from_secs(60);
+/// Silence after which it has written everything; between two parts of much it pauses for two seconds.
+const QUIET: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce(&Runtime) + Send>;
 
@@ -104,6 +108,7 @@ impl Lan {
         addresses.iter().for_each(|address| batch += &format!("addr add {address}/16 brd + dev eth0\n"));
         let station = Station { jobs: Some(jobs), thread: Some(thread), addresses };
         station.begin(move || async move { ip_batch(&batch) }).wait()??;
+        station.begin(reach).wait()??;
         Ok(station)
     }
 }
@@ -123,6 +128,20 @@ fn work(ready: &mpsc::Sender<Result<i32>>, queue: mpsc::Receiver<Job>) {
     }
     // What is left, such as connections that nothing asks about any more, ends here.
     runtime.shutdown_background();
+}
+
+/// Waits until packets pass: the kernel opens a bridge's port up to a second after its cable is plugged in.
+async fn reach() -> Result<()> {
+    let end = Instant::now() + START;
+    while Instant::now() < end {
+        match timeout(Duration::from_millis(100), TcpStream::connect((SERVER, 80))).await {
+            Ok(Ok(_)) => return Ok(()),
+            // The server does not run yet, but its computer is there.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            _ => tokio::time::sleep(POLL).await,
+        }
+    }
+    bail!("a station does not reach {SERVER} over the bridge {BRIDGE}")
 }
 
 fn ip_batch(lines: &str) -> Result<()> {
@@ -186,7 +205,8 @@ impl Served {
             ensure!(process.exited().is_none(), "`ezio serve` has ended at its start: see {}", log.display());
             Ok(process.printed(|line| line.starts_with("armed ")).is_some())
         })?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
         wait_until("the server gives out the image", START, || {
             let script = runtime.block_on(client::script(SERVER, client::mac(0)));
             Ok(script.is_ok_and(|text| text.contains("gets image")))
@@ -210,27 +230,28 @@ impl Served {
     /// # Errors
     /// If it does not say so.
     pub fn remembered(&self) -> Result<usize> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
         let status = runtime.block_on(client::body(SERVER, "/status.json")).context("fetching the status")?;
         let status: serde_json::Value = serde_json::from_slice(&status).context("reading the status")?;
         Ok(status["machines"].as_array().context("the status has no machines")?.len())
     }
 
-    /// Waits until it has nothing more to write: no byte for two seconds. `false` if that does not come about in time.
+    /// Waits until it has nothing more to write: no byte for [`QUIET`]. `false` if that does not come about in time.
     ///
     /// # Errors
     /// If it has ended.
     pub fn settle(&self, patience: Duration) -> Result<bool> {
-        let end = std::time::Instant::now() + patience;
-        let (mut last, mut since) = (self.written()?, std::time::Instant::now());
-        while since.elapsed() < Duration::from_secs(2) {
-            if std::time::Instant::now() > end {
+        let end = Instant::now() + patience;
+        let (mut last, mut since) = (self.written()?, Instant::now());
+        while since.elapsed() < QUIET {
+            if Instant::now() > end {
                 return Ok(false);
             }
             thread::sleep(Duration::from_millis(100));
             let now = self.written()?;
             if now != last {
-                (last, since) = (now, std::time::Instant::now());
+                (last, since) = (now, Instant::now());
             }
         }
         Ok(true)

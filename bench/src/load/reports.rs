@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::load::client::{self, Http, Order};
 use crate::load::lan::{Pending, Served, Station};
@@ -23,7 +23,7 @@ const SECONDS: usize = 15;
 const AT_ONCE: usize = 16;
 /// An answer that takes longer did not come.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The first report waits for the disk.
+/// The first report waits for the disk. A machine that has had no answer reports again over a new connection.
 const FIRST: Duration = Duration::from_secs(120);
 
 pub fn measure(bench: &Bench) -> Table {
@@ -47,6 +47,7 @@ pub fn measure(bench: &Bench) -> Table {
 
 /// A machine that is connected.
 struct Machine {
+    from: Ipv4Addr,
     order: Order,
     http: Http,
     number: usize,
@@ -76,13 +77,20 @@ fn rows(bench: &Bench) -> Result<[Vec<String>; 2]> {
         let machines = rooms.next().unwrap_or_default();
         station.begin(move || enter(machines))
     });
-    let (mut rooms, mut times) = (Vec::new(), Vec::new());
+    let (mut rooms, mut times, mut tries) = (Vec::new(), Vec::new(), None::<(usize, String)>);
     for pending in entering {
-        let (machines, of_card) = pending.wait()?;
-        times.extend(of_card);
-        rooms.push(machines);
+        let entered = pending.wait()?;
+        times.extend(entered.times);
+        rooms.push(entered.machines);
+        if let Some(why) = entered.trouble {
+            let before = tries.map_or(0, |(again, _)| again);
+            tries = Some((before + entered.again, why));
+        }
     }
-    let entering = phase.cells(&mut served, times, MACHINES)?;
+    let mut entering = phase.cells(&mut served, times, MACHINES)?;
+    if let Some((again, why)) = tries {
+        entering[0] += &format!(", {again} of them not at the first try ({why})");
+    }
     served.settle(Duration::from_secs(60))?;
 
     let mut rooms = rooms.into_iter();
@@ -141,7 +149,7 @@ async fn connect(card: usize, addresses: Vec<Ipv4Addr>) -> Result<Vec<Machine>> 
                 let _turn = turn.acquire().await.context("waiting for a turn")?;
                 let order = Order::fetch(from, client::mac(number + 1), until).await.context("fetching an order")?;
                 let http = Http::connect(from).await.context("connecting")?;
-                anyhow::Ok(Machine { order, http, number })
+                anyhow::Ok(Machine { from, order, http, number })
             })
         })
         .collect();
@@ -153,27 +161,55 @@ async fn connect(card: usize, addresses: Vec<Ipv4Addr>) -> Result<Vec<Machine>> 
     Ok(machines)
 }
 
-/// Every machine enters a stage; gives the machines, and how long the answers took in seconds.
-async fn enter(machines: Vec<Machine>) -> (Vec<Machine>, Vec<f64>) {
+/// What came of machines that entered a stage.
+#[derive(Default)]
+struct Entered {
+    machines: Vec<Machine>,
+    /// How long answers took, in seconds.
+    times: Vec<f64>,
+    /// How many of them came to a later try, and what ended one of the tries before.
+    again: usize,
+    trouble: Option<String>,
+}
+
+/// Every machine enters a stage.
+async fn enter(machines: Vec<Machine>) -> Entered {
     let due = Instant::now();
     let begun: Vec<_> = machines
         .into_iter()
         .map(|mut machine| {
             tokio::spawn(async move {
-                let answer = machine.http.ask_within(&machine.order.report("restore", 0), FIRST).await;
-                let time = answer.is_ok_and(|answer| answer.status == 204).then(|| due.elapsed().as_secs_f64());
-                (machine, time)
+                let request = machine.order.report("restore", 0);
+                let mut trouble = None;
+                while due.elapsed() < FIRST {
+                    match machine.http.ask_within(&request, FIRST).await {
+                        Ok(answer) if answer.status == 204 => {
+                            return (machine, Some(due.elapsed().as_secs_f64()), trouble);
+                        }
+                        Ok(answer) => {
+                            trouble = Some(format!("{}: {}", answer.status, String::from_utf8_lossy(&answer.start)));
+                        }
+                        Err(error) => trouble = Some(format!("after {:.0} s: {error}", due.elapsed().as_secs_f64())),
+                    }
+                    sleep(Duration::from_secs(1)).await;
+                    if let Ok(http) = Http::connect(machine.from).await {
+                        machine.http = http;
+                    }
+                }
+                (machine, None, trouble)
             })
         })
         .collect();
-    let (mut machines, mut times) = (Vec::new(), Vec::new());
+    let mut entered = Entered::default();
     for machine in begun {
-        if let Ok((machine, time)) = machine.await {
-            machines.push(machine);
-            times.extend(time);
+        if let Ok((machine, time, trouble)) = machine.await {
+            entered.machines.push(machine);
+            entered.times.extend(time);
+            entered.again += usize::from(trouble.is_some() && time.is_some());
+            entered.trouble = trouble.or(entered.trouble);
         }
     }
-    (machines, times)
+    entered
 }
 
 /// Every machine reports once a second; gives how long the answers took in seconds.

@@ -55,7 +55,8 @@ fn one(bench: &Bench) -> Result<Vec<String>> {
     let times = super::sorted(results.iter().flatten().map(|(_, time)| time.as_secs_f64()).collect());
     let bytes: usize = results.iter().flatten().map(|(len, _)| len).sum();
     let refused = results.iter().filter(|result| matches!(result, Err(Trouble::Refused(_)))).count();
-    let lost = results.iter().filter_map(|result| result.as_ref().err()).find(|why| !matches!(why, Trouble::Refused(_)));
+    let lost =
+        results.iter().filter_map(|result| result.as_ref().err()).find(|why| !matches!(why, Trouble::Refused(_)));
     let count = results.len() - times.len() - refused;
     Ok(vec![
         times.len().to_string(),
@@ -71,11 +72,8 @@ fn one(bench: &Bench) -> Result<Vec<String>> {
 type Loaded = Result<(usize, Duration), Trouble>;
 
 async fn room(addresses: Vec<Ipv4Addr>, until: Instant) -> Vec<Loaded> {
-    let machines: Vec<_> = addresses
-        .into_iter()
-        .enumerate()
-        .map(|(at, from)| tokio::spawn(load(from, at % 2 == 1, until)))
-        .collect();
+    let machines: Vec<_> =
+        addresses.into_iter().enumerate().map(|(at, from)| tokio::spawn(load(from, at % 2 == 1, until))).collect();
     let mut results = Vec::new();
     for machine in machines {
         let result = machine.await.context("a client has panicked");
