@@ -1,17 +1,16 @@
 //! What a server holds: the real `ezio serve` in a namespace, and many machines, or a hostile one, that ask it at once.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
-use nix::sys::time::TimeValLike;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::load::lan::{Lan, Served};
-use crate::machine::Busy;
+use crate::load::lan::Lan;
+use crate::load::served::Bench;
+use crate::load::table::Table;
 use crate::process::sh;
 
 mod client;
@@ -20,8 +19,11 @@ mod hostile;
 mod idle;
 mod image;
 mod lan;
+mod meter;
 mod reports;
+mod served;
 mod stages;
+mod table;
 mod tftp;
 
 /// What is to be measured.
@@ -65,47 +67,6 @@ impl Subject {
             Subject::Hostile => hostile::measure(bench),
             Subject::Stages => stages::measure(bench),
         }
-    }
-}
-
-/// What every measurement needs.
-pub struct Bench {
-    ezio: PathBuf,
-    /// For libraries and logs.
-    dir: PathBuf,
-    lan: Lan,
-    runs: usize,
-}
-
-/// The result of one subject, as a Markdown table.
-pub struct Table {
-    title: &'static str,
-    /// What is done, in a sentence or two.
-    what: String,
-    head: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn new(title: &'static str, what: String, head: &[&'static str]) -> Table {
-        Table { title, what, head: head.to_vec(), rows: Vec::new() }
-    }
-
-    /// Adds a row, or the reason why there is none.
-    fn row(&mut self, name: &str, cells: Result<Vec<String>>) {
-        let cells = cells.unwrap_or_else(|error| vec![format!("not measured: {error:#}").replace('|', "/")]);
-        let row: Vec<String> = std::iter::once(name.to_owned()).chain(cells).collect();
-        println!("{}: {}", self.title, row.join(" · "));
-        self.rows.push(row);
-    }
-
-    fn markdown(&self) -> String {
-        let mut text = format!("## {}\n\n{}\n\n", self.title, self.what);
-        let _ = writeln!(text, "| {} |\n|{}", self.head.join(" | "), "---|".repeat(self.head.len()));
-        for row in &self.rows {
-            let _ = writeln!(text, "| {} |{}", row.join(" | "), " |".repeat(self.head.len().saturating_sub(row.len())));
-        }
-        text
     }
 }
 
@@ -186,78 +147,4 @@ fn document(ezio: &Path, tables: &[Table]) -> Result<String> {
         text += &table.markdown();
     }
     Ok(text)
-}
-
-/// Who uses the processors.
-pub struct Meter {
-    busy: Busy,
-    own: f64,
-    server: f64,
-}
-
-impl Meter {
-    /// Begins to measure.
-    ///
-    /// # Errors
-    /// If the kernel's counters cannot be read.
-    pub fn start(server: &mut Served) -> Result<Meter> {
-        Ok(Meter { busy: Busy::now()?, own: own_cpu()?, server: server.process.cost().cpu_s })
-    }
-
-    /// What was used until now, as a cell of a table.
-    ///
-    /// # Errors
-    /// As for [`Meter::start`].
-    pub fn cell(&self, server: &mut Served) -> Result<String> {
-        let used = self.busy.until_now()?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        let seconds = (used.capacity_s / cores).max(1e-3);
-        let bound = if used.is_cpu_bound() { ", the limit" } else { "" };
-        Ok(format!(
-            "server {:.2}, machines {:.2}; {:.0} % busy{bound}",
-            (server.process.cost().cpu_s - self.server) / seconds,
-            (own_cpu()? - self.own) / seconds,
-            used.busy * 100.0
-        ))
-    }
-}
-
-/// Seconds of processor time that this process has used.
-fn own_cpu() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).context("reading the own use of the processors")?;
-    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 * 1e-6)
-}
-
-/// The value below which a share of sorted values lies; zero if there are none.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(at.saturating_sub(1)).or(sorted.last()).copied().unwrap_or(0.0)
-}
-
-/// The values in ascending order.
-fn sorted(mut values: Vec<f64>) -> Vec<f64> {
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quantile_is_a_value_that_was_measured() {
-        let values: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!((quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)), (50.0, 99.0, 100.0));
-        assert_eq!((quantile(&[], 0.5), quantile(&[7.0], 0.01), quantile(&[7.0, 9.0], 0.99)), (0.0, 7.0, 9.0));
-    }
-
-    #[test]
-    fn a_row_that_failed_says_why_and_keeps_the_table_whole() {
-        let mut table = Table::new("Things", "What is done.".into(), &["a", "b", "c"]);
-        table.row("good", Ok(vec!["1".into(), "2".into()]));
-        table.row("bad", Err(anyhow::anyhow!("no | route")));
-        let text = table.markdown();
-        assert!(text.contains("| a | b | c |\n|---|---|---|\n| good | 1 | 2 |\n"), "{text}");
-        assert!(text.contains("| bad | not measured: no / route | |\n"), "{text}");
-    }
 }

@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::load::lan::SERVER;
-
+/// Where the server is; the network is 10.9.0.0/16.
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// How long a client waits before it sends a TFTP packet again.
 const TFTP_AGAIN: Duration = Duration::from_secs(1);
 /// Longest head of an HTTP answer, in bytes.
@@ -419,5 +419,39 @@ impl Http {
     pub fn is_open(&self) -> bool {
         let waits = |result: io::Result<usize>| result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         waits(self.stream.get_ref().try_read(&mut [0]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dhcp_answer_is_that_of_the_question() {
+        let mut offer = dhcp_message(Ask::Discover, mac(7), 0x0102_0304, true, &[54, 4, 10, 9, 0, 1]);
+        assert_eq!(dhcp_answer(&offer, 0x0102_0304), None, "a question is no answer");
+        offer[0] = 2;
+        offer[16..20].copy_from_slice(&[10, 9, 128, 1]);
+        assert_eq!(dhcp_answer(&offer, 0x0102_0304), Some((1, [10, 9, 128, 1], [10, 9, 0, 1])));
+        assert_eq!(dhcp_answer(&offer, 0x0102_0305), None, "another machine's");
+        for len in 0..offer.len() {
+            let _ = dhcp_answer(&offer[..len], 0x0102_0304);
+        }
+    }
+
+    #[test]
+    fn a_report_is_a_whole_request() {
+        let order = Order { mac: mac_text(mac(0x01_0203), ":"), token: "t".into(), deployment: "d".into() };
+        let text = order.report("restore", 5);
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}");
+        let report: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!((report["mac"].as_str(), report["bytes_done"].as_u64()), (Some("52:54:01:01:02:03"), Some(5)));
+    }
+
+    #[test]
+    fn a_repeated_block_is_asked_for_by_the_one_before() {
+        assert_eq!(last_ack(1), [0, 4, 0, 0]);
+        assert_eq!(last_ack(0), [0, 4, 255, 255], "block numbers begin again");
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::load::client::{self, Ask};
-use crate::load::lan::{DHCP_RANGE, Served};
-use crate::load::{Bench, Meter, Table};
+use crate::load::meter::Meter;
+use crate::load::served::{Bench, DHCP_RANGE, Served};
+use crate::load::table::{self, Table};
 
 /// Cards that ask.
 const CARDS: usize = 512;
@@ -44,12 +45,12 @@ fn one(bench: &Bench, mode: &str, arguments: &[&str]) -> Result<Vec<String>> {
     let meter = Meter::start(&mut served)?;
     let burst = station.begin(|| async { burst() }).wait()??;
     let cpu = meter.cell(&mut served)?;
-    let answers = super::sorted(burst.answers.iter().map(|time| time.as_secs_f64() * 1e3).collect());
+    let answers = table::sorted(burst.answers.iter().map(|time| time.as_secs_f64() * 1e3).collect());
     Ok(vec![
         format!("{:.1}", burst.sending.as_secs_f64() * 1e3),
         answers.len().to_string(),
-        format!("{:.0}", super::quantile(&answers, 0.5)),
-        format!("{:.0}", super::quantile(&answers, 1.0)),
+        format!("{:.0}", table::quantile(&answers, 0.5)),
+        format!("{:.0}", table::quantile(&answers, 1.0)),
         (CARDS - answers.len()).to_string(),
         cpu,
     ])

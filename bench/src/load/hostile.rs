@@ -11,10 +11,13 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::load::client::{self, Ask, Http, Order};
+use crate::load::client::{self, Ask, Http, Order, SERVER};
 use crate::load::image::{BOOT_FILES, CONTENT_LEN};
-use crate::load::lan::{DHCP_RANGE, SERVER, Served, Station};
-use crate::load::{Bench, Meter, Table, tftp};
+use crate::load::lan::Station;
+use crate::load::meter::Meter;
+use crate::load::served::{Bench, DHCP_RANGE, Served};
+use crate::load::table::{self, Table};
+use crate::load::tftp;
 use crate::process::{POLL, wait_until};
 
 /// Machines of the room.
@@ -82,7 +85,7 @@ fn rows(bench: &Bench, table: &mut Table) -> Result<()> {
     }
     bench.lan.unshape()?;
     let [alone, beside] = &runs;
-    let last = |runs: &[Run]| super::quantile(&times_of(runs, STEPS.len() - 1), 0.5);
+    let last = |runs: &[Run]| table::quantile(&times_of(runs, STEPS.len() - 1), 0.5);
     let ratio = last(beside) / last(alone);
     table.row("alone", Ok(cells(alone, "1")));
     let said = format!("{ratio:.2}, goal {}", if ratio <= GOAL { "met" } else { "missed" });
@@ -99,14 +102,14 @@ struct Run {
 }
 
 fn times_of(runs: &[Run], step: usize) -> Vec<f64> {
-    super::sorted(runs.iter().map(|run| run.slowest[step]).collect())
+    table::sorted(runs.iter().map(|run| run.slowest[step]).collect())
 }
 
 fn cells(runs: &[Run], ratio: &str) -> Vec<String> {
     let last = times_of(runs, STEPS.len() - 1);
     let range = |values: &[f64]| format!("{:.1}–{:.1}", values[0], values[values.len() - 1]);
-    let mut cells = vec![format!("{:.1} ({})", super::quantile(&last, 0.5), range(&last)), ratio.to_owned()];
-    cells.extend((0..STEPS.len()).map(|step| format!("{:.2}", super::quantile(&times_of(runs, step), 0.5))));
+    let mut cells = vec![format!("{:.1} ({})", table::quantile(&last, 0.5), range(&last)), ratio.to_owned()];
+    cells.extend((0..STEPS.len()).map(|step| format!("{:.2}", table::quantile(&times_of(runs, step), 0.5))));
     cells.extend(runs.last().map(|run| run.cpu.clone()));
     cells.extend(runs.last().map(|run| run.attack.clone()));
     cells

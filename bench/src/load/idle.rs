@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::load::client::{self, Http};
-use crate::load::lan::{Served, Station};
-use crate::load::{Bench, Meter, Table};
+use crate::load::lan::Station;
+use crate::load::meter::Meter;
+use crate::load::served::{Bench, Served};
+use crate::load::table::{self, Table};
 
 const CONNECTIONS: usize = 1000;
 const ADDRESSES: usize = 20;
@@ -72,12 +74,12 @@ fn one(served: &mut Served, newcomer: &Station, open: impl FnOnce() -> Result<us
         }
         Ok(times)
     });
-    let times = super::sorted(times.wait()??);
+    let times = table::sorted(times.wait()??);
     let cpu = meter.cell(served)?;
     Ok(vec![
         open()?.to_string(),
-        format!("{:.2}", super::quantile(&times, 0.5)),
-        format!("{:.2}", super::quantile(&times, 1.0)),
+        format!("{:.2}", table::quantile(&times, 0.5)),
+        format!("{:.2}", table::quantile(&times, 1.0)),
         format!("{:.0}", served.process.cost().peak_rss as f64 / f64::from(1 << 20)),
         cpu,
     ])

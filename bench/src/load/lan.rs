@@ -1,4 +1,4 @@
-//! The server on a bridge, and stations on its ports: each one a thread in a separate network namespace, with a card and
+//! The server's bridge, and stations on its ports: each one a thread in a separate network namespace, with a card and
 //! as many addresses as it needs.
 
 use std::future::Future;
@@ -11,25 +11,18 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use metainfo::Infohash;
 use nix::sched::{CloneFlags, unshare};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::load::image::{self, IMAGE};
-use crate::load::{Bench, client};
-use crate::process::{POLL, Process, find_program, sh, wait_until};
+use crate::load::client::SERVER;
+use crate::process::{POLL, find_program, sh};
 
-/// Where the server is; the network is 10.9.0.0/16.
-pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
-/// Addresses that the server gives out; no station has one of these.
-pub const DHCP_RANGE: &str = "10.9.128.1-10.9.191.254";
-const BRIDGE: &str = "br0";
-/// How long the server may take to begin.
-const START: Duration = Duration::from_secs(60);
-/// Silence after which it has written everything; between two parts of much it pauses for two seconds.
-const QUIET: Duration = Duration::from_secs(5);
+/// Its name.
+pub const BRIDGE: &str = "br0";
+/// How long a card may need until packets pass.
+const PLUGGED: Duration = Duration::from_secs(60);
 
 type Job = Box<dyn FnOnce(&Runtime) + Send>;
 
@@ -103,6 +96,9 @@ impl Lan {
         let (here, there) = (format!("s{number}"), format!("c{number}"));
         sh(&format!("ip link add {here} type veth peer name {there}"))?;
         sh(&format!("ip link set {here} master {BRIDGE} up"))?;
+        // Only the server hears its broadcasts: forty machines that hear each other's would fill this kernel's queue, which is
+        // one for all of them, and lose packets that no switch loses.
+        sh(&format!("ip link set {here} type bridge_slave isolated on"))?;
         sh(&format!("ip link set {there} netns {tid} name eth0"))?;
         let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
         addresses.iter().for_each(|address| batch += &format!("addr add {address}/16 brd + dev eth0\n"));
@@ -132,7 +128,7 @@ fn work(ready: &mpsc::Sender<Result<i32>>, queue: mpsc::Receiver<Job>) {
 
 /// Waits until packets pass: the kernel opens a bridge's port up to a second after its cable is plugged in.
 async fn reach() -> Result<()> {
-    let end = Instant::now() + START;
+    let end = Instant::now() + PLUGGED;
     while Instant::now() < end {
         match timeout(Duration::from_millis(100), TcpStream::connect((SERVER, 80))).await {
             Ok(Ok(_)) => return Ok(()),
@@ -172,88 +168,5 @@ impl Drop for Station {
     fn drop(&mut self) {
         drop(self.jobs.take());
         self.thread.take().map(JoinHandle::join);
-    }
-}
-
-/// A running `ezio serve`, with [`IMAGE`] for every machine.
-pub struct Served {
-    pub process: Process,
-    pub infohash: Infohash,
-}
-
-impl Served {
-    /// Starts it with a new library, and waits until it gives out the image.
-    ///
-    /// # Errors
-    /// If it does not come to that; what it said is in its log.
-    pub fn start(bench: &Bench, name: &str, arguments: &[&str]) -> Result<Served> {
-        let library = bench.dir.join(format!("library-{name}"));
-        let infohash = image::make_library(&library)?;
-        let command = |words: &[&str]| {
-            let mut command = Command::new(&bench.ezio);
-            command.args(words).arg("--library").arg(&library);
-            command
-        };
-        let armed = command(&["arm", IMAGE]).output().context("starting `ezio arm`")?;
-        ensure!(armed.status.success(), "`ezio arm` failed: {}", String::from_utf8_lossy(&armed.stderr).trim());
-        let mut serve = command(&["serve", "--interface", BRIDGE]);
-        serve.arg("--boot-dir").arg(bench.dir.join("boot")).args(arguments);
-        let log = bench.dir.join(format!("serve-{name}.log"));
-        let mut process = Process::start("ezio serve", serve, &log)?;
-        let what = format!("`ezio serve` begins (see {})", log.display());
-        wait_until(&what, START, || {
-            ensure!(process.exited().is_none(), "`ezio serve` has ended at its start: see {}", log.display());
-            Ok(process.printed(|line| line.starts_with("armed ")).is_some())
-        })?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
-        wait_until("the server gives out the image", START, || {
-            let script = runtime.block_on(client::script(SERVER, client::mac(0)));
-            Ok(script.is_ok_and(|text| text.contains("gets image")))
-        })?;
-        Ok(Served { process, infohash })
-    }
-
-    /// Bytes that it has caused to be written to disks.
-    ///
-    /// # Errors
-    /// If it has ended.
-    pub fn written(&self) -> Result<u64> {
-        let path = format!("/proc/{}/io", self.process.id());
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let value = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));
-        value.and_then(|text| text.trim().parse().ok()).with_context(|| format!("{path} has no write_bytes"))
-    }
-
-    /// How many machines it remembers.
-    ///
-    /// # Errors
-    /// If it does not say so.
-    pub fn remembered(&self) -> Result<usize> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("asking the server")?;
-        let status = runtime.block_on(client::body(SERVER, "/status.json")).context("fetching the status")?;
-        let status: serde_json::Value = serde_json::from_slice(&status).context("reading the status")?;
-        Ok(status["machines"].as_array().context("the status has no machines")?.len())
-    }
-
-    /// Waits until it has nothing more to write: no byte for [`QUIET`]. `false` if that does not come about in time.
-    ///
-    /// # Errors
-    /// If it has ended.
-    pub fn settle(&self, patience: Duration) -> Result<bool> {
-        let end = Instant::now() + patience;
-        let (mut last, mut since) = (self.written()?, Instant::now());
-        while since.elapsed() < QUIET {
-            if Instant::now() > end {
-                return Ok(false);
-            }
-            thread::sleep(Duration::from_millis(100));
-            let now = self.written()?;
-            if now != last {
-                (last, since) = (now, Instant::now());
-            }
-        }
-        Ok(true)
     }
 }

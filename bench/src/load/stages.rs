@@ -9,8 +9,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::load::client::{self, Http, Order};
-use crate::load::lan::Served;
-use crate::load::{Bench, Meter, Table};
+use crate::load::meter::Meter;
+use crate::load::served::{Bench, Served};
+use crate::load::table::{self, Table};
 
 /// Machines that the server remembers besides.
 const FLEET: usize = 3500;
@@ -46,10 +47,10 @@ fn one(bench: &Bench) -> Result<Vec<String>> {
     let seconds = begun.elapsed().as_secs_f64();
     let cpu = meter.cell(&mut served)?;
     let rate = (served.written()? - written) as f64 / seconds / 1e6;
-    let times = super::sorted(times);
+    let times = table::sorted(times);
     Ok(vec![
         times.len().to_string(),
-        format!("{:.0}", super::quantile(&times, 1.0)),
+        format!("{:.0}", table::quantile(&times, 1.0)),
         format!("{rate:.2}"),
         if rate < GOAL_MB { "met".into() } else { "missed".into() },
         cpu,

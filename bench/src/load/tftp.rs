@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use crate::load::client::{self, Trouble};
 use crate::load::image::{BIOS_LOADER, BOOT_FILES, UEFI_LOADER};
-use crate::load::lan::Served;
-use crate::load::{Bench, Meter, Table};
+use crate::load::meter::Meter;
+use crate::load::served::{Bench, Served};
+use crate::load::table::{self, Table};
 
 /// Machines, on so many cards.
 const MACHINES: usize = 500;
@@ -52,7 +53,7 @@ fn one(bench: &Bench) -> Result<Vec<String>> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     let cpu = meter.cell(&mut served)?;
-    let times = super::sorted(results.iter().flatten().map(|(_, time)| time.as_secs_f64()).collect());
+    let times = table::sorted(results.iter().flatten().map(|(_, time)| time.as_secs_f64()).collect());
     let bytes: usize = results.iter().flatten().map(|(len, _)| len).sum();
     let refused = results.iter().filter(|result| matches!(result, Err(Trouble::Refused(_)))).count();
     let lost =
@@ -62,8 +63,8 @@ fn one(bench: &Bench) -> Result<Vec<String>> {
         times.len().to_string(),
         refused.to_string(),
         lost.map_or_else(|| count.to_string(), |why| format!("{count} ({why})")),
-        format!("{:.2}", super::quantile(&times, 0.5)),
-        format!("{:.2}", super::quantile(&times, 1.0)),
+        format!("{:.2}", table::quantile(&times, 0.5)),
+        format!("{:.2}", table::quantile(&times, 1.0)),
         format!("{:.0}", bytes as f64 / f64::from(1 << 20) / seconds),
         cpu,
     ])
