@@ -108,6 +108,12 @@ fn rows(bench: &Bench) -> Result<[Vec<String>; 2]> {
     for pending in reporting {
         times.extend(pending.wait()?);
     }
+    for second in 0..SECONDS {
+        // Not in the table, but of use when its figures are bad: whether that was so all the time.
+        let of_second = table::sorted(times.iter().filter(|(of, _)| *of == second).map(|(_, time)| *time).collect());
+        println!("report {second}: {} heard, p99 {:.0} ms", of_second.len(), table::quantile(&of_second, 0.99) * 1e3);
+    }
+    let times = times.into_iter().map(|(_, time)| time).collect();
     Ok([entering, phase.cells(&mut served, times, MACHINES * SECONDS)?])
 }
 
@@ -217,8 +223,8 @@ async fn enter(machines: Vec<Machine>) -> Entered {
     entered
 }
 
-/// Every machine reports once a second; gives how long the answers took in seconds.
-async fn report(machines: Vec<Machine>, first: Instant) -> Vec<f64> {
+/// Every machine reports once a second; gives which of its reports were answered, and how long that took in seconds.
+async fn report(machines: Vec<Machine>, first: Instant) -> Vec<(usize, f64)> {
     let begun: Vec<_> = machines
         .into_iter()
         .map(|mut machine| {
@@ -230,7 +236,7 @@ async fn report(machines: Vec<Machine>, first: Instant) -> Vec<f64> {
                     sleep_until(due).await;
                     let request = machine.order.report("restore", (second + 1) * 100_000_000);
                     match machine.http.ask_within(&request, PATIENCE).await {
-                        Ok(answer) if answer.status == 204 => times.push(due.elapsed().as_secs_f64()),
+                        Ok(answer) if answer.status == 204 => times.push((second, due.elapsed().as_secs_f64())),
                         Ok(_) => {}
                         // The connection has ended, and a machine would open another one; here the rest is missing.
                         Err(_) => break,
