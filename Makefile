@@ -18,7 +18,7 @@ FEATURES ?=
 # Where the server goes; the demo's, which lacks `ezio image pull`, goes elsewhere.
 PROGRAM ?= build/ezio
 
-.PHONY: all setup build image install demo test corpus bench fuzz check docs clean
+.PHONY: all setup build image install demo test corpus bench load fuzz check docs clean
 
 all: build
 
@@ -74,6 +74,13 @@ bench: setup
 	$(CARGO) build --release --locked -p server -p bench
 	target/release/bench capture
 	target/release/bench all
+
+# What `ezio serve` holds: five hundred machines at once, four thousand that report, a hostile card; some minutes. Writes
+# docs/load.md. For another program than a release build: EZIO_BIN=...
+load: setup
+	$(CARGO) build --release --locked -p bench
+	test -n "$(EZIO_BIN)" || $(CARGO) build --release --locked -p server
+	EZIO_BIN=$(or $(EZIO_BIN),target/release/ezio) target/release/bench load --document docs/load.md
 
 # Random inputs for every parser, for MINUTES.
 fuzz: setup

@@ -1,8 +1,9 @@
-//! `bench`: one seeder and many receivers on shaped links, with our swarm and the tools that others use; and captures.
+//! `bench`: one seeder and many receivers on shaped links, with our swarm and the tools that others use; captures; and what a server holds.
 
 mod capture;
 mod goodput;
 mod image;
+mod load;
 mod machine;
 mod outcome;
 mod plot;
@@ -23,6 +24,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::capture::CaptureOptions;
+use crate::load::LoadOptions;
 use crate::outcome::Case;
 use crate::tool::Tool;
 
@@ -47,6 +49,8 @@ enum Command {
     Raw(Options),
     /// A disk that becomes an image, beside partclone and beside reading, hashing and writing alone.
     Capture(CaptureOptions),
+    /// What a server holds: many machines, and a hostile one, that ask `ezio serve` at once.
+    Load(LoadOptions),
     /// Makes the tables and the plot again from results that are there.
     Report(Options),
 }
@@ -89,6 +93,13 @@ struct Options {
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     let (cases, options): (&[Case], &Options) = match &cli.command {
+        Command::Load(options) => {
+            if !sandbox::is_inside() {
+                return sandbox::run_inside();
+            }
+            sandbox::enter()?;
+            return load::run(options);
+        }
         Command::Report(options) => return session::report(&options.out).map(|()| ExitCode::SUCCESS),
         Command::Capture(options) => return capture::run(options),
         Command::All(options) => (&[Case::Shaped, Case::Faults, Case::Hostile, Case::Raw], options),

@@ -95,6 +95,11 @@ impl Process {
         self.ended.map(|ended| (ended.at, libc::WIFEXITED(ended.status) && libc::WEXITSTATUS(ended.status) == 0))
     }
 
+    /// Its process id.
+    pub fn id(&self) -> Pid {
+        self.pid
+    }
+
     /// The log with its output.
     pub fn log(&self) -> std::path::Display<'_> {
         self.log.display()
