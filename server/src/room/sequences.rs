@@ -190,7 +190,8 @@ impl World {
 
     fn lose(&mut self) {
         let has_something = self.has_something_to_lose();
-        let (how, at, bit) = (self.rng.random_range(0..5), self.rng.random::<u32>() as usize, self.rng.random_range(0..8));
+        let (how, at, bit) =
+            (self.rng.random_range(0..5), self.rng.random::<u32>() as usize, self.rng.random_range(0..8));
         self.log.push(format!("lost: {how}"));
         self.restart(|dir| {
             let path = dir.join(store::FILE);
@@ -290,7 +291,10 @@ fn run(sequences: u32, seed: u64) {
             if let Err(panic) = result {
                 let armed: &Armed = &world.room.as_ref().map(|room| room.armed()).unwrap_or_default();
                 let tail = &world.log[world.log.len().saturating_sub(40)..];
-                eprintln!("EZIO_SEED={seed}, sequence {sequence}; {:?}\n{armed:?}\nthe last steps: {tail:?}", world.model);
+                eprintln!(
+                    "EZIO_SEED={seed}, sequence {sequence}; {:?}\n{armed:?}\nthe last steps: {tail:?}",
+                    world.model
+                );
                 std::panic::resume_unwind(panic);
             }
         }

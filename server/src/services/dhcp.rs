@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::room::config::{Answer, DhcpMode, Settings};
 use crate::room::book;
+use crate::room::config::{Answer, DhcpMode, Settings};
 use crate::room::leases::LeaseBook;
 use crate::room::state;
 use crate::room::{Room, count};

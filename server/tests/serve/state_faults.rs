@@ -24,7 +24,8 @@ const HEAD: &str = "# Faults of the server's own disk\n\n\
     | file | fault | the server | machine that is done | machine held back | machine that waits |\n|---|---|---|---|---|---|\n";
 
 /// A fault of a file.
-const FAULTS: [&str; 5] = ["gone", "cut to half", "empty", "one bit flipped", "cannot be read (EIO, by a link to itself)"];
+const FAULTS: [&str; 5] =
+    ["gone", "cut to half", "empty", "one bit flipped", "cannot be read (EIO, by a link to itself)"];
 
 fn inflict(path: &Path, fault: &str) {
     let bytes = fs::read(path).unwrap_or_default();
@@ -94,7 +95,8 @@ fn row(lan: &Lan, client: &Station, file: &str, fault: &str, table: &mut String)
     if is_suspended {
         assert!(ezio_ok(lan, &["status"]).contains("ezio resume"), "it says what to do");
     }
-    let is_armed = status["armed"].as_array().is_some_and(|orders| orders.iter().any(|order| order["image"].is_string()));
+    let is_armed =
+        status["armed"].as_array().is_some_and(|orders| orders.iter().any(|order| order["image"].is_string()));
     let says = match (is_suspended, is_armed) {
         (true, _) => "suspends the orders until `ezio resume`, and says why",
         (false, false) => "takes every order back, and says why in its log",
