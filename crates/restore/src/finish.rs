@@ -2,7 +2,6 @@
 
 use std::io;
 
-use blockdev::Device;
 use layout::parttable::adapt::{Adapted, Grow, Grown, Original, Wish, adapt, revert};
 use layout::parttable::stamp::Stamp;
 use layout::{DiskOffset, DiskRange, Layout};
@@ -11,9 +10,7 @@ use metainfo::Metainfo;
 use crate::stamp::{DueStamp, due, remove_stamps};
 use crate::store::DiskStore;
 use crate::swap::swap_page;
-
-/// Bytes for the disk and where they belong.
-pub(crate) type Write = (DiskOffset, Vec<u8>);
+use crate::write::{Write, first_wrong};
 
 /// How the last steps went.
 #[derive(Debug, Default)]
@@ -171,24 +168,6 @@ fn overlay((start, under): &mut Write, at: DiskOffset, bytes: &[u8]) {
             *under = byte;
         }
     }
-}
-
-/// Reads from the medium; where the first of the writes is that is not there.
-pub(crate) fn first_wrong<'a>(
-    device: &Device,
-    writes: impl Iterator<Item = &'a Write>,
-) -> io::Result<Option<DiskOffset>> {
-    let mut uncached = device.uncached()?;
-    for (at, wanted) in writes {
-        let mut found = Vec::with_capacity(wanted.len());
-        uncached.read(*at, u64::try_from(wanted.len()).expect("fits"), |bytes| {
-            found.extend_from_slice(bytes);
-        })?;
-        if found != *wanted {
-            return Ok(Some(*at));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ mod stall;
 mod stamp;
 mod store;
 mod swap;
+mod write;
 mod zeros;
 
 pub use layout::parttable::adapt::{Grow, Grown, Wish};

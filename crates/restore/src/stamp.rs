@@ -7,8 +7,8 @@ use layout::parttable::stamp::{STAMP_LEN, Stamp, looks_like_stamp, place, window
 use layout::{DiskOffset, DiskRange};
 use metainfo::{Metainfo, TableKind};
 
-use crate::finish::{Write, first_wrong};
 use crate::store::DiskStore;
+use crate::write::{Write, first_wrong};
 
 /// What is read at once, in bytes, where a larger part cannot be read: a bad sector hides its neighbours only.
 const LOOK_LEN: u64 = 4096;

@@ -48,6 +48,8 @@ const COMMIT_BYTES: usize = 24 << 10;
 const ROW_BYTES: usize = 3 << 9;
 /// Rows of so many bytes are written at once.
 const BATCH_BYTES: usize = 1 << 20;
+/// And of rows that nobody waits for.
+const LAZY_BYTES: usize = 64 << 10;
 /// Pause after a failure.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -354,8 +356,10 @@ impl Fleet {
         // A machine that is done must not wait for those that change their stage all the time.
         let is_done = |mac: &MacAddr| self.machines.get(mac).is_some_and(|machine| machine.done.is_some());
         let (done, other): (Vec<MacAddr>, Vec<MacAddr>) = urgent.iter().partition(|mac| is_done(mac));
-        for mac in done.into_iter().chain(other).chain(lazy.difference(urgent).copied()) {
-            if bytes >= max {
+        let urgent_len = urgent.len();
+        for (index, mac) in done.into_iter().chain(other).chain(lazy.difference(urgent).copied()).enumerate() {
+            // Who waits for an answer does not wait for what nobody waits for.
+            if bytes >= if index < urgent_len { max } else { max.min(LAZY_BYTES) } {
                 break;
             }
             let row = self.machines.get(&mac).and_then(|machine| serde_json::to_string(machine).ok());

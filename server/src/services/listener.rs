@@ -126,6 +126,16 @@ struct Connection {
     _end: oneshot::Sender<()>,
 }
 
+/// What became of the wish for a place in a full house.
+enum Room {
+    /// There is one.
+    Made,
+    /// The card that asks has most of the places itself.
+    OwnCrowd,
+    /// No card has many more than others.
+    Fair,
+}
+
 /// Why there is no place.
 enum Full {
     /// Nor for anybody else.
@@ -147,7 +157,13 @@ impl Places {
         }
         let owner = taken.neighbours.owner(from);
         if taken.connections.len() >= limits.places {
-            taken.end_of_largest(owner).or_else(|| taken.end_idle(limits, None)).ok_or(Full::All)?;
+            match taken.end_of_largest(owner) {
+                Room::Made => {}
+                // It waits for nobody: the others would wait behind it.
+                Room::OwnCrowd if from.is_loopback() => taken.end_idle(limits, None).ok_or(Full::All)?,
+                Room::OwnCrowd => taken.end_idle(limits, None).ok_or(Full::OfOne)?,
+                Room::Fair => taken.end_idle(limits, None).ok_or(Full::All)?,
+            }
         }
         let number = taken.next;
         taken.next += 1;
@@ -159,19 +175,23 @@ impl Places {
 
 impl Taken {
     /// Ends the idlest connection of the card with the most, unless another one of `owner` would make it one of those.
-    fn end_of_largest(&mut self, owner: Owner) -> Option<()> {
+    fn end_of_largest(&mut self, owner: Owner) -> Room {
         let mut counts: HashMap<Owner, usize> = HashMap::new();
         for connection in self.connections.values() {
             *counts.entry(connection.owner).or_default() += 1;
         }
         let own = counts.get(&owner).copied().unwrap_or(0);
-        let (largest, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        let total = self.connections.len();
+        let Some((largest, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return Room::Fair };
         if count <= own + 1 {
-            return None;
+            return if own > total / 2 { Room::OwnCrowd } else { Room::Fair };
         }
         let of_largest = self.connections.iter().filter(|(_, connection)| connection.owner == largest);
-        let number = of_largest.min_by_key(|(_, connection)| connection.moved).map(|(number, _)| *number)?;
-        self.connections.remove(&number).map(drop)
+        let number = of_largest.min_by_key(|(_, connection)| connection.moved).map(|(number, _)| *number);
+        if let Some(number) = number {
+            self.connections.remove(&number);
+        }
+        Room::Made
     }
 
     /// Ends the connection that has been idle for longest, of one address or of all.

@@ -50,6 +50,8 @@ const MAX_TRANSFERS: usize = 2048;
 /// The part of the places that anybody may take. Of the rest no card has more than [`SHARE`].
 const PLENTY: usize = MAX_TRANSFERS / 2;
 const SHARE: usize = MAX_TRANSFERS / 8;
+/// The same request from the same port within this time is the same one, sent again.
+const REPEATED: Duration = Duration::from_millis(500);
 /// How long we remember which machine asks from which address.
 const REMEMBER: Duration = Duration::from_secs(120);
 /// Addresses remembered at most.
@@ -157,7 +159,7 @@ impl TftpService {
                                 let is_sent = sending.await;
                                 (client, id, name, is_sent)
                             });
-                            places.occupy(client, Place { id, request, is_heard, task });
+                            places.occupy(client, Place { id, request, began: Instant::now(), is_heard, task });
                         }
                         Err((why, text)) => {
                             count(&tree.room.counters.tftp_refused);
@@ -265,6 +267,7 @@ struct Places {
 struct Place {
     id: u64,
     request: ReadRequest,
+    began: Instant,
     /// Whether the client has said anything since its request.
     is_heard: Arc<AtomicBool>,
     task: AbortHandle,
@@ -275,7 +278,9 @@ impl Places {
     /// the transfer's own clock sends the answer again; and not if there is no place.
     fn has_room_for(&mut self, client: SocketAddr, request: &ReadRequest) -> bool {
         if let Some(place) = self.taken.get(&client) {
-            return place.request != *request || place.is_heard.load(Ordering::Relaxed);
+            // The same request again may have waited in the queue since before the first answer.
+            let is_late = || place.is_heard.load(Ordering::Relaxed) && place.began.elapsed() > REPEATED;
+            return place.request != *request || is_late();
         }
         let has_room = self.taken.len() < PLENTY || self.taken.len() < MAX_TRANSFERS && self.has_share(client.ip());
         if !has_room && self.complained_at.is_none_or(|at| at.elapsed() > FULL_EVERY) {
