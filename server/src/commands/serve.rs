@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::room::Room;
 use crate::room::config::{Answer, DhcpMode, Pinned, Settings};
+use crate::room::never;
 use crate::room::orders::check_target;
 use crate::room::running::{self, ServerNote};
 use crate::services::binding::{self, Binding, Present};
@@ -73,6 +74,8 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
         check_boot_dir(&settings.boot_dir())?;
     }
     check_images(&settings, &library, config.as_deref())?;
+    let mut settings = settings;
+    never::remember(&state_dir, &mut settings, config.is_some())?;
     let wanted = binding::wanted(&settings, &Present::look().context("listing the network interfaces")?)?;
     let room = Arc::new(Room::open(settings, library, Vec::new())?);
     if let Some(why) = room.armed().suspended() {

@@ -6,6 +6,7 @@ pub mod fleet;
 pub mod identity;
 pub mod leases;
 pub mod needed;
+pub mod never;
 pub mod orders;
 pub mod rivals;
 pub mod running;

@@ -75,7 +75,7 @@ fn a_source_that_is_gone_or_another_is_refused_in_words() {
     // Of an earlier version, or of another machine whose disk has moved here with its library.
     let manifest = place.image("live").join("manifest.json");
     let own = fs::read_to_string(&manifest).expect("read");
-    fs::write(&manifest, own.replace("\"host\": \"", "\"host\": \"0")).expect("written");
+    fs::write(&manifest, own.replacen("\"host\": \"", "\"host\": \"0", 1)).expect("written");
     assert!(place.ezio_refuses(&["image", "verify", "live"]).contains("`ezio image adopt` compares it"));
     let said = place.ezio_ok(&["image", "adopt", "live"]);
     assert!(said.contains("is good") && said.contains("adopted live"), "{said}");

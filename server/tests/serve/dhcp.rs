@@ -105,7 +105,7 @@ fn the_proxy_stands_beside_a_foreign_server() {
         let client = lan.station(9, true);
         eventually("armed", || client.get("/boot.ipxe?mac=52:54:00:77:00:01").contains("gets image"));
         for (name, wanted) in [
-            ("undionly", "http://10.9.0.1/boot.ipxe?mac=52-54-00-77-00-01"),
+            ("undionly", "http://10.9.0.1/boot.ipxe?mac=52-54-00-77-00-01&uuid=10b8a76bad9dd11180b400c04fd430c8"),
             ("ovmf-pxe", "snponly.efi"),
             ("rom-bios", "undionly.kpxe"),
         ] {

@@ -2,8 +2,11 @@
 //! kept, and what must stop stops.
 
 use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -265,6 +268,85 @@ fn disarm_succeeds_only_once_the_server_has_obeyed() {
         assert!(error.contains("has not confirmed it") && error.contains("kill -9"), "{error}");
         server.signal(Signal::SIGCONT);
         assert!(client.tftp(CONF).is_err(), "it reads what is written before it answers");
+        assert_eq!(server.terminate(), Some(0));
+    });
+}
+
+/// Posts a report over a connection of its own; whether it was acknowledged.
+fn post(report: &str) -> bool {
+    let exchange = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((crate::lan::SERVER, 80))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let head = format!(
+            "POST /report HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            report.len()
+        );
+        stream.write_all(&[head.as_bytes(), report.as_bytes()].concat())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    exchange().is_ok_and(|answer| answer.starts_with("HTTP/1.1 204"))
+}
+
+/// `EZIO_KILLS` sets how often.
+#[test]
+fn killed_at_any_moment_it_forgets_nothing_that_it_acknowledged() {
+    in_namespace("state::killed_at_any_moment_it_forgets_nothing_that_it_acknowledged", &["curl"], |lan| {
+        const CLIENTS: u8 = 6;
+        let kills: u32 = std::env::var("EZIO_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+        add_image(&lan, "debian", 300_000);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let mut server = Server::start(&lan, &[]);
+        let deployment = deployment(&lan);
+        let machines: Vec<(String, String)> = (0..CLIENTS)
+            .map(|number| format!("52:54:00:77:02:{number:02x}"))
+            .map(|mac| (token(&client, &mac), mac))
+            .map(|(token, mac)| (mac, token))
+            .collect();
+        let mut acknowledged = vec![0u32; usize::from(CLIENTS)];
+        for kill in 0..kills {
+            // Each time another stage, so that each report is one that has to be kept.
+            let stage = format!("step-{kill}");
+            let last = kill + 1 == kills;
+            let reports: Vec<String> = machines
+                .iter()
+                .map(|(mac, token)| {
+                    let stage = if last { "done" } else { stage.as_str() };
+                    format!(r#"{{"mac":"{mac}","stage":"{stage}","deployment":"{deployment}","token":"{token}","kept":{kill}}}"#)
+                })
+                .collect();
+            let taken = std::thread::scope(|scope| {
+                let posting = scope.spawn(|| {
+                    client.run_in(move || {
+                        let threads: Vec<_> = reports.into_iter().map(|report| move || post(&report)).collect();
+                        threads.into_iter().map(|post| post()).collect::<Vec<bool>>()
+                    })
+                });
+                std::thread::sleep(Duration::from_micros(u64::from(rand::random::<u16>())));
+                if !last {
+                    server.signal(Signal::SIGKILL);
+                }
+                posting.join().expect("no panic")
+            });
+            if !last {
+                server.kill();
+                server = Server::start(&lan, &[]);
+            }
+            let status: serde_json::Value = serde_json::from_str(&ezio_ok(&lan, &["status", "--json"])).expect("JSON");
+            for (number, is_taken) in taken.into_iter().enumerate().filter(|(_, is_taken)| *is_taken) {
+                acknowledged[number] += u32::from(is_taken);
+                let mac = &machines[number].0;
+                let rows = status["machines"].as_array().expect("a list");
+                let row = rows.iter().find(|row| row["mac"] == mac.as_str()).expect("it is known");
+                assert_eq!(row["report"]["kept"], kill, "{mac}: acknowledged before kill {kill}, and forgotten");
+            }
+        }
+        println!("{kills} kills, {} reports acknowledged, none lost", acknowledged.iter().sum::<u32>());
+        for (mac, _) in &machines {
+            assert!(client.get(&format!("/boot.ipxe?mac={mac}")).contains("it has its image"));
+        }
         assert_eq!(server.terminate(), Some(0));
     });
 }

@@ -191,7 +191,10 @@ fn the_oldest_rom_is_bios_and_a_new_port_is_in_the_url() {
     assert_eq!(identify(&request).expect("a client").arch, 0);
     let client = identify(&message::decode(&packet("ipxe-bios")).expect("sound")).expect("a client");
     let file = boot_file(&client, &BootServer { http_port: Some(8080), ..SERVER }).expect("a file");
-    assert_eq!(file.to_string(), "http://10.77.0.1:8080/boot.ipxe?mac=52-54-00-77-00-01");
+    assert_eq!(
+        file.to_string(),
+        "http://10.77.0.1:8080/boot.ipxe?mac=52-54-00-77-00-01&uuid=10b8a76bad9dd11180b400c04fd430c8"
+    );
 }
 
 #[test]
