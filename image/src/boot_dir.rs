@@ -1,6 +1,6 @@
 //! Builds a boot directory: completely or not at all, and only if something has changed.
 
-use netboot::loaders::LOADERS;
+use netboot::loaders::{BOOT_SCHEMA, LOADERS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -30,13 +30,11 @@ pub struct Request {
 }
 
 const MANIFEST: &str = "manifest.json";
-/// Increased when a field changes its meaning.
-const SCHEMA: u32 = 1;
 
 /// The description that a boot directory contains.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
-    schema: u32,
+    schema: u64,
     flavour: String,
     kernel: String,
     packages: Vec<String>,
@@ -109,7 +107,7 @@ pub fn build(request: &Request) -> Result<Done> {
         files.insert(name.to_owned(), facts(&new.path().join(name))?);
     }
     let manifest = Manifest {
-        schema: SCHEMA,
+        schema: BOOT_SCHEMA,
         flavour: request.flavour.name().to_owned(),
         kernel: kernel.release,
         packages,
@@ -184,7 +182,8 @@ fn up_to_date(out: &Path, inputs: &str) -> Option<Manifest> {
     let whole = |(name, facts): (&String, &FileFacts)| {
         fs::metadata(out.join(name)).is_ok_and(|metadata| metadata.len() == facts.bytes)
     };
-    (manifest.schema == SCHEMA && manifest.inputs == inputs && manifest.files.iter().all(whole)).then_some(manifest)
+    (manifest.schema == BOOT_SCHEMA && manifest.inputs == inputs && manifest.files.iter().all(whole))
+        .then_some(manifest)
 }
 
 /// Writes the initramfs and returns its unpacked size, in bytes.

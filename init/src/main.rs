@@ -1,7 +1,7 @@
 //! PID 1 of the RAM system: from power-on to a proven disk.
 //!
-//! mounts → drivers → link and lease → `ezio.conf` → torrent → disk → swarm → proof → after-action. Everything ends
-//! in one place, [`pid1::end`]: it reports to server and screen, and reboots or waits.
+//! mounts → drivers → link and lease → `ezio.conf` → torrent → disk → swarm → proof → after-action. Everything ends in
+//! one place, [`pid1::end`]: it reports to server and screen, and reboots or waits.
 
 mod boot_args;
 mod confirm;

@@ -10,5 +10,7 @@ pub const LOADERS: [&str; 2] = [BIOS, UEFI_X64];
 pub const KERNEL: &str = "vmlinuz";
 /// The initramfs.
 pub const INITRAMFS: &str = "initrd.img";
+/// Format of a boot directory's `manifest.json`. From 2 on, its initramfs gives back the token of an order in its reports.
+pub const BOOT_SCHEMA: u64 = 2;
 /// Everything that a boot directory has for machines.
 pub const BOOT_FILES: [&str; 4] = [BIOS, UEFI_X64, KERNEL, INITRAMFS];

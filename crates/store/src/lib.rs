@@ -204,6 +204,11 @@ impl Store {
         Ok(number(self.row(OWN, GENERATION)?.as_deref()))
     }
 
+    /// The number of the last change that the witness has seen; `None` if it has seen nothing, or is damaged.
+    pub fn witnessed(&self) -> Option<u64> {
+        self.witness.read().ok().flatten().map(|seen| seen.generation)
+    }
+
     /// A number that is another one whenever another connection has changed something.
     ///
     /// # Errors

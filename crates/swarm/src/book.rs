@@ -69,7 +69,8 @@ impl Book {
     }
 
     /// At most `limit` addresses to dial now; they count as being dialled. Addresses that the owner named come first,
-    /// then those that have been due for longest; those that `may_dial` refuses are left for later. So each gets its turn, however many are dead.
+    /// then those that have been due for longest; those that `may_dial` refuses are left for later. So each gets its
+    /// turn, however many are dead.
     pub(crate) fn due(
         &mut self,
         now: Duration,

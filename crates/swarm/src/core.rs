@@ -252,9 +252,9 @@ impl Core {
         self.picker.nowhere()
     }
 
-    /// How long ago [`USEFUL_BYTES`](crate::pace::USEFUL_BYTES) were complete that came from the peer or went to it since the time
-    /// before, or, if there was no such time, since when it is connected; `None` if it is not. A peer that takes a block now and
-    /// then only keeps its place.
+    /// How long ago [`USEFUL_BYTES`](crate::pace::USEFUL_BYTES) were complete that came from the peer or went to it
+    /// since the time before, or, if there was no such time, since when it is connected; `None` if it is not. A peer
+    /// that takes a block now and then only keeps its place.
     pub fn idle(&self, key: PeerKey, now: Duration) -> Option<Duration> {
         self.peers.get(&key).map(|peer| now.saturating_sub(peer.last_useful))
     }

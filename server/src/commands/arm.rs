@@ -342,6 +342,12 @@ fn wait_for_server(library: &Path, written: Option<&Written>) -> anyhow::Result<
         if matches!(&said, Ok(status) if is_obeyed(status.obeys)) {
             return Ok(());
         }
+        if let Ok(status) = &said
+            && let Some(why) = &status.suspended
+        {
+            say!("it is written, and the server gives no machine an order at the moment: {why}");
+            return Ok(());
+        }
         if Instant::now() >= deadline {
             let said = said.err().map(|error| format!(" ({error:#})")).unwrap_or_default();
             bail!(

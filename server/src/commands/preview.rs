@@ -8,6 +8,7 @@ use netboot::MacAddr;
 use crate::room::book;
 use crate::room::config::Settings;
 use crate::room::fleet::Fleet;
+use crate::room::history;
 use crate::room::orders::Armed;
 
 /// Machines named in a line.
@@ -21,7 +22,7 @@ pub fn known(state_dir: &Path) -> anyhow::Result<Fleet> {
     if !state_dir.join(store::FILE).exists() {
         return Ok(Fleet::default());
     }
-    Fleet::load(&book::open(state_dir)?)
+    history::load(&book::open(state_dir)?)
 }
 
 /// What becomes different for the machines that are known, a line each kind of difference.

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::room::Room;
+use crate::room::book;
 use crate::room::config::{Answer, DhcpMode, Pinned, Settings};
 use crate::room::never;
 use crate::room::orders::check_target;
@@ -22,7 +23,7 @@ use crate::services::network::Network;
 use crate::services::tracker::TrackerService;
 use crate::services::{history, orders, seeder};
 use library::Library;
-use netboot::loaders::BOOT_FILES;
+use netboot::loaders::{BOOT_FILES, BOOT_SCHEMA};
 
 /// How long the services get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -75,9 +76,10 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     }
     check_images(&settings, &library, config.as_deref())?;
     let mut settings = settings;
-    never::remember(&state_dir, &mut settings, config.is_some())?;
+    let mut store = book::open_checked(&state_dir)?;
+    never::remember(&mut store, &mut settings, config.is_some())?;
     let wanted = binding::wanted(&settings, &Present::look().context("listing the network interfaces")?)?;
-    let room = Arc::new(Room::open(settings, library, Vec::new())?);
+    let room = Arc::new(Room::open(settings, library, store)?);
     if let Some(why) = room.armed().suspended() {
         log::error!("no machine gets an order: {why}; check what is armed and held back, then run `ezio resume`");
     }
@@ -120,7 +122,14 @@ fn check_boot_dir(dir: &Path) -> anyhow::Result<()> {
     );
     let manifest = std::fs::read(dir.join("manifest.json")).ok();
     let manifest = manifest.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-    if manifest.is_some_and(|manifest| manifest["flavour"] == "cloud") {
+    let Some(manifest) = manifest else { return Ok(()) };
+    ensure!(
+        manifest["schema"].as_u64() >= Some(BOOT_SCHEMA),
+        "the boot directory {} is of an earlier version: its machines report without a token, so they would be imaged again at \
+         each network boot; `make image FLAVOUR=generic` builds a new one",
+        dir.display()
+    );
+    if manifest["flavour"] == "cloud" {
         log::info!(
             "{} has drivers for virtual machines only; `make image FLAVOUR=generic` builds a boot image for all",
             dir.display()

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context;
 use store::{Change, InPlace, Store, StoreError};
 
-use crate::room::fleet;
+use crate::room::history;
 use crate::room::leases;
 use crate::room::orders::{Armed, Order};
 use crate::room::scope::Scope;
@@ -92,7 +92,7 @@ fn take_over(state_dir: &Path, change: &mut Change<'_>) -> anyhow::Result<()> {
         Err(error) => return Err(error.context("reading what is armed")),
     };
     write(&armed, change)?;
-    match fleet::take_over(state_dir, change)? {
+    match history::take_over(state_dir, change)? {
         Some(lost) if armed.is_anything_armed() => change.note_loss(&lost)?,
         _ => {}
     }
@@ -153,15 +153,8 @@ pub fn update(state_dir: &Path, change: impl FnOnce(&mut Armed)) -> anyhow::Resu
     let stops = Stops::of(state_dir);
     let _lock = stops.lock();
     let mut store = open(state_dir)?;
-    let armed = update_in(&mut store, &stops, change)?;
-    stops.clear();
-    let _ = stops.reserve();
-    Ok(Written { armed, generation: store.generation()? })
-}
-
-fn update_in(store: &mut Store, stops: &Stops, change: impl FnOnce(&mut Armed)) -> anyhow::Result<Armed> {
     let lost = store.lost()?;
-    store.change(|rows| -> anyhow::Result<Armed> {
+    let armed = store.change(|rows| -> anyhow::Result<Armed> {
         let mut armed = parsed(rows.rows(KIND)?, lost)?;
         stops.held().scopes().iter().for_each(|scope| armed.disarm(scope));
         armed.end_before(state::unix_now());
@@ -171,7 +164,10 @@ fn update_in(store: &mut Store, stops: &Stops, change: impl FnOnce(&mut Armed)) 
         }
         write(&armed, rows)?;
         Ok(armed)
-    })
+    })?;
+    stops.clear();
+    let _ = stops.reserve();
+    Ok(Written { armed, generation: store.generation()? })
 }
 
 /// Takes orders back, also where the store cannot be written. Gives what is armed then, if it can be read, and what a person
@@ -265,14 +261,12 @@ impl OrderBook {
                 Err(error) => log::debug!("{}: {error}", self.obeyed.path().display()),
             }
         }
-        if live.trouble.is_none() && !live.held.scopes().is_empty() {
-            let _lock = self.stops.lock();
-            match update_in(&mut live.store, &self.stops, |_| ()) {
-                Ok(_) => {
-                    self.stops.clear();
-                    live.version = None;
-                    log::info!("what was stopped while the orders could not be changed has been taken over");
-                }
+        let is_to_take_over = live.trouble.is_none() && !live.held.scopes().is_empty();
+        // Another process may hold the store for seconds, and answers must not wait for that.
+        drop(live);
+        if is_to_take_over {
+            match update(self.stops.state_dir(), |_| ()) {
+                Ok(_) => log::info!("what was stopped while the orders could not be changed has been taken over"),
                 Err(error) => log::debug!("what is stopped is not taken over yet: {error:#}"),
             }
         }
@@ -320,8 +314,15 @@ impl Live {
         if let Some(line) = held.nonsense().filter(|_| self.held != *held) {
             log::error!("the list of what is stopped has a line {line:?}, which makes no sense: everything is stopped");
         }
+        // First, or what commits meanwhile would look like a change that is missing.
+        let witnessed = self.store.witnessed();
         let read = of(&self.store)?;
         let generation = self.store.generation()?;
+        anyhow::ensure!(
+            witnessed.is_none_or(|witnessed| witnessed <= generation),
+            "{} is older than it was: restart `ezio serve`, then `ezio resume` hands the orders out",
+            self.store.path().display()
+        );
         let mut armed = read.clone();
         held.scopes().iter().for_each(|scope| armed.disarm(scope));
         armed.end_before(now);
@@ -406,6 +407,12 @@ mod tests {
         fs::rename(dir.path().join("aside"), &path).expect("renamed");
         assert_eq!(book.armed().suspended(), None);
         assert_eq!(book.trouble(), None);
+        // What was taken back while it was away must not come back with it.
+        fs::rename(&path, dir.path().join("aside")).expect("renamed");
+        assert!(book.armed().suspended().is_some());
+        disarm(dir.path(), &[Scope::All]).expect("written");
+        fs::rename(dir.path().join("aside"), &path).expect("renamed");
+        assert!(book.armed().suspended().expect("suspended").contains("is older than it was"));
     }
 
     #[test]

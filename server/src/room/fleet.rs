@@ -1,23 +1,19 @@
-//! What each machine reported last, and what it did before. Kept in the store, so that a machine that is done stays done
-//! when the server restarts.
+//! What each machine reported last, and what it did before.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
-use anyhow::Context;
 use netboot::MacAddr;
 use report::{Report, Stage};
 use serde::{Deserialize, Serialize};
-use store::{Change, Store};
-use tokio::sync::{Notify, watch};
 
 use crate::room::config::Settings;
 use crate::room::identity::Identity;
 use crate::room::orders::{Armed, Job, Order};
 use crate::room::state;
-use terminal::{Throttle, is_plain};
+use crate::room::tidy::tidy;
+use crate::room::unsaved::{Row, Unsaved};
+use terminal::Throttle;
 
 /// Most machines remembered. No room has as many; a flood of invented ones ends here, the quietest going first.
 const MAX_MACHINES: usize = 4096;
@@ -25,34 +21,8 @@ const MAX_MACHINES: usize = 4096;
 const MAX_BYTES: usize = 8 << 20;
 /// What the status adds to what is remembered of a machine, in bytes, the longest image name included.
 const STATUS_BYTES: usize = 256;
-/// Longest text taken over from a report, in bytes.
-const MAX_TEXT: usize = 2000;
-/// Longest reason for a failure, in bytes: a line for each of some forty disks.
-const MAX_ERROR: usize = 8000;
-/// Highest rate that is shown, in bytes per second: 100 times what the fastest network card carries.
-const MAX_RATE: u64 = 10 << 40;
 /// Deployments remembered of one card.
-const MAX_FINISHED: usize = 64;
-/// Most stage times in a report; there are nine stages.
-const MAX_TIMES: usize = 32;
-/// Most fields of a newer version in a report; each has [`MAX_TEXT`] bytes at most.
-const MAX_MORE: usize = 4;
-
-/// Kind of the rows with machines.
-const KIND: &str = "machine";
-/// Bytes per second that the history may write on average, and at once after a pause.
-const WRITE_RATE: f64 = 700e3;
-const WRITE_BURST: f64 = 8e6;
-/// What a commit and a row cost on disk besides the row's text, in bytes: pages of the log and of the database.
-const COMMIT_BYTES: usize = 24 << 10;
-const ROW_BYTES: usize = 3 << 9;
-/// Rows of so many bytes are written at once.
-const BATCH_BYTES: usize = 1 << 20;
-/// And of rows that nobody waits for.
-const LAZY_BYTES: usize = 64 << 10;
-/// Pause after a failure.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
-
+const MAX_FINISHED: usize = 256;
 /// Lines in the log about machines: a room of two hundred has them all at once, a flood has no more than one a second.
 static STAGES: Throttle = Throttle::new(2000, Duration::from_secs(1));
 /// Reports that are not a machine's own.
@@ -145,29 +115,9 @@ pub struct Fleet {
     unsaved: Unsaved,
 }
 
-/// What differs from what is on disk.
-#[derive(Debug, Default)]
-struct Unsaved {
-    /// Machines with a change that is acknowledged once it is kept.
-    urgent: BTreeSet<MacAddr>,
-    /// Machines with other changes, or that are forgotten.
-    lazy: BTreeSet<MacAddr>,
-    /// Those that are being written at this moment.
-    in_flight: BTreeSet<MacAddr>,
-}
-
 impl Fleet {
-    /// What is known, from the store.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn load(store: &Store) -> anyhow::Result<Fleet> {
-        let machine = |(_, body): (String, String)| serde_json::from_str::<Machine>(&body);
-        let machines = store.rows(KIND)?.into_iter().map(machine).collect::<Result<Vec<_>, _>>();
-        Ok(Fleet::of(machines.context("reading the record of a machine")?))
-    }
-
-    fn of(machines: Vec<Machine>) -> Fleet {
+    /// With what is known of these.
+    pub fn of(machines: Vec<Machine>) -> Fleet {
         let machines: BTreeMap<_, _> = machines.into_iter().map(|machine| (machine.mac, machine)).collect();
         Fleet { bytes: machines.values().map(weight).sum(), machines, unsaved: Unsaved::default() }
     }
@@ -177,17 +127,21 @@ impl Fleet {
         self.machines.values()
     }
 
-    /// Notes that a machine asked for something, and what it is if it said so.
+    /// Notes that a machine asked for something, and what it is if it said so. Of one that does not say, nothing is known:
+    /// what another client said before must not make it another machine.
     pub fn asked(&mut self, mac: MacAddr, what: &str, identity: &Identity, armed: &Armed) {
         let mut machine = self.take(mac);
-        machine.meet(identity);
+        match identity.is_empty() {
+            true => machine.identity = Identity::default(),
+            false => machine.meet(identity),
+        }
         machine.last_seen = state::unix_now();
         machine.asked = what.into();
         self.put(machine, armed);
     }
 
     /// Takes a report. Whether it is an important one, a change of stage: it should be on disk before it is answered, see
-    /// [`History::saved`].
+    /// `History::saved`.
     ///
     /// Any client can send one. So a report counts only if it is `proven`, by the machine's token; another one is shown as
     /// what it is, a claim. And a machine is done only with what it is armed for: a report that names something else must
@@ -225,14 +179,16 @@ impl Fleet {
             self.put(machine, armed);
             return Ok(false);
         }
-        machine.meet(&Identity::of(&report.uuid, &report.serial));
+        if is_proven {
+            machine.meet(&Identity::of(&report.uuid, &report.serial));
+        }
         let before = machine.report.as_ref().map(|old| (old.stage, old.deployment.clone()));
         let is_new_stage = before != Some((report.stage, report.deployment.clone()));
         if is_new_stage {
             log_stage(mac, &report);
         }
         let job = armed.job_for(mac, settings);
-        if is_proven && report.stage.is_verified() && job.is_some_and(|job| job.deployment == report.deployment) {
+        if is_proven && report.stage.is_verified() && job.is_some_and(|job| job.is_done_by(&report.deployment)) {
             machine.done = Some(report.deployment.clone());
             let by = machine.identity.clone();
             let finished = Finished { deployment: report.deployment.clone(), by };
@@ -249,20 +205,29 @@ impl Fleet {
             let full =
                 format!("{MAX_MACHINES} machines have finished this deployment, and the server remembers no more");
             if let Some(more) = FULL.pass() {
-                log::error!("{mac}: {full}: run `ezio arm` again, which starts a new deployment{more}");
+                log::error!("{mac}: {full}: `ezio arm --again` starts a new deployment{more}");
             }
             return Err(full);
         }
         if is_new_stage {
-            self.unsaved.urgent.insert(mac);
+            self.unsaved.add(mac, true);
         }
         // A machine that says again that it is done may have had no answer yet.
-        Ok(is_new_stage || self.is_unsaved(mac))
+        Ok(is_new_stage || self.unsaved.is_waited_for(mac))
     }
 
-    /// Whether a change that is acknowledged once it is kept is not on disk yet.
-    fn is_unsaved(&self, mac: MacAddr) -> bool {
-        self.unsaved.urgent.contains(&mac) || self.unsaved.in_flight.contains(&mac)
+    /// What differs from what is on disk.
+    pub fn unsaved(&mut self) -> &mut Unsaved {
+        &mut self.unsaved
+    }
+
+    /// What to write next; see [`Unsaved::next`]. A machine that is done does not wait for those that change their stage all
+    /// the time.
+    pub fn next_rows(&mut self) -> Vec<Row> {
+        let machines = &self.machines;
+        let is_done = |mac: &MacAddr| machines.get(mac).is_some_and(|machine| machine.done.is_some());
+        let row = |mac: &MacAddr| machines.get(mac).and_then(|machine| serde_json::to_string(machine).ok());
+        self.unsaved.next(is_done, row)
     }
 
     /// Whether the machine has finished this job: the one that used the card last, through this card or another one.
@@ -289,13 +254,10 @@ impl Fleet {
             })
     }
 
-    /// The other cards of the machine that used this one last, as far as they are known.
-    pub fn other_cards(&self, mac: MacAddr) -> Vec<MacAddr> {
-        let Some(machine) = self.machines.get(&mac).filter(|machine| !machine.identity.is_empty()) else {
-            return Vec::new();
-        };
-        let is_same = |other: &&Machine| other.mac != mac && other.identity.is_same(&machine.identity);
-        self.machines.values().filter(is_same).map(|other| other.mac).collect()
+    /// Whether these are two cards of one machine, as far as is known.
+    pub fn are_cards_of_one(&self, a: MacAddr, b: MacAddr) -> bool {
+        let identity = |mac| self.machines.get(&mac).map(|machine| &machine.identity);
+        a != b && identity(a).zip(identity(b)).is_some_and(|(a, b)| a.is_same(b))
     }
 
     /// What is known of a machine, taken out to be changed.
@@ -317,7 +279,7 @@ impl Fleet {
             }
         }
         self.bytes += len;
-        self.unsaved.lazy.insert(machine.mac);
+        self.unsaved.add(machine.mac, false);
         self.machines.insert(machine.mac, machine);
         true
     }
@@ -328,12 +290,15 @@ impl Fleet {
         let orders = armed.orders().iter().filter(|order| order.image.is_some());
         let ids = |order: &'a Order| order.counts.iter().chain([&order.deployment]).map(String::as_str);
         let deployments: HashSet<&str> = orders.flat_map(ids).collect();
-        let is_done = |machine: &Machine| machine.done.as_deref().is_some_and(|done| deployments.contains(done));
+        let done = |machine: &Machine| deployments.contains(machine.done.as_deref().unwrap_or_default());
+        let is_done = |machine: &Machine| {
+            done(machine) || machine.finished.iter().any(|finished| deployments.contains(finished.deployment.as_str()))
+        };
         let key = |machine: &&Machine| (machine.report.is_some(), machine.last_seen);
         let quietest = self.machines.values().filter(|machine| !is_done(machine)).min_by_key(key).map(|m| m.mac);
         if let Some(mac) = quietest {
             self.take(mac);
-            self.unsaved.lazy.insert(mac);
+            self.unsaved.add(mac, false);
             return true;
         }
         if self.machines.len() >= MAX_MACHINES {
@@ -344,204 +309,14 @@ impl Fleet {
         self.bytes -= weight(quietest);
         quietest.report = None;
         self.bytes += weight(quietest);
-        self.unsaved.lazy.insert(quietest.mac);
+        self.unsaved.add(quietest.mac, false);
         true
-    }
-
-    /// What to write next, as rows; `None` is a machine that is forgotten. What a report waits for comes first, and of the
-    /// rest so much that all of it is no more than `max` bytes.
-    fn next_rows(&mut self, max: usize) -> Vec<(MacAddr, Option<String>)> {
-        let Unsaved { urgent, lazy, in_flight } = &mut self.unsaved;
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        // A machine that is done must not wait for those that change their stage all the time.
-        let is_done = |mac: &MacAddr| self.machines.get(mac).is_some_and(|machine| machine.done.is_some());
-        let (done, other): (Vec<MacAddr>, Vec<MacAddr>) = urgent.iter().partition(|mac| is_done(mac));
-        let urgent_len = urgent.len();
-        for (index, mac) in done.into_iter().chain(other).chain(lazy.difference(urgent).copied()).enumerate() {
-            // Who waits for an answer does not wait for what nobody waits for.
-            if bytes >= if index < urgent_len { max } else { max.min(LAZY_BYTES) } {
-                break;
-            }
-            let row = self.machines.get(&mac).and_then(|machine| serde_json::to_string(machine).ok());
-            bytes += ROW_BYTES + row.as_ref().map_or(0, String::len);
-            rows.push((mac, row));
-        }
-        for (mac, _) in &rows {
-            lazy.remove(mac);
-            if urgent.remove(mac) {
-                in_flight.insert(*mac);
-            }
-        }
-        rows
-    }
-
-    /// What [`Fleet::next_rows`] gave is on disk, or is not.
-    fn written(&mut self, rows: &[(MacAddr, Option<String>)], is_kept: bool) {
-        for (mac, _) in rows {
-            let was_urgent = self.unsaved.in_flight.remove(mac);
-            if !is_kept {
-                if was_urgent { &mut self.unsaved.urgent } else { &mut self.unsaved.lazy }.insert(*mac);
-            }
-        }
     }
 }
 
 /// Bytes that a machine comes to in the status.
 fn weight(machine: &Machine) -> usize {
     serde_json::to_vec(machine).map_or(0, |json| json.len()) + STATUS_BYTES
-}
-
-/// Where the machines' history is kept. One task writes it, and requests that report wait for that task without a thread:
-/// the threads for what blocks are the seeder's too, and reports must not hold up its reading.
-#[derive(Debug)]
-pub struct History {
-    /// Held while something is being written.
-    store: Mutex<Store>,
-    /// How often writing was tried, and why what was to be written is not on disk.
-    tried: watch::Sender<(u64, Option<String>)>,
-    wanted: Notify,
-    allowance: Mutex<Allowance>,
-}
-
-impl History {
-    /// The history in a store.
-    pub fn new(store: Store) -> History {
-        let (tried, wanted) = (watch::Sender::default(), Notify::new());
-        History { store: Mutex::new(store), tried, wanted, allowance: Mutex::new(Allowance::full()) }
-    }
-
-    /// Waits until a report waits for [`History::saved`].
-    pub async fn wanted(&self) {
-        self.wanted.notified().await;
-    }
-
-    /// Waits until what a machine reported is on disk.
-    ///
-    /// # Errors
-    /// Why it could not be written; it is tried again.
-    pub async fn saved(&self, fleet: &Mutex<Fleet>, mac: MacAddr) -> Result<(), String> {
-        let mut tried = self.tried.subscribe();
-        loop {
-            if !fleet.lock().unwrap_or_else(PoisonError::into_inner).is_unsaved(mac) {
-                return Ok(());
-            }
-            self.wanted.notify_one();
-            // An error would mean that the sender is gone, and it is ours.
-            let _ = tried.changed().await;
-            let is_unsaved = fleet.lock().unwrap_or_else(PoisonError::into_inner).is_unsaved(mac);
-            if let Some(error) = tried.borrow_and_update().1.clone().filter(|_| is_unsaved) {
-                return Err(error);
-            }
-        }
-    }
-
-    /// Why what machines report is not kept at the moment.
-    pub fn trouble(&self) -> Option<String> {
-        self.tried.borrow().1.clone()
-    }
-
-    /// Writes what reports wait for, and some of what has changed besides; [`History::save_all`] for all of it. The
-    /// machines are locked only while they are copied: a disk that takes a second to flush must not hold up a room that
-    /// boots. An error is logged once, and given to those who wait for this. Gives how long to pause, so that a room with
-    /// much to say writes [`WRITE_RATE`] bytes a second at most.
-    pub fn save(&self, fleet: &Mutex<Fleet>) -> Duration {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = fleet.lock().unwrap_or_else(PoisonError::into_inner).next_rows(BATCH_BYTES);
-        if rows.is_empty() {
-            return Duration::ZERO;
-        }
-        let written: anyhow::Result<()> = store.change(|change| {
-            for (mac, row) in &rows {
-                match row {
-                    Some(row) => change.put(KIND, &mac.to_string(), row)?,
-                    None => change.delete(KIND, &mac.to_string())?,
-                }
-            }
-            Ok(())
-        });
-        let is_in_place = store.is_in_place();
-        let trouble = match written {
-            Ok(()) if !is_in_place => {
-                let path = store.path().display();
-                Some(format!(
-                    "{path} was removed or replaced while the server runs: put it back, or restart `ezio serve`"
-                ))
-            }
-            Ok(()) => None,
-            Err(error) => Some(format!("what machines report cannot be kept: {error:#}")),
-        };
-        if let Some(trouble) = &trouble
-            && self.trouble().as_ref() != Some(trouble)
-        {
-            log::error!("{trouble}");
-        }
-        fleet.lock().unwrap_or_else(PoisonError::into_inner).written(&rows, trouble.is_none());
-        drop(store);
-        let is_kept = trouble.is_none();
-        self.tried.send_modify(|tried| *tried = (tried.0 + 1, trouble));
-        let bytes =
-            COMMIT_BYTES + rows.iter().map(|(_, row)| ROW_BYTES + row.as_ref().map_or(0, String::len)).sum::<usize>();
-        if is_kept { self.allowance.lock().unwrap_or_else(PoisonError::into_inner).take(bytes) } else { TRY_AGAIN }
-    }
-
-    /// Writes all that has changed; when this returns without trouble, everything reported before the call is on disk.
-    pub fn save_all(&self, fleet: &Mutex<Fleet>) {
-        loop {
-            self.save(fleet);
-            let is_all = {
-                let unsaved = &fleet.lock().unwrap_or_else(PoisonError::into_inner).unsaved;
-                unsaved.urgent.is_empty() && unsaved.lazy.is_empty()
-            };
-            if is_all || self.trouble().is_some() {
-                return;
-            }
-        }
-    }
-}
-
-/// Bytes that may be written. A room that starts a stage together may write at once what it did not write before.
-#[derive(Debug)]
-struct Allowance {
-    bytes: f64,
-    at: Instant,
-}
-
-impl Allowance {
-    fn full() -> Allowance {
-        Allowance { bytes: WRITE_BURST, at: Instant::now() }
-    }
-
-    /// Takes bytes, and gives how long to pause until there are some again.
-    fn take(&mut self, bytes: usize) -> Duration {
-        let since = self.at.elapsed().as_secs_f64();
-        self.at = Instant::now();
-        self.bytes = (self.bytes + since * WRITE_RATE).min(WRITE_BURST) - bytes as f64;
-        Duration::from_secs_f64((-self.bytes / WRITE_RATE).max(0.0))
-    }
-}
-
-/// Takes over what older versions kept in `fleet.json`. Gives why that is not all.
-///
-/// # Errors
-/// If it cannot be read because of the disk, or the store cannot be written.
-pub fn take_over(state_dir: &Path, change: &mut Change<'_>) -> anyhow::Result<Option<String>> {
-    let path = state_dir.join("fleet.json");
-    let lost = |what: &dyn std::fmt::Display| {
-        format!("the record of finished machines is lost ({what}), so machines that are done would be imaged again")
-    };
-    let machines = match state::read::<Vec<Machine>>(&path) {
-        Ok(Some(machines)) => machines,
-        Ok(None) => return Ok(Some(lost(&format_args!("{} is gone", path.display())))),
-        Err(error) if error.root_cause().is::<serde_json::Error>() => {
-            return Ok(Some(lost(&format_args!("{error:#}"))));
-        }
-        Err(error) => return Err(error.context("reading the record of finished machines")),
-    };
-    for machine in machines {
-        let row = serde_json::to_string(&machine).context("writing the record of a machine")?;
-        change.put(KIND, &machine.mac.to_string(), &row)?;
-    }
-    Ok(None)
 }
 
 fn log_stage(mac: MacAddr, report: &Report) {
@@ -554,58 +329,11 @@ fn log_stage(mac: MacAddr, report: &Report) {
     }
 }
 
-/// Cuts what is too long and takes out what would garble a terminal.
-fn tidy(report: &mut Report) {
-    let texts = [
-        &mut report.deployment,
-        &mut report.ip,
-        &mut report.serial,
-        &mut report.uuid,
-        &mut report.image,
-        &mut report.disk,
-        &mut report.note,
-    ];
-    for text in texts {
-        *text = tidied(text, MAX_TEXT, is_plain);
-    }
-    if let Some(error) = &mut report.error {
-        // A refusal has a line for every disk.
-        *error = tidied(error, MAX_ERROR, |c| is_plain(c) || c == '\n');
-    }
-    report.times.truncate(MAX_TIMES);
-    let progress = &mut report.progress;
-    progress.bytes_done = progress.bytes_done.min(progress.bytes_total);
-    progress.rate_bytes_per_s = progress.rate_bytes_per_s.min(MAX_RATE);
-    report.stage = named(report.stage);
-    report.times.iter_mut().for_each(|time| time.stage = named(time.stage));
-    let len = |value: &serde_json::Value| value.to_string().len();
-    let fits = |key: &str, value: &serde_json::Value| key.len() + len(value) <= MAX_TEXT;
-    let more = std::mem::take(&mut report.more).into_iter().filter(|(key, value)| fits(key, value));
-    report.more = more.take(MAX_MORE).collect();
-}
-
-/// A stage without what must not be in its name.
-fn named(stage: Stage) -> Stage {
-    match stage {
-        Stage::Unknown(name) => Stage::from(tidied(name.as_str(), MAX_TEXT, is_plain)),
-        known => known,
-    }
-}
-
-/// At most `max` bytes of a text, with spaces for what must not be in it.
-fn tidied(text: &str, max: usize, is_fine: impl Fn(char) -> bool) -> String {
-    text[..text.floor_char_boundary(max)].chars().map(|c| if is_fine(c) { c } else { ' ' }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-
-    use crate::room::Room;
     use crate::room::orders::Order;
     use crate::room::scope::Scope;
-    use library::Library;
 
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
@@ -642,29 +370,6 @@ mod tests {
 
     fn empty() -> Fleet {
         Fleet::default()
-    }
-
-    fn open(dir: &Path) -> Store {
-        Store::open(dir, |_| Ok(())).expect("opens")
-    }
-
-    #[test]
-    fn done_survives_a_restart_and_counts_for_its_deployment_only() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let fleet = Mutex::new(Fleet::default());
-        let history = History::new(open(dir.path()));
-        let take = |report| take(&mut fleet.lock().expect("free"), report);
-        take(report("restore", "d1"));
-        assert!(!is_done(&fleet.lock().expect("free"), "d1"));
-        assert!(take(report("seeding", "d1")), "a new stage");
-        assert!(take(report("seeding", "d1")), "it waits until the first one is kept");
-        history.save(&fleet);
-        assert!(!take(report("seeding", "d1")), "it is kept");
-        assert!(take(report_of(9, "restore", "d1")));
-        history.save_all(&fleet);
-        let fleet = Fleet::load(&open(dir.path())).expect("read");
-        assert_eq!(fleet.machines().count(), 2);
-        assert!(is_done(&fleet, "d1") && !is_done(&fleet, "d2"));
     }
 
     #[test]
@@ -715,9 +420,10 @@ mod tests {
         assert!(boots(&mut fleet, "02:00:00:00:00:31", 1) && !boots(&mut fleet, "02:00:00:00:00:33", 3));
         let own: MacAddr = "02:00:00:00:00:31".parse().expect("a MAC");
         assert!(boots(&mut fleet, DOCK, 1));
-        assert_eq!(fleet.other_cards(own), [DOCK.parse().expect("a MAC")]);
+        let dock: MacAddr = DOCK.parse().expect("a MAC");
+        assert!(fleet.are_cards_of_one(own, dock) && fleet.are_cards_of_one(dock, own));
         assert!(boots(&mut fleet, DOCK, 2));
-        assert!(fleet.other_cards(own).is_empty(), "the dock is another one's now");
+        assert!(!fleet.are_cards_of_one(own, dock), "the dock is another one's now");
     }
 
     #[test]
@@ -803,104 +509,37 @@ mod tests {
     }
 
     #[test]
-    fn impossible_reports_are_refused_and_texts_are_tidied() {
-        let mut fleet = empty();
+    fn impossible_reports_are_refused() {
         let mut bad = report("done", "d");
         bad.mac = "ff:ff:ff:ff:ff:ff".into();
-        assert!(fleet.report(bad, true, &armed("d1"), &Settings::default()).is_err());
-        let mut garbled = report("failed", "d");
-        garbled.error = Some("\x1b[2J\n€".repeat(5000));
-        garbled.disk = "a\u{202e}b\u{2066}c\u{200b}d".into();
-        garbled.progress.rate_bytes_per_s = u64::MAX;
-        garbled.note = "é".repeat(5000);
-        take(&mut fleet, garbled);
-        let report = fleet.machines().next().and_then(|machine| machine.report.as_ref()).expect("one");
-        let error = report.error.as_ref().expect("kept");
-        assert!(error.len() <= MAX_ERROR && !error.contains('\x1b') && error.starts_with(" [2J\n€"));
-        assert_eq!(report.note.len(), MAX_TEXT);
-        assert_eq!((report.disk.as_str(), report.progress.rate_bytes_per_s), ("a b c d", MAX_RATE));
+        assert!(empty().report(bad, true, &armed("d1"), &Settings::default()).is_err());
     }
 
     #[test]
-    #[expect(clippy::await_holding_lock, reason = "it stands for a disk that takes its time")]
-    fn reports_wait_for_a_slow_disk_without_a_thread() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
-        runtime.expect("a runtime").block_on(async {
-            let dir = tempfile::tempdir().expect("a directory");
-            let library = Library::create(dir.path()).expect("made");
-            crate::room::book::update(&library.state_dir(), |armed| armed.arm(order("d1"))).expect("armed");
-            let room = Room::open(Settings::default(), library, vec![]).expect("read");
-            let room = Arc::new(room);
-            let (_stop, watcher) = watch::channel(false);
-            tokio::spawn(crate::services::history::run(room.clone(), watcher));
-            let slow = room.history().store.lock().expect("nobody else has it");
-            let mut reports = tokio::task::JoinSet::new();
-            for number in 0..100 {
-                let room = room.clone();
-                let client = std::net::Ipv4Addr::LOCALHOST.into();
-                reports
-                    .spawn(async move { room.report(report_of(number, "restore", "d1"), client).await.expect("good") });
-            }
-            let second = Duration::from_secs(1);
-            tokio::time::sleep(second / 5).await;
-            // As the seeder reads.
-            let read = tokio::time::timeout(10 * second, tokio::task::spawn_blocking(|| ())).await;
-            read.expect("a thread is free").expect("it ran");
-            assert!(tokio::time::timeout(second, reports.join_next()).await.is_err(), "answered before it is on disk");
-            drop(slow);
-            tokio::time::timeout(10 * second, reports.join_all()).await.expect("answered");
-            let kept = Fleet::load(&open(&room.library.state_dir())).expect("read");
-            assert_eq!(kept.machines().count(), 100);
-        });
-    }
-
-    #[test]
-    fn a_disk_that_cannot_be_written_keeps_nobody_waiting() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        runtime.block_on(async {
-            let dir = tempfile::tempdir().expect("a directory");
-            let history = History::new(open(dir.path()));
-            let mut fleet = empty();
-            assert!(take(&mut fleet, report("done", "d1")));
-            let fleet = Mutex::new(fleet);
-            // Another process holds the store for as long as it likes.
-            let mut other = open(dir.path());
-            let held = other.change(|_| -> anyhow::Result<()> {
-                history.save(&fleet);
-                Ok(())
-            });
-            held.expect("written");
-            let kept = history.saved(&fleet, MAC);
-            let kept = tokio::time::timeout(Duration::from_millis(100), kept).await;
-            assert!(kept.is_err(), "it waits for the next try");
-            assert!(history.trouble().expect("known").contains("cannot be kept"));
-            history.save(&fleet);
-            history.saved(&fleet, MAC).await.expect("kept now");
-            assert_eq!(history.trouble(), None);
-        });
-    }
-
-    #[test]
-    fn a_busy_room_writes_no_more_than_it_may() {
+    fn what_another_client_says_does_not_make_a_machine_another_one() {
+        let asks = |fleet: &mut Fleet, uuid: &str| {
+            fleet.asked(MAC, "boot script", &Identity::of(uuid, ""), &armed("d1"));
+            is_done(fleet, "d1")
+        };
+        let uuid = |last| format!("4c4c4544-0043-3510-8051-b7c04f4d32{last}");
         let mut fleet = empty();
-        for number in 0..MAX_MACHINES {
-            take(&mut fleet, report_of(number, "restore", "d1"));
-        }
-        // A machine that is done is written first, whoever else waits.
-        take(&mut fleet, report("done", "d1"));
-        let rows = fleet.next_rows(BATCH_BYTES);
-        assert_eq!(rows[0].0, MAC);
-        let bytes: usize = rows.iter().map(|(_, row)| ROW_BYTES + row.as_ref().map_or(0, String::len)).sum();
-        assert!(bytes < BATCH_BYTES + 2 * ROW_BYTES && rows.len() > 100, "{bytes}");
-        assert!(fleet.is_unsaved(MAC));
-        fleet.written(&rows, false);
-        assert!(fleet.is_unsaved(MAC), "it could not be written");
-        let rows = fleet.next_rows(BATCH_BYTES);
-        fleet.written(&rows, true);
-        assert!(!fleet.is_unsaved(MAC));
-        let mut allowance = Allowance::full();
-        let pause: f64 = (0..100).map(|_| allowance.take(BATCH_BYTES).as_secs_f64()).fold(0.0, f64::max);
-        let expected = (100.0 * BATCH_BYTES as f64 - WRITE_BURST) / WRITE_RATE;
-        assert!((pause - expected).abs() < 5.0, "{pause} s for what takes {expected} s");
+        take(&mut fleet, Report { uuid: uuid("31"), ..report("done", "d1") });
+        assert!(!asks(&mut fleet, &uuid("99")), "as another laptop in its dock would");
+        assert!(asks(&mut fleet, ""), "its firmware does not say who it is");
+        let mut claimed = report("restore", "d1");
+        claimed.uuid = uuid("99");
+        fleet.report(claimed, false, &armed("d1"), &Settings::default()).expect("a claim");
+        assert!(is_done(&fleet, "d1"));
+    }
+
+    #[test]
+    fn what_counts_as_the_order_is_done_with_it() {
+        // Two groups had an order each, and one for every machine has taken their place meanwhile.
+        let mut armed = Armed::default();
+        armed.arm(Order { counts: vec!["d2".into()], ..order("d1") });
+        let mut fleet = empty();
+        fleet.report(report("done", "d2"), true, &armed, &Settings::default()).expect("good");
+        let job = armed.job_for(MAC, &Settings::default()).expect("armed");
+        assert!(fleet.is_done(MAC, &job), "it was being imaged when the order changed");
     }
 }

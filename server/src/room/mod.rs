@@ -3,6 +3,7 @@
 pub mod book;
 pub mod config;
 pub mod fleet;
+pub mod history;
 pub mod identity;
 pub mod leases;
 pub mod needed;
@@ -16,7 +17,9 @@ pub mod state;
 pub mod status;
 pub mod stops;
 pub mod table;
+pub mod tidy;
 pub mod tokens;
+pub mod unsaved;
 
 mod shared;
 

@@ -1,11 +1,10 @@
 //! Which machines are never to be imaged, also when the server is started without its config.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use netboot::MacAddr;
+use store::Store;
 
-use crate::room::book;
 use crate::room::config::Settings;
 
 /// Kind of the rows with machines that the last config named.
@@ -15,8 +14,7 @@ const KIND: &str = "never";
 ///
 /// # Errors
 /// If the store cannot be read or written.
-pub fn remember(state_dir: &Path, settings: &mut Settings, has_config: bool) -> anyhow::Result<()> {
-    let mut store = book::open_checked(state_dir)?;
+pub fn remember(store: &mut Store, settings: &mut Settings, has_config: bool) -> anyhow::Result<()> {
     let known: BTreeSet<MacAddr> = store.rows(KIND)?.into_iter().filter_map(|(mac, _)| mac.parse().ok()).collect();
     if !has_config {
         for mac in &known {
@@ -51,7 +49,8 @@ mod tests {
         let mac = |last| MacAddr([2, 0, 0, 0, 0, last]);
         let config = |text: &str| toml::from_str::<Settings>(text).expect("good");
         let start = |mut settings: Settings, has_config| {
-            remember(dir.path(), &mut settings, has_config).expect("remembered");
+            remember(&mut Store::open(dir.path(), |_| Ok(())).expect("opens"), &mut settings, has_config)
+                .expect("remembered");
             settings
         };
         let text = format!(

@@ -9,7 +9,7 @@ use report::Stage;
 
 use crate::room::book;
 use crate::room::config::Settings;
-use crate::room::fleet::Fleet;
+use crate::room::history;
 use crate::room::orders::Armed;
 use crate::room::running::ServerNote;
 use crate::room::state;
@@ -55,7 +55,7 @@ fn orders_config_and_machines_mean_what_they_meant() {
     );
 
     assert!(!state_dir.join("armed.json").exists() && state_dir.join("armed.json.taken-over").exists());
-    let fleet = Fleet::load(&book::open(&state_dir).expect("opens")).expect("read");
+    let fleet = history::load(&book::open(&state_dir).expect("opens")).expect("read");
     assert!(fleet.is_done(WRITTEN, &own), "it is not imaged again");
     let machine = fleet.machines().next().expect("one");
     let report = machine.report.as_ref().expect("it reported");

@@ -48,13 +48,16 @@ struct World {
     model: Model,
     rng: StdRng,
     deployments: u32,
+    /// What each machine was given last.
+    begun: BTreeMap<MacAddr, String>,
     log: Vec<String>,
 }
 
 impl World {
     fn start(&mut self) {
         let library = Library::create(&self.dir).expect("made");
-        self.room = Some(Room::open(Settings::default(), library, vec![]).expect("it starts"));
+        let store = book::open_checked(&library.state_dir()).expect("it starts");
+        self.room = Some(Room::open(Settings::default(), library, store).expect("it starts"));
     }
 
     fn state_dir(&self) -> PathBuf {
@@ -157,7 +160,10 @@ impl World {
         let mac = mac(self.machine());
         let Some(job) = self.room().armed().job_for(mac, &self.room().settings) else { return };
         let stage = ["restore", "done", "done", "failed"][self.rng.random_range(0..4usize)];
-        let json = format!(r#"{{"mac":"{mac}","stage":"{stage}","deployment":"{}"}}"#, job.deployment);
+        // It may have begun before the order was changed.
+        let begun = self.begun.insert(mac, job.deployment.clone()).filter(|begun| job.is_done_by(begun));
+        let deployment = begun.unwrap_or(job.deployment);
+        let json = format!(r#"{{"mac":"{mac}","stage":"{stage}","deployment":"{deployment}"}}"#);
         let report: Report = serde_json::from_str(&json).expect("JSON");
         let room = self.room();
         let armed = room.armed();
@@ -166,7 +172,7 @@ impl World {
             room.save_fleet();
         }
         if room.history().trouble().is_none() && stage == "done" {
-            self.model.done.entry(mac).or_default().insert(job.deployment);
+            self.model.done.entry(mac).or_default().insert(deployment);
         }
     }
 
@@ -273,6 +279,7 @@ fn run(sequences: u32, seed: u64) {
         model: Model::default(),
         rng: StdRng::seed_from_u64(seed),
         deployments: 0,
+        begun: BTreeMap::new(),
         log: Vec::new(),
     };
     for sequence in 0..sequences {

@@ -14,7 +14,8 @@ use report::Report;
 
 use crate::room::book::{self, OrderBook};
 use crate::room::config::Settings;
-use crate::room::fleet::{Fleet, History};
+use crate::room::fleet::Fleet;
+use crate::room::history::{self, History};
 use crate::room::identity::Identity;
 use crate::room::orders::{Armed, Job};
 use crate::room::rivals::Rivals;
@@ -23,6 +24,7 @@ use crate::room::seeds::SeedStatus;
 use crate::room::tokens::{Issue, Tokens};
 use crate::services::binding::Binding;
 use library::{Image, Library};
+use store::Store;
 use terminal::Throttle;
 
 /// Packets that were no use, by service; shown in the status, because a flood should not be a secret.
@@ -93,18 +95,17 @@ pub enum ReportError {
 }
 
 impl Room {
-    /// A room with what its library's store knows.
+    /// A room with what its library's store knows, which [`book::open_checked`] gave.
     ///
     /// # Errors
     /// If that cannot be read.
-    pub fn open(settings: Settings, library: Library, bindings: Vec<Binding>) -> anyhow::Result<Room> {
+    pub fn open(settings: Settings, library: Library, mut store: Store) -> anyhow::Result<Room> {
         let state_dir = library.state_dir();
-        let mut store = book::open_checked(&state_dir)?;
         Ok(Room {
             boot_dir: settings.boot_dir(),
             tokens: Mutex::new(Tokens::open(&mut store)?),
             alarm: Mutex::default(),
-            fleet: Mutex::new(Fleet::load(&store)?),
+            fleet: Mutex::new(history::load(&store)?),
             history: History::new(book::open(&state_dir)?),
             book: OrderBook::new(&state_dir, store)?,
             settings,
@@ -113,7 +114,7 @@ impl Room {
             counters: Counters::default(),
             images: RwLock::default(),
             seeds: RwLock::default(),
-            bindings: RwLock::new(bindings),
+            bindings: RwLock::default(),
             network_troubles: RwLock::default(),
             rivals: Mutex::default(),
         })
@@ -185,7 +186,7 @@ impl Room {
             return Err("this order is not from this server, or for another machine".into());
         }
         match self.boot(mac) {
-            Boot::Image(job) if job.deployment == deployment => Ok(()),
+            Boot::Image(job) if job.is_done_by(deployment) => Ok(()),
             Boot::Image(_) => Err("it has been armed anew meanwhile: restart it to get the new order".into()),
             Boot::Local(why) => Err(why.into()),
         }
@@ -207,8 +208,8 @@ impl Room {
         self.fleet().asked(mac, what, identity, &armed);
     }
 
-    /// Takes a report that came from a client; see [`Fleet::report`]. An important one is on disk when this returns, so that a machine
-    /// that is done is never imaged again.
+    /// Takes a report that came from a client; see [`Fleet::report`]. An important one is on disk when this returns, so
+    /// that a machine that is done is never imaged again.
     ///
     /// # Errors
     /// [`ReportError`]; what is acknowledged is kept.
@@ -285,7 +286,7 @@ impl Room {
     pub fn boot_of(&self, mac: MacAddr, armed: &Armed, fleet: &Fleet) -> Boot {
         match armed.job_for(mac, &self.settings) {
             None => Boot::Local("nothing is armed for it"),
-            Some(_) if fleet.other_cards(mac).into_iter().any(|other| self.is_kept_back(other, armed)) => {
+            Some(_) if self.kept_back(armed).any(|other| fleet.are_cards_of_one(mac, other)) => {
                 Boot::Local("it is held back, or never to be imaged, by its other network card")
             }
             Some(_) if armed.suspended().is_some() => Boot::Local(
@@ -296,9 +297,13 @@ impl Room {
         }
     }
 
-    /// Whether a person has said that this very machine is not to be imaged.
-    fn is_kept_back(&self, mac: MacAddr, armed: &Armed) -> bool {
-        self.settings.is_never(mac) || armed.held_back().any(|scope| *scope == Scope::Machine(mac))
+    /// The machines of which a person has said that they are not to be imaged.
+    fn kept_back<'a>(&'a self, armed: &'a Armed) -> impl Iterator<Item = MacAddr> + 'a {
+        let held = armed.held_back().filter_map(|scope| match scope {
+            Scope::Machine(mac) => Some(*mac),
+            _ => None,
+        });
+        held.chain(self.settings.machines_named().into_iter().filter(|mac| self.settings.is_never(*mac)))
     }
 
     /// How clients reach us under this address.

@@ -104,7 +104,7 @@ impl Status {
                 (Boot::Image(_), None) => true,
                 // What is under way is shown, whatever it was begun for.
                 (Boot::Image(job), Some(report)) => {
-                    report.deployment != job.deployment && (report.stage.is_verified() || !is_busy || silent)
+                    !job.is_done_by(&report.deployment) && (report.stage.is_verified() || !is_busy || silent)
                 }
             };
             MachineStatus {

@@ -45,6 +45,11 @@ impl Stops {
         Stops { state_dir: state_dir.to_owned(), in_library, in_run }
     }
 
+    /// The state directory that the lists belong to.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// Takes the space that a list needs.
     ///
     /// # Errors

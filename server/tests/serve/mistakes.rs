@@ -52,6 +52,11 @@ fn mistakes_in_the_config_are_named() {
         assert!(error.contains("none of the networks"), "{error}");
         let error = serve_fails(&lan, &["--config", "/nowhere/ezio.toml"]);
         assert!(error.contains("reading the config /nowhere/ezio.toml"), "{error}");
+        let manifest = lan.dir.path().join("boot/manifest.json");
+        fs::write(&manifest, r#"{"schema":1,"flavour":"generic"}"#).expect("written");
+        let error = serve_fails(&lan, &[]);
+        assert!(error.contains("is of an earlier version") && error.contains("make image"), "{error}");
+        fs::remove_file(&manifest).expect("removed");
         fs::remove_file(lan.dir.path().join("boot/vmlinuz")).expect("removed");
         let boot = lan.dir.path().join("boot");
         let error = ezio_fails(&lan, &["serve", "--boot-dir", boot.to_str().expect("a plain path")]);

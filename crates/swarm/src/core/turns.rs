@@ -165,8 +165,8 @@ impl Turns {
     }
 
     /// Whether an owner that waits may have a turn now. One with several links has bytes on the wire for each that was
-    /// served, so they are served one at a time while others compete, and less often: it may hand on nothing of what it gets. An owner that wants to be sent again what it was
-    /// sent before has to let others go first.
+    /// served, so they are served one at a time while others compete, and less often: it may hand on nothing of what it
+    /// gets. An owner that wants to be sent again what it was sent before has to let others go first.
     fn may_have_turn(&self, id: u64, now: Duration) -> bool {
         let Some(owner) = self.owners.get(&id) else { return false };
         if owner.links == 1 && !owner.repeats {

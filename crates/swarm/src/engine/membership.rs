@@ -201,7 +201,8 @@ impl State {
             _ if has_enough => Some(idlest(&|link| link.owner() == owner)?),
             _ if links().count() < shared.max_peers => None,
             _ => {
-                // The owner with the most links gives one up, the least useful of them, unless it has then fewer than the newcomer.
+                // The owner with the most links gives one up, the least useful of them, unless it has then fewer than
+                // the newcomer.
                 let most = owned.values().copied().max().unwrap_or(0);
                 let crowd = links().filter(|link| most > own + 1 && count(link) == most);
                 match crowd.max_by_key(|link| (!core.is_in_queue(link.key), idle_for(link))) {
