@@ -21,6 +21,8 @@ use order::MacAddr;
 const OFFER_S: u64 = 60;
 /// How long an address that was found in use is left alone, in seconds.
 const DECLINED_S: u64 = 600;
+/// How long a lease is not looked after, in seconds: a machine says nothing while its kernel starts.
+const YOUNG_S: u64 = 120;
 
 /// What the server gives out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +85,19 @@ pub struct LeaseRecord {
     pub mac: Option<MacAddr>,
     /// When it ends, in seconds since 1970. A record that has ended still remembers whose address it was.
     pub expires: u64,
+    /// The relay through which it was given, which is the machine's router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Ipv4Addr>,
+}
+
+impl LeaseRecord {
+    fn is_of(&self, mac: MacAddr) -> bool {
+        self.mac == Some(mac)
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        self.expires <= now
+    }
 }
 
 /// What a packet led to.
@@ -115,9 +130,13 @@ pub struct DhcpServer {
     config: ServerConfig,
     leases: BTreeMap<Ipv4Addr, LeaseRecord>,
     offers: BTreeMap<Ipv4Addr, Offer>,
+    /// Addresses that a host has answered for although nothing but the lease was known of it, and until when, in seconds since
+    /// 1970, they are not looked for again.
+    alive: BTreeMap<Ipv4Addr, u64>,
 }
 
-/// An address that is kept for a machine until it asks for it.
+/// An address that is kept for a machine until it asks for it, or until another one needs it: a DISCOVER costs nothing, so
+/// what it gets may be taken back (RFC 2131, section 3.1: the address need not be reserved).
 #[derive(Clone, Copy, Debug)]
 struct Offer {
     mac: MacAddr,
@@ -130,7 +149,8 @@ struct Offer {
 impl DhcpServer {
     /// A server that remembers what it gave out before; records outside the range are forgotten.
     pub fn new(config: ServerConfig, records: Vec<LeaseRecord>) -> DhcpServer {
-        let mut server = DhcpServer { config, leases: BTreeMap::new(), offers: BTreeMap::new() };
+        let mut server =
+            DhcpServer { config, leases: BTreeMap::new(), offers: BTreeMap::new(), alive: BTreeMap::new() };
         for record in records {
             let mut networks = server.behind(None).chain([server.here()]);
             let may_be = networks.any(|network| server.may_give(&network, record.address));
@@ -152,6 +172,7 @@ impl DhcpServer {
     pub fn handle(&mut self, request: &Message, boot: Option<&BootServer>, now: u64) -> Outcome {
         let mac = message::mac_of(request);
         self.offers.retain(|_, offer| offer.expires > now);
+        self.alive.retain(|_, until| *until > now);
         match request.opts().msg_type() {
             Some(MessageType::Discover) => {
                 let Some(network) = self.network_of(request) else { return Outcome::Elsewhere(request.giaddr()) };
@@ -174,7 +195,7 @@ impl DhcpServer {
             Some(MessageType::Release) => {
                 let address = request.ciaddr();
                 match self.leases.get_mut(&address) {
-                    Some(record) if record.mac == Some(mac) && record.expires > now => {
+                    Some(record) if record.is_of(mac) && !record.is_over(now) => {
                         record.expires = now;
                         Outcome::Freed(address)
                     }
@@ -185,7 +206,7 @@ impl DhcpServer {
                 // Only the machine that was given an address may spoil it.
                 Some(address) if self.owner(address, now) == Some(Some(mac)) => {
                     self.offers.remove(&address);
-                    self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S });
+                    self.leave_alone(address, now);
                     Outcome::Freed(address)
                 }
                 _ => Outcome::Silent,
@@ -201,37 +222,57 @@ impl DhcpServer {
             self.offers.retain(|_, offer| offer.mac != mac);
             return Outcome::Silent;
         }
-        let Some(network) = self.network_of(request) else { return Outcome::Elsewhere(request.giaddr()) };
         let renewing = Some(request.ciaddr()).filter(|address| !address.is_unspecified());
-        // A machine behind a relay that renews its lease past it: which router to name, only the relay knows. The machine asks
-        // through it before the lease ends (RFC 2131, section 4.4.5).
-        let is_behind = |address| self.behind(None).any(|network| network.has(address));
-        if network.is_here && renewing.is_some_and(is_behind) {
-            return Outcome::Silent;
-        }
-        let Some(address) = renewing.or(requested(request)) else { return Outcome::Silent };
-        let free_or_own = match self.owner(address, now) {
-            None => true,
-            Some(owner) => owner == Some(mac),
+        let past_its_relay = renewing.filter(|_| request.giaddr().is_unspecified());
+        let network = match past_its_relay.and_then(|address| self.network_past_its_relay(address, mac, now)) {
+            Some(Some(network)) => network,
+            // It asks through its relay before the lease ends (RFC 2131, section 4.4.5).
+            Some(None) => return Outcome::Silent,
+            None => match self.network_of(request) {
+                Some(network) => network,
+                None => return Outcome::Elsewhere(request.giaddr()),
+            },
         };
-        if !self.may_give(&network, address) || !free_or_own {
+        let Some(address) = renewing.or(requested(request)) else { return Outcome::Silent };
+        if !self.may_give(&network, address) || !self.may_have(address, mac, server_id.is_some(), now) {
             return Outcome::Refused(self.refuse(request));
         }
         if network.is_here && self.has_to_probe(address, mac, now) {
             return Outcome::Probe(address);
         }
-        self.offers.retain(|_, offer| offer.mac != mac);
-        self.leases.retain(|_, record| record.mac != Some(mac));
+        self.offers.retain(|of, offer| offer.mac != mac && *of != address);
+        self.leases.retain(|_, record| !record.is_of(mac));
         let expires = now + u64::from(self.config.lease_s);
-        self.leases.insert(address, LeaseRecord { address, mac: Some(mac), expires });
+        let relay = if network.is_here { None } else { network.router };
+        self.leases.insert(address, LeaseRecord { address, mac: Some(mac), expires, relay });
         Outcome::Leased(address, self.grant(&network, request, boot, MessageType::Ack, Some(address)))
+    }
+
+    /// The network of a machine behind a relay that renews its lease past it (RFC 2131, section 4.3.2: such a message has no
+    /// `giaddr`). `Some(None)` if it is on such a network, but which router to name is not known.
+    fn network_past_its_relay(&self, address: Ipv4Addr, mac: MacAddr, now: u64) -> Option<Option<Network>> {
+        let network = self.behind(None).find(|network| network.has(address))?;
+        let lease = self.leases.get(&address).filter(|record| record.is_of(mac) && !record.is_over(now));
+        Some(lease.and_then(|record| record.relay).map(|relay| Network { router: Some(relay), ..network }))
+    }
+
+    /// Whether a machine that asks for an address may have it. `is_answer`: it answers an offer of ours. Then the first one to
+    /// ask gets it, if it was offered to others as well.
+    fn may_have(&self, address: Ipv4Addr, mac: MacAddr, is_answer: bool, now: u64) -> bool {
+        let is_offered = self.offers.get(&address).map(|offer| offer.mac == mac);
+        match self.leases.get(&address) {
+            Some(record) if record.is_of(mac) => true,
+            // Nobody has answered for it when it was offered.
+            Some(record) if !record.is_over(now) => is_offered == Some(true),
+            _ => is_answer || is_offered != Some(false),
+        }
     }
 
     /// Whether an address has to be looked for on the network before this machine gets it; it is kept for the machine
     /// meanwhile. What the machine has already is its own.
     fn has_to_probe(&mut self, address: Ipv4Addr, mac: MacAddr, now: u64) -> bool {
-        let is_leased = self.leases.get(&address).is_some_and(|old| old.mac == Some(mac) && old.expires > now);
-        let is_probed = self.offers.get(&address).is_some_and(|offer| offer.mac == mac && offer.is_probed);
+        let is_leased = self.leases.get(&address).is_some_and(|old| old.is_of(mac) && !old.is_over(now));
+        let is_probed = self.offers.get(&address).is_some_and(|offer| offer.is_probed);
         if !self.config.probe || is_leased || is_probed {
             return false;
         }
@@ -241,24 +282,38 @@ impl DhcpServer {
 
     /// Keeps one address for a machine, and no other one.
     fn keep(&mut self, address: Ipv4Addr, mac: MacAddr, now: u64, is_probed: bool) {
+        let is_probed = is_probed || self.offers.get(&address).is_some_and(|offer| offer.is_probed);
         self.offers.retain(|_, offer| offer.mac != mac);
         self.offers.insert(address, Offer { mac, expires: now + OFFER_S, is_probed });
     }
 
-    /// No host has answered for an address that is kept for this machine.
-    pub fn probed(&mut self, address: Ipv4Addr, mac: MacAddr) {
-        if let Some(offer) = self.offers.get_mut(&address).filter(|offer| offer.mac == mac) {
+    /// No host has answered for an address that is kept for a machine.
+    pub fn probed(&mut self, address: Ipv4Addr) {
+        if let Some(offer) = self.offers.get_mut(&address) {
             offer.is_probed = true;
         }
     }
 
-    /// A host has answered for an address that was to be given out: it is left alone for a while. `now` is in seconds since
-    /// 1970.
-    pub fn found_in_use(&mut self, address: Ipv4Addr, now: u64) {
-        if self.may_give(&self.here(), address) {
-            self.offers.remove(&address);
-            self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S });
+    /// A host has answered for an address that was to be given out: it is left alone for a while, or stays with the machine
+    /// that has a lease for it. `now` is in seconds since 1970. Returns that machine.
+    pub fn found_in_use(&mut self, address: Ipv4Addr, now: u64) -> Option<MacAddr> {
+        if !self.may_give(&self.here(), address) {
+            return None;
         }
+        self.offers.remove(&address);
+        let lease = self.leases.get(&address).filter(|record| !record.is_over(now));
+        let holder = lease.and_then(|record| record.mac);
+        match holder {
+            Some(_) => {
+                self.alive.insert(address, now + DECLINED_S);
+            }
+            None => self.leave_alone(address, now),
+        }
+        holder
+    }
+
+    fn leave_alone(&mut self, address: Ipv4Addr, now: u64) {
+        self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S, relay: None });
     }
 
     /// Who holds an address now: `None` nobody, `Some(None)` an unknown machine, `Some(Some(mac))` that machine.
@@ -266,18 +321,24 @@ impl DhcpServer {
         if let Some(offer) = self.offers.get(&address) {
             return Some(Some(offer.mac));
         }
-        self.leases.get(&address).filter(|record| record.expires > now).map(|record| record.mac)
+        self.leases.get(&address).filter(|record| !record.is_over(now)).map(|record| record.mac)
     }
 
     /// Its own address if it ever had one, else what it asks for, else a fixed place by its address, else any
-    /// that was never given out, else the one that has been free for longest.
+    /// that was never given out, else the one that has been free for longest. If none is free: the one that was offered
+    /// longest ago, and has not been asked for; else the one that was leased longest ago and may belong to nobody any more, if
+    /// it can be looked for ([`Outcome::Probe`]).
     fn choose(&self, network: &Network, mac: MacAddr, wanted: Option<Ipv4Addr>, now: u64) -> Option<Ipv4Addr> {
         let offered = self.offers.iter().filter(|(_, offer)| offer.mac == mac).map(|(address, _)| *address);
-        let remembered = self.leases.values().filter(|record| record.mac == Some(mac)).map(|record| record.address);
+        let remembered = self.leases.values().filter(|record| record.is_of(mac)).map(|record| record.address);
+        // What it has had is its own, whomever it has been offered to meanwhile.
+        if let Some(address) = remembered.chain(offered).find(|address| self.may_give(network, *address)) {
+            return Some(address);
+        }
         let usable = |address: &Ipv4Addr| {
             self.may_give(network, *address) && self.owner(*address, now).is_none_or(|owner| owner == Some(mac))
         };
-        if let Some(address) = offered.chain(remembered).chain(wanted).find(usable) {
+        if let Some(address) = wanted.filter(usable) {
             return Some(address);
         }
         let (first, last) = (u32::from(*network.range.start()), u32::from(*network.range.end()));
@@ -291,6 +352,21 @@ impl DhcpServer {
             .or_else(|| {
                 let ended = self.leases.values().filter(|record| usable(&record.address));
                 ended.min_by_key(|record| record.expires).map(|record| record.address)
+            })
+            .or_else(|| {
+                let is_leased = |address| self.leases.get(address).is_some_and(|record| !record.is_over(now));
+                let waiting = self.offers.iter().filter(|(of, _)| self.may_give(network, **of) && !is_leased(of));
+                waiting.min_by_key(|(_, offer)| offer.expires).map(|(address, _)| *address)
+            })
+            .or_else(|| {
+                let given = |record: &LeaseRecord| record.expires.saturating_sub(u64::from(self.config.lease_s));
+                let may_be_left = self.leases.values().filter(|record| {
+                    let is_kept = self.alive.contains_key(&record.address) || self.offers.contains_key(&record.address);
+                    record.mac.is_some() && !is_kept && given(record) + YOUNG_S <= now
+                });
+                let here = may_be_left.filter(|record| self.may_give(network, record.address));
+                let oldest = here.min_by_key(|record| record.expires).map(|record| record.address);
+                oldest.filter(|_| network.is_here && self.config.probe)
             })
     }
 

@@ -75,7 +75,7 @@ mod tests {
     use crate::room::book;
 
     fn lease(last: u8, expires: u64) -> LeaseRecord {
-        LeaseRecord { address: Ipv4Addr::new(10, 0, 0, last), mac: None, expires }
+        LeaseRecord { address: Ipv4Addr::new(10, 0, 0, last), mac: None, expires, relay: None }
     }
 
     #[test]

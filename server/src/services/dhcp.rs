@@ -304,13 +304,15 @@ impl DhcpService {
         // The machine itself may still have it, from the firmware before.
         let waiting = leases.probes.iter().find(|(mac, probe)| probe.address == address && **mac != card);
         let Some(mac) = waiting.map(|(mac, _)| *mac) else { return };
-        if let Some(more) = IN_USE.pass() {
+        let holder = leases.server.found_in_use(address, state::unix_now());
+        if holder.is_none()
+            && let Some(more) = IN_USE.pass()
+        {
             log::warn!(
                 "{address} is in dhcp_range, and {card} uses it already: it is left out for ten minutes; give that machine \
                  another address, or make dhcp_range smaller{more}"
             );
         }
-        leases.server.found_in_use(address, state::unix_now());
         leases.dirty = true;
         if let Some(probe) = leases.probes.remove(&mac) {
             let reply = leases.answer(room, &self.binding, probe.request);
@@ -321,8 +323,8 @@ impl DhcpService {
     /// Asks again for addresses, or gives them out.
     async fn on_probes_due(&mut self, room: &Room) {
         let Some(leases) = &mut self.leases else { return };
-        for (mac, probe) in leases.take_due() {
-            leases.server.probed(probe.address, mac);
+        for probe in leases.take_due() {
+            leases.server.probed(probe.address);
             let reply = leases.answer(room, &self.binding, probe.request);
             send(room, &self.port_67, reply).await;
         }
@@ -349,7 +351,7 @@ impl Leases {
     }
 
     /// Sends those that are due for the first time again, and takes out the others.
-    fn take_due(&mut self) -> Vec<(MacAddr, Probe)> {
+    fn take_due(&mut self) -> Vec<Probe> {
         let now = Instant::now();
         let due: Vec<MacAddr> =
             self.probes.iter().filter(|(_, probe)| probe.until <= now).map(|(mac, _)| *mac).collect();
@@ -357,7 +359,7 @@ impl Leases {
         for mac in due {
             let Some(mut probe) = self.probes.remove(&mac) else { continue };
             if probe.is_repeated {
-                over.push((mac, probe));
+                over.push(probe);
             } else {
                 probe.is_repeated = true;
                 probe.until = now + PROBE_REST;

@@ -153,6 +153,74 @@ fn ordinary_clients_get_a_lease_and_no_boot_file() {
     assert_eq!(message::decode(&offer.bytes).expect("ours").fname(), None);
 }
 
+fn answer(server: &mut DhcpServer, last: u8, address: Ipv4Addr, now: u64) -> Outcome {
+    let request = with(message(last, MessageType::Request), DhcpOption::RequestedIpAddress(address));
+    server.handle(&with(request, DhcpOption::ServerIdentifier(SERVER)), None, now)
+}
+
+#[test]
+fn requests_that_nobody_follows_up_keep_no_machine_out() {
+    let mut server = DhcpServer::new(config(10, 19), vec![]);
+    let known = lease(&mut server, 1, 0).expect("free");
+    // One card that calls itself by many names, after the known machine's lease has ended.
+    let offer =
+        |server: &mut DhcpServer, last, now| match server.handle(&message(last, MessageType::Discover), None, now) {
+            Outcome::Offered(address, _) => address,
+            other => panic!("{other:?}"),
+        };
+    let forged: Vec<Ipv4Addr> = (100..130).map(|last| offer(&mut server, last, 200)).collect();
+    assert!(forged.contains(&known), "nothing is set aside");
+    assert_eq!(lease(&mut server, 1, 201), Some(known), "but a known machine gets what it had");
+    let other = lease(&mut server, 2, 201).expect("another one as well");
+    assert_ne!(other, known);
+    // Who was offered what they have now is refused, and may ask again.
+    assert!(matches!(answer(&mut server, 129, known, 202), Outcome::Refused(_)));
+    assert!(matches!(answer(&mut server, 129, other, 202), Outcome::Refused(_)));
+}
+
+#[test]
+fn an_address_that_was_offered_twice_goes_to_who_asks_first() {
+    let mut server = DhcpServer::new(config(10, 10), vec![]);
+    let only = Ipv4Addr::new(10, 0, 0, 10);
+    for last in [1, 2] {
+        let offer = server.handle(&message(last, MessageType::Discover), None, 0);
+        assert!(matches!(offer, Outcome::Offered(address, _) if address == only));
+    }
+    assert!(matches!(answer(&mut server, 1, only, 1), Outcome::Leased(..)));
+    assert!(matches!(answer(&mut server, 2, only, 1), Outcome::Refused(_)));
+    assert!(matches!(answer(&mut server, 1, only, 2), Outcome::Leased(..)));
+}
+
+#[test]
+fn leases_that_nobody_answers_for_keep_no_machine_out() {
+    let lease_s = 3600;
+    let mut server = DhcpServer::new(ServerConfig { probe: true, lease_s, ..config(10, 12) }, vec![]);
+    let discover = |server: &mut DhcpServer, last, now| server.handle(&message(last, MessageType::Discover), None, now);
+    let mut held = Vec::new();
+    for last in 1..=3 {
+        let Outcome::Probe(address) = discover(&mut server, last, u64::from(last)) else { panic!("free") };
+        server.probed(address);
+        assert!(matches!(answer(&mut server, last, address, u64::from(last)), Outcome::Leased(..)));
+        held.push(address);
+    }
+    assert_eq!(discover(&mut server, 9, 100), Outcome::Exhausted, "they are young: a kernel may be starting there");
+    // The first one answers, the second one does not.
+    assert_eq!(discover(&mut server, 9, 200), Outcome::Probe(held[0]));
+    assert_eq!(server.found_in_use(held[0], 200), Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])));
+    assert_eq!(discover(&mut server, 9, 200), Outcome::Probe(held[1]));
+    // Its machine may renew it as long as nobody else has it.
+    let mut renewal = message(2, MessageType::Request);
+    renewal.set_ciaddr(held[1]);
+    assert!(matches!(server.clone().handle(&renewal, None, 200), Outcome::Leased(..)));
+    server.probed(held[1]);
+    assert!(matches!(discover(&mut server, 9, 201), Outcome::Offered(address, _) if address == held[1]));
+    assert!(matches!(answer(&mut server, 9, held[1], 201), Outcome::Leased(..)));
+    assert!(matches!(server.handle(&renewal, None, 202), Outcome::Refused(_)), "it is another machine's now");
+    renewal = message(1, MessageType::Request);
+    renewal.set_ciaddr(held[0]);
+    assert!(matches!(server.handle(&renewal, None, 202), Outcome::Leased(..)));
+}
+
 proptest! {
     #[test]
     fn no_two_machines_ever_hold_one_address(
@@ -287,20 +355,18 @@ fn an_address_that_no_machine_can_have_is_never_given() {
 fn an_address_is_looked_for_before_a_machine_gets_it() {
     let mut server = DhcpServer::new(ServerConfig { probe: true, ..config(10, 12) }, vec![]);
     let discover = |server: &mut DhcpServer, last, now| server.handle(&message(last, MessageType::Discover), None, now);
-    let mac = |last| MacAddr([0x52, 0x54, 0, 0, 0, last]);
     let Outcome::Probe(first) = discover(&mut server, 1, 0) else { panic!("not known") };
     let Outcome::Probe(second) = discover(&mut server, 2, 0) else { panic!("not known") };
     assert_ne!(first, second, "it is kept meanwhile");
     assert_eq!(discover(&mut server, 1, 1), Outcome::Probe(first), "asked again, it waits for the same");
-    server.probed(first, mac(1));
+    server.probed(first);
     assert!(matches!(discover(&mut server, 1, 1), Outcome::Offered(address, _) if address == first));
     // The other one is in use: the machine gets what is left, after a look at that.
     server.found_in_use(second, 1);
     let Outcome::Probe(third) = discover(&mut server, 2, 1) else { panic!("one is left") };
     assert!(third != first && third != second);
-    server.probed(third, mac(2));
+    server.probed(third);
     assert!(matches!(discover(&mut server, 2, 1), Outcome::Offered(address, _) if address == third));
-    assert_eq!(discover(&mut server, 3, 1), Outcome::Exhausted);
     // What is leased to a machine is given to it at once; a stranger's wish for what is in use is refused.
     let request = |last, address| with(message(last, MessageType::Request), DhcpOption::RequestedIpAddress(address));
     assert!(matches!(server.handle(&request(1, first), None, 2), Outcome::Leased(..)));
@@ -341,14 +407,24 @@ fn a_network_behind_a_relay_gets_addresses_of_its_own() {
     assert_eq!(here.octets()[..3], [10, 0, 0]);
     let other = Ipv4Addr::new(172, 16, 4, 1);
     assert_eq!(server.handle(&through(request, other), None, 1), Outcome::Elsewhere(other));
-    // A lease is renewed through the relay, never past it.
+    // A lease is renewed past the relay, which is still the machine's router.
     let mut renewal = message(1, MessageType::Request);
     renewal.set_ciaddr(address);
-    assert_eq!(server.handle(&renewal, None, 50), Outcome::Silent);
+    let Outcome::Leased(renewed, reply) = server.handle(&renewal, None, 50) else { panic!("it has a lease") };
+    assert_eq!((renewed, reply.to), (address, SocketAddrV4::new(address, CLIENT_PORT)));
+    let reply = message::decode(&reply.bytes).expect("ours");
+    assert_eq!(message::address_of(&reply, OptionCode::Router), Some(relay));
+    let mut strangers = message(7, MessageType::Request);
+    strangers.set_ciaddr(address);
+    assert_eq!(server.handle(&strangers, None, 50), Outcome::Silent, "it has no lease, and its relay is not known");
     assert!(matches!(server.handle(&through(renewal, relay), None, 80), Outcome::Leased(at, _) if at == address));
     let kept = server.leases();
     assert!(matches!(server.handle(&discover(2), None, 80), Outcome::Offered(..)));
-    assert_eq!(server.handle(&discover(3), None, 80), Outcome::Exhausted);
+    let Outcome::Offered(second, _) = server.handle(&discover(3), None, 80) else { panic!("the offer is taken back") };
+    assert_ne!(second, address, "what is leased there cannot be looked for");
+    let request = with(message(3, MessageType::Request), DhcpOption::RequestedIpAddress(second));
+    assert!(matches!(server.handle(&through(request, relay), None, 80), Outcome::Leased(..)));
+    assert_eq!(server.handle(&discover(4), None, 81), Outcome::Exhausted);
     let relayed = server.config.relayed.clone();
     let mut again = DhcpServer::new(ServerConfig { relayed, ..config(10, 99) }, kept);
     assert!(matches!(again.handle(&discover(1), None, 90), Outcome::Offered(at, _) if at == address), "remembered");
