@@ -28,6 +28,7 @@ pub use crate::core::exchange::Said;
 use crate::bits::PieceSet;
 use crate::core::peer::Peer;
 use crate::core::turns::Turns;
+use crate::pace::PLAN_AGAIN;
 use crate::picker::{Ask, PeerKey, Picker};
 use crate::super_seeding::SuperSeeding;
 
@@ -70,8 +71,10 @@ pub struct Core {
     geometry: Geometry,
     block_bytes: u32,
     picker: Picker,
-    /// The plan of a seeder whose pieces no other peer has at first.
+    /// The plan of a seeder whose pieces no other peer has at first, or has any more.
     plan: Option<SuperSeeding>,
+    /// When it was last seen whether a new one is needed.
+    looked_at: Option<Duration>,
     /// Pieces verified since the start, in that order; each peer's entry records how many of them that peer knows.
     have_log: Vec<PieceIndex>,
     bytes_have: u64,
@@ -96,13 +99,13 @@ impl Core {
             Some(have) => Picker::new(geometry, &have, budget, &mut rng),
             None => Picker::of_unknown(geometry, budget, &mut rng),
         };
-        let image = scaled(geometry, block_bytes / BLOCK_LEN);
-        let plan = held.is_full().then(|| SuperSeeding::new(image, &mut rng));
+        let plan = held.is_full().then(|| SuperSeeding::new(scaled(geometry, block_bytes / BLOCK_LEN), &mut rng));
         Core {
             geometry,
             block_bytes,
             picker,
             plan,
+            looked_at: None,
             have_log: Vec::new(),
             bytes_have: held.iter().map(|piece| u64::from(geometry.len_of(piece))).sum(),
             withheld: PieceSet::new(geometry),
@@ -139,8 +142,9 @@ impl Core {
         self.turns.join(key, owner);
         self.picker.add_peer(key);
         let mut shows_little = false;
+        self.plan_again(now);
         if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_over()) {
-            plan.join(key);
+            plan.join(key, owner);
             shows_little = true;
         }
         self.peers.insert(key, Peer::new(now, self.have_log.len(), shows_little));
@@ -149,6 +153,27 @@ impl Core {
             have.remove(piece);
         });
         (key, (!shows_little && have.count() > 0).then_some(have))
+    }
+
+    /// Once the plan is over, it is forgotten that pieces were sent if nobody who has them is left: the next room gets a plan, too.
+    /// Who has been shown everything is in no plan any more.
+    fn plan_again(&mut self, now: Duration) {
+        let is_due = self.looked_at.is_none_or(|at| now.saturating_sub(at) >= PLAN_AGAIN);
+        if !is_due || self.plan.as_ref().is_none_or(|plan| !plan.is_over()) {
+            return;
+        }
+        self.looked_at = Some(now);
+        let is_unheld = |&piece: &PieceIndex| self.picker.availability(piece) == 0 && !self.withheld.contains(piece);
+        let unheld: Vec<PieceIndex> = self.geometry.pieces().filter(is_unheld).collect();
+        if unheld.is_empty() {
+            return;
+        }
+        let mut plan = SuperSeeding::of(unheld, scaled(self.geometry, self.block_bytes / BLOCK_LEN), &mut self.rng);
+        // They have not heard yet that the last one is over.
+        for (&key, _) in self.peers.iter().filter(|(_, peer)| peer.shows_little) {
+            plan.join(key, self.turns.owner_of(key).unwrap_or(u64::from(key)));
+        }
+        self.plan = Some(plan);
     }
 
     /// A peer is gone; blocks requested from it are free again. False if it was gone before.
@@ -169,6 +194,9 @@ impl Core {
     pub fn set_owner(&mut self, key: PeerKey, owner: u64, now: Duration) {
         if let Some(peer) = self.peers.get(&key) {
             self.turns.set_owner(key, owner, peer.is_stalled);
+            if let Some(plan) = &mut self.plan {
+                plan.set_owner(key, owner);
+            }
             self.hand_out_turns(now);
         }
     }

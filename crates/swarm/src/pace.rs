@@ -21,11 +21,13 @@ pub const SLOT_STALL: Duration = Duration::from_millis(100);
 pub const COMPETES_FOR: Duration = Duration::from_millis(500);
 /// Links of one owner that may be served or stalled at the same time, if it has several: each has bytes on the wire.
 pub const OWNER_LINKS: usize = 8;
-/// Turns that others get before an owner with several links, which was just served, is served again, unless they do not
-/// want as many within [`COMPETES_FOR`].
-pub const OTHERS_TURNS: u32 = 3;
+/// Turns that others get before an owner with several links, which was just served, is served again, or one for each of them if
+/// they are more, unless they do not want as many within [`COMPETES_FOR`].
+pub const OTHERS_TURNS: u64 = 3;
 /// An owner that is sent again what it was sent before gets a turn this often while others want their first copy.
 pub const REPEATS_EVERY: Duration = Duration::from_secs(2);
+/// A seeder asks at most this often whether there are pieces again that nobody else has.
+pub const PLAN_AGAIN: Duration = Duration::from_secs(1);
 /// A link that has moved this many bytes did something useful. A turn is at least as long.
 pub const USEFUL_BYTES: u32 = TURN_BYTES.0;
 /// After this time, the kernel closes a connection to a machine that acknowledges nothing.

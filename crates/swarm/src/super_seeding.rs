@@ -5,6 +5,9 @@
 //! (the idea of BEP 16). The window is refilled the moment one has been sent; no peer waits for proof that it was
 //! passed on. So all receivers fetch different pieces, and get the rest from each other. After that, every peer is
 //! shown everything.
+//!
+//! What is shown to one peer is kept from the others, so nobody is trusted with much of it at once: a window is small at
+//! first, and grows with what was fetched. The links of one owner have one window between them.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -20,6 +23,8 @@ use crate::bits::PieceSet;
 const WINDOW_BYTES: u32 = 8 << 20;
 /// Fewest pieces shown, if pieces are larger than that, and most pieces shown, if they are tiny.
 const WINDOW_PIECES: (u32, u32) = (2, 256);
+/// Bytes shown to an owner of which nothing is known.
+const FIRST_WINDOW_BYTES: u32 = 1 << 20;
 
 /// How long fast peers wait for the last first copies before they may fetch them too.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -28,17 +33,28 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct SuperSeeding {
     geometry: Geometry,
+    /// Most pieces in a window, and those of a new one.
     window: usize,
+    first_window: usize,
     /// Not shown to any peer yet, in random order.
     fresh: VecDeque<PieceIndex>,
     peers: BTreeMap<u32, Shown>,
+    owners: BTreeMap<u64, Owner>,
     /// The time since which a fast peer has had nothing to fetch while the last first copies are being sent.
     waiting_since: Option<Duration>,
     is_over: bool,
 }
 
+/// Who has one or more of the links.
+#[derive(Debug)]
+struct Owner {
+    links: usize,
+    window: usize,
+}
+
 #[derive(Debug)]
 struct Shown {
+    owner: u64,
     pieces: PieceSet,
     /// Shown and not yet sent in full, with the bytes that remain.
     open: Vec<(PieceIndex, u32)>,
@@ -47,15 +63,22 @@ struct Shown {
 impl SuperSeeding {
     /// A plan for all pieces, none of them sent.
     pub fn new(geometry: Geometry, rng: &mut impl Rng) -> SuperSeeding {
-        let mut fresh: Vec<_> = geometry.pieces().collect();
+        SuperSeeding::of(geometry.pieces().collect(), geometry, rng)
+    }
+
+    /// A plan for these pieces of an image, which no peer has.
+    pub fn of(mut fresh: Vec<PieceIndex>, geometry: Geometry, rng: &mut impl Rng) -> SuperSeeding {
         fresh.shuffle(rng);
         let (least, most) = WINDOW_PIECES;
-        let window = (WINDOW_BYTES / geometry.piece_len()).clamp(least, most);
+        let pieces =
+            |bytes: u32| usize::try_from((bytes / geometry.piece_len()).clamp(least, most)).expect("at most 256");
         SuperSeeding {
             geometry,
-            window: usize::try_from(window).expect("at most 256"),
+            window: pieces(WINDOW_BYTES),
+            first_window: pieces(FIRST_WINDOW_BYTES),
             fresh: fresh.into(),
             peers: BTreeMap::new(),
+            owners: BTreeMap::new(),
             waiting_since: None,
             is_over: false,
         }
@@ -66,15 +89,40 @@ impl SuperSeeding {
         self.is_over
     }
 
-    /// A peer has connected; ask [`SuperSeeding::refill`] what to show it.
-    pub fn join(&mut self, peer: u32) {
+    /// A link of this owner; ask [`SuperSeeding::refill`] what to show it.
+    pub fn join(&mut self, peer: u32, owner: u64) {
         let pieces = PieceSet::new(self.geometry);
-        self.peers.insert(peer, Shown { pieces, open: Vec::new() });
+        if self.peers.insert(peer, Shown { owner, pieces, open: Vec::new() }).is_none() {
+            self.add_link(owner);
+        }
+    }
+
+    /// The link belongs to another owner than was thought.
+    pub fn set_owner(&mut self, peer: u32, owner: u64) {
+        let Some(shown) = self.peers.get_mut(&peer) else { return };
+        let old = std::mem::replace(&mut shown.owner, owner);
+        self.add_link(owner);
+        self.remove_link(old);
+    }
+
+    fn add_link(&mut self, owner: u64) {
+        let window = self.first_window;
+        self.owners.entry(owner).or_insert(Owner { links: 0, window }).links += 1;
+    }
+
+    fn remove_link(&mut self, owner: u64) {
+        if let Some(entry) = self.owners.get_mut(&owner) {
+            entry.links -= 1;
+            if entry.links == 0 {
+                self.owners.remove(&owner);
+            }
+        }
     }
 
     /// A peer is gone; pieces that were shown to it but not sent go to another peer.
     pub fn leave(&mut self, peer: u32) {
         let Some(shown) = self.peers.remove(&peer) else { return };
+        self.remove_link(shown.owner);
         for (piece, _) in shown.open {
             if !self.peers.values().any(|other| other.pieces.contains(piece)) {
                 self.fresh.push_front(piece);
@@ -92,6 +140,9 @@ impl SuperSeeding {
             return false;
         }
         shown.open.swap_remove(at);
+        if let Some(owner) = self.owners.get_mut(&shown.owner) {
+            owner.window = (owner.window + 1).min(self.window);
+        }
         self.close_everywhere(piece);
         true
     }
@@ -117,14 +168,19 @@ impl SuperSeeding {
         if self.is_over || !self.peers.contains_key(&peer) {
             return news;
         }
-        while self.open(peer) < self.window {
+        let (open, window) = self.window_of(peer);
+        let mut room = window.saturating_sub(open);
+        while room > 0 {
             match self.fresh.pop_front() {
                 Some(piece) if is_held(piece) => {}
-                Some(piece) => self.show(peer, piece, &mut news),
+                Some(piece) => {
+                    self.show(peer, piece, &mut news);
+                    room -= 1;
+                }
                 None => break,
             }
         }
-        if self.fresh.is_empty() && self.open(peer) == 0 {
+        if self.fresh.is_empty() && open == 0 && news.is_empty() {
             // This peer was fast: it takes over a piece that was shown to another peer, which has received nothing of
             // it yet.
             match self.take_untouched(peer) {
@@ -146,14 +202,24 @@ impl SuperSeeding {
 
     fn take_untouched(&mut self, peer: u32) -> Option<PieceIndex> {
         let geometry = self.geometry;
+        let untouched = |shown: &Shown| shown.open.iter().rposition(|&(piece, left)| left == geometry.len_of(piece));
         let others = self.peers.iter_mut().filter(|&(&other, _)| other != peer).map(|(_, shown)| shown);
-        let longest = others.max_by_key(|shown| shown.open.len())?;
-        let at = longest.open.iter().rposition(|&(piece, left)| left == geometry.len_of(piece))?;
+        let (longest, at) = others
+            .filter_map(|shown| untouched(shown).map(|at| (shown, at)))
+            .max_by_key(|(shown, _)| shown.open.len())?;
         Some(longest.open.swap_remove(at).0)
     }
 
-    fn open(&self, peer: u32) -> usize {
-        self.peers.get(&peer).map_or(0, |shown| shown.open.len())
+    /// How many pieces are shown to the owner of a link and not yet sent, and how many may be.
+    fn window_of(&self, peer: u32) -> (usize, usize) {
+        let Some(shown) = self.peers.get(&peer) else { return (0, 0) };
+        let Some(owner) = self.owners.get(&shown.owner) else { return (0, 0) };
+        let open = if owner.links == 1 {
+            shown.open.len()
+        } else {
+            self.peers.values().filter(|other| other.owner == shown.owner).map(|other| other.open.len()).sum()
+        };
+        (open, owner.window)
     }
 
     fn show(&mut self, peer: u32, piece: PieceIndex, news: &mut Vec<PieceIndex>) {

@@ -126,6 +126,11 @@ impl Turns {
         }
     }
 
+    /// The owner of a link.
+    pub(super) fn owner_of(&self, key: PeerKey) -> Option<u64> {
+        self.owner_of.get(&key).copied()
+    }
+
     /// Whether the owner of this link has others.
     pub(super) fn has_siblings(&self, key: PeerKey) -> bool {
         self.owner(key).is_some_and(|owner| owner.links > 1)
@@ -173,15 +178,17 @@ impl Turns {
             return true;
         }
         let busy = owner.held + owner.stalled;
-        let mut others = self.owners.iter().filter(|&(&other, _)| other != id).map(|(_, other)| other);
+        let others = self.owners.iter().filter(|&(&other, _)| other != id).map(|(_, other)| other);
         if owner.repeats && others.clone().any(|other| !other.repeats && other.competes(now)) {
             let is_due = owner.last_turn.is_none_or(|at| now.saturating_sub(at) >= REPEATS_EVERY);
             return busy == 0 && is_due;
         }
-        if !others.any(|other| other.competes(now)) {
+        let competing = others.filter(|other| other.competes(now)).count();
+        if competing == 0 {
             return busy < OWNER_LINKS;
         }
-        let is_due = self.given - owner.given_then >= u64::from(self.turn_bytes) * u64::from(OTHERS_TURNS);
+        let turns = u64::try_from(competing).expect("fits").max(OTHERS_TURNS);
+        let is_due = self.given - owner.given_then >= u64::from(self.turn_bytes).saturating_mul(turns);
         busy == 0 && (is_due || owner.last_served.is_none_or(|at| now.saturating_sub(at) >= COMPETES_FOR))
     }
 

@@ -20,24 +20,59 @@ fn peers_are_shown_different_pieces() {
     let mut plan = SuperSeeding::new(geometry(100), &mut StdRng::seed_from_u64(1));
     let mut shown = BTreeSet::new();
     for peer in 0..4 {
-        plan.join(peer);
+        plan.join(peer, u64::from(peer));
         let news = plan.refill(peer, NOW, |_| false);
-        assert_eq!(news.len(), 8);
+        assert_eq!(news.len(), 2, "of nobody is much known yet");
         assert!(news.into_iter().all(|piece| shown.insert(piece)), "shown twice");
         assert!(plan.refill(peer, NOW, |_| false).is_empty(), "the window is full");
     }
     plan.leave(0);
-    plan.join(9);
-    assert_eq!(plan.refill(9, NOW, |_| false).iter().filter(|piece| !shown.insert(**piece)).count(), 8, "handed on");
+    plan.join(9, 9);
+    assert_eq!(plan.refill(9, NOW, |_| false).iter().filter(|piece| !shown.insert(**piece)).count(), 2, "handed on");
+}
+
+#[test]
+fn a_window_grows_with_what_was_fetched() {
+    let mut plan = SuperSeeding::new(geometry(100), &mut StdRng::seed_from_u64(1));
+    plan.join(1, 1);
+    let mut open = plan.refill(1, NOW, |_| false);
+    let mut most = open.len();
+    for _ in 0..30 {
+        plan.sent(1, open.remove(0), 1 << 20);
+        open.extend(plan.refill(1, NOW, |_| false));
+        most = most.max(open.len());
+    }
+    assert_eq!((open.len(), most), (8, 8));
+}
+
+#[test]
+fn the_links_of_one_owner_have_one_window() {
+    let mut plan = SuperSeeding::new(geometry(100), &mut StdRng::seed_from_u64(1));
+    (0..50).for_each(|link| plan.join(link, 7));
+    plan.join(50, 50);
+    plan.set_owner(50, 7);
+    let shown: usize = (0..51).map(|link| plan.refill(link, NOW, |_| false).len()).sum();
+    assert_eq!(shown, 2);
+    // Another one gets all the rest, and is not kept waiting by them: nothing was fetched of what they were shown.
+    plan.join(99, 99);
+    let mut sent = BTreeSet::new();
+    while sent.len() < 100 {
+        let news = plan.refill(99, NOW, |_| false);
+        assert!(!news.is_empty(), "after {}", sent.len());
+        for piece in news {
+            plan.sent(99, piece, 1 << 20);
+            assert!(sent.insert(piece));
+        }
+    }
 }
 
 #[test]
 fn a_slow_peer_does_not_keep_the_others_waiting() {
     let mut plan = SuperSeeding::new(geometry(10), &mut StdRng::seed_from_u64(1));
-    plan.join(1);
+    plan.join(1, 1);
     let slow = plan.refill(1, NOW, |_| false);
     assert!(!plan.sent(1, slow[0], 5), "not all of it");
-    plan.join(2);
+    plan.join(2, 2);
     let mut sent = 0;
     let mut now = NOW;
     while !plan.is_over() {
@@ -55,7 +90,7 @@ fn a_slow_peer_does_not_keep_the_others_waiting() {
 #[test]
 fn pieces_that_others_have_need_no_first_copy() {
     let mut plan = SuperSeeding::new(geometry(10), &mut StdRng::seed_from_u64(1));
-    plan.join(1);
+    plan.join(1, 1);
     assert!(plan.refill(1, NOW, |_| true).is_empty());
     assert!(plan.is_over());
 }
@@ -66,7 +101,7 @@ proptest! {
         let mut plan = SuperSeeding::new(geometry(pieces), &mut StdRng::seed_from_u64(seed));
         let mut waiting: BTreeMap<u32, Vec<PieceIndex>> = BTreeMap::new();
         let mut copies: BTreeMap<PieceIndex, u32> = BTreeMap::new();
-        (0..peers).for_each(|peer| plan.join(peer));
+        (0..peers).for_each(|peer| plan.join(peer, u64::from(peer)));
         for round in 0.. {
             prop_assert!(round < 10_000, "never over");
             if plan.is_over() {

@@ -67,6 +67,11 @@ pub fn station<T: Send + 'static>(
     thread
 }
 
+/// Pulls a station's cable.
+pub fn unplug(number: u8) {
+    run(&format!("ip link set s{number} down"));
+}
+
 fn run(command: &str) {
     let out = Command::new("sh").args(["-c", command]).output().expect("sh starts");
     assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
