@@ -2,17 +2,21 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::cases::lab::{armed, direct, expect_unbootable, inside};
+use crate::compare::Image;
 use crate::disk::{Bus, Disk};
 use crate::faults::quoted;
 use crate::golden::Size;
+use crate::log::Log;
 use crate::machine::{Fault, Machine, MachineSpec};
 use crate::nbd::{NbdDisk, Temper};
 use crate::network::SERVER_IP;
-use crate::process::Process;
+use crate::process::{Process, ending};
 use crate::rack::Rack;
 use crate::server::{HTTP_PORT, Server};
 
@@ -91,7 +95,7 @@ pub fn bad_memory_of_a_peer(rack: &mut Rack) -> Result<()> {
     // The limit makes the machine fetch from the peer.
     rack.network.limit_server(20)?;
     let host = rack.network.host("10.77.0.20")?;
-    let _peer = bad_peer(rack, &server, &image, host.command(&rack.paths.ezio.to_string_lossy()))?;
+    let _peer = bad_peer(rack, &server, &golden, &image, host.command("aria2c"))?;
 
     let disk = rack.new_disk("target", 128)?;
     let mut machine = rack.power_on(&direct(rack, "machine", 1).disk(&disk, Bus::Virtio))?;
@@ -109,22 +113,42 @@ fn flip_a_bit(file: &std::fs::File, at: u64) -> Result<()> {
     file.write_all_at(&[byte[0] ^ 0x10], at).context("flipping a bit")
 }
 
-fn bad_peer(
-    rack: &Rack,
-    server: &Server,
-    image: &crate::compare::Image,
-    mut seed: std::process::Command,
-) -> Result<Process> {
-    let dir = server.library().join("images/golden");
-    let content = rack.folder().join("disks/flipped");
-    std::fs::copy(dir.join("content"), &content).context("copying the content")?;
-    let file = std::fs::File::options().read(true).write(true).open(&content).context("opening the copy")?;
-    for piece in image.meta.geometry.pieces().step_by(4) {
-        flip_a_bit(&file, image.meta.geometry.piece_range(piece).start + 1000)?;
+/// aria2, whose copy goes bad after it was checked: our own seeder would find that out before it gave anything of it away.
+fn bad_peer(rack: &Rack, server: &Server, golden: &Disk, image: &Image, mut seed: Command) -> Result<Process> {
+    let dir = rack.folder().join("disks/flipped");
+    let root = dir.join(&image.meta.name);
+    std::fs::create_dir_all(&root).context("creating the peer's directory")?;
+    let disk = golden.file()?;
+    let mut ends = Vec::new();
+    for entry in &image.meta.files {
+        let at = u64::from_str_radix(&entry.path[0], 16).context("a file's name")?;
+        let mut bytes = vec![0; usize::try_from(entry.length).context("a small image")?];
+        disk.read_exact_at(&mut bytes, at).context("reading the golden disk")?;
+        std::fs::write(root.join(&entry.path[0]), bytes).context("writing the peer's copy")?;
+        ends.push(ends.last().unwrap_or(&0) + entry.length);
     }
-    seed.arg("seed").arg(dir.join("image.torrent")).arg(&content).args(["--as", "flat", "--listen", "10.77.0.20:0"]);
-    seed.arg("--tracker").arg(format!("http://{SERVER_IP}:{HTTP_PORT}/announce"));
-    Process::start("bad-peer", seed, Path::new("bad-peer.log"))
+    seed.arg(format!("--dir={}", dir.display())).arg("--listen-port=6999").arg("--bt-exclude-tracker=*");
+    seed.arg(format!("--bt-tracker=http://{SERVER_IP}:{HTTP_PORT}/announce"));
+    seed.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--seed-ratio=0.0"]);
+    seed.args(["--check-integrity=true", "--seed-time=999"]);
+    seed.arg(server.library().join("images/golden/image.torrent"));
+    let log = Path::new("bad-peer.log");
+    let mut peer = Process::start("bad-peer", seed, log)?;
+    Log::new(log).wait_for(
+        "the peer's copy was checked",
+        |line| line.contains("Verification finished successfully"),
+        Duration::from_secs(120),
+        || Ok(peer.exited()?.map(|status| format!("aria2c ended ({})", ending(status)))),
+    )?;
+    for piece in image.meta.geometry.pieces().step_by(4) {
+        let at = image.meta.geometry.piece_range(piece).start + 1000;
+        let number = ends.partition_point(|&end| end <= at);
+        let start = ends[number] - image.meta.files[number].length;
+        let path = root.join(&image.meta.files[number].path[0]);
+        let file = std::fs::File::options().read(true).write(true).open(&path).context("opening the peer's copy")?;
+        flip_a_bit(&file, at - start)?;
+    }
+    Ok(peer)
 }
 
 /// The only copy of a piece is wrong: the machine can only report it.
