@@ -12,8 +12,13 @@ DESTDIR ?=
 
 MINUTES ?= 10
 
-# Cargo profile of what is built: release to ship, quick for the demo.
+# Cargo profile of what is built: release to ship, quick for the demo, dev for tests. /init keeps to the first two: it has to fit
+# into small machines.
 PROFILE ?= release
+INIT_PROFILE ?= $(PROFILE)
+TARGET = target/$(PROFILE:dev=debug)
+# What cargo builds, and the features of it.
+PARTS ?= -p server -p image -p qemu-tests
 FEATURES ?=
 # Where the server goes; the demo's, which lacks `ezio image pull`, goes elsewhere.
 PROGRAM ?= build/ezio
@@ -28,13 +33,13 @@ setup:
 
 # The server, build/ezio, and the RAM system's program, build/init.
 build: setup
-	$(CARGO) build --profile $(PROFILE) --locked -p server -p image -p qemu-tests $(FEATURES)
-	install -D target/$(PROFILE)/ezio $(PROGRAM)
-	PROFILE=$(PROFILE) scripts/build-init
+	$(CARGO) build --profile $(PROFILE) --locked $(PARTS) $(FEATURES)
+	install -D $(TARGET)/ezio $(PROGRAM)
+	PROFILE=$(INIT_PROFILE) scripts/build-init $(TARGET)/ezio-image
 
 # One boot directory, build/boot/$(FLAVOUR).
 image: build
-	target/$(PROFILE)/ezio-image build --flavour $(FLAVOUR) --level $(LEVEL) --out build/boot/$(FLAVOUR)
+	$(TARGET)/ezio-image build --flavour $(FLAVOUR) --level $(LEVEL) --out build/boot/$(FLAVOUR)
 
 # Installs what `make image FLAVOUR=generic` has built, or another flavour.
 install: into := $(DESTDIR)$(PREFIX)
