@@ -120,8 +120,14 @@ impl Backend {
         }
     }
 
-    /// How many of the messages that wait should be hashed together: 1 if that would gain nothing.
-    pub fn at_once(self, waiting: usize) -> usize {
+    /// [`crate::share`] for this backend.
+    pub fn share(self, waiting: usize, threads: usize) -> usize {
+        // Instructions are fast enough for all threads to be of use. Plain code should be avoided: the lanes are to be full, and
+        // what the other threads do not do is left of the processor.
+        let waiting = match self.single {
+            Single::Crate => waiting.div_ceil(threads.max(1)),
+            Single::Plain => waiting,
+        };
         if waiting < self.fewest() { 1 } else { waiting.min(self.lanes()) }
     }
 
@@ -209,12 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn few_messages_are_not_worth_waiting_for_others() {
+    fn few_messages_are_not_hashed_together() {
         for backend in Backend::available() {
             let (fewest, lanes) = (backend.fewest(), backend.lanes());
-            let at_once = [0, 1, fewest - 1, fewest, lanes, 1000].map(|waiting| backend.at_once(waiting));
+            let shares = [0, 1, fewest - 1, fewest, lanes, 1000].map(|waiting| backend.share(waiting, 1));
             let expected = if lanes == 1 { [1; 6] } else { [1, 1, 1, fewest, lanes, lanes] };
-            assert_eq!(at_once, expected, "{backend}");
+            assert_eq!(shares, expected, "{backend}");
+            let with_eight_threads = if lanes > 1 && backend.single == Single::Plain { lanes } else { 1 };
+            assert_eq!(
+                (backend.share(lanes, 8), backend.share(8 * lanes, 8)),
+                (with_eight_threads, lanes),
+                "{backend}"
+            );
         }
     }
 }

@@ -41,7 +41,7 @@ pub fn digests(messages: &[&[u8]]) -> Vec<Digest> {
     Backend::chosen().digests(messages)
 }
 
-/// How many of the messages that wait should be hashed together: 1 if that would gain nothing.
-pub fn at_once(waiting: usize) -> usize {
-    Backend::chosen().at_once(waiting)
+/// How many of the messages that wait should be hashed together by one of `threads` that are about to: at least 1.
+pub fn share(waiting: usize, threads: usize) -> usize {
+    Backend::chosen().share(waiting, threads)
 }

@@ -243,8 +243,9 @@ mod avx512 {
     pub(super) fn compress(states: &mut States<16>, blocks: &[&[Block]; 16], count: usize) {
         let mut state = states.each_ref().map(|words| load(words));
         for at in 0..count {
-            let first = avx2::words(&std::array::from_fn(|lane| &blocks[lane][at]));
-            let second = avx2::words(&std::array::from_fn(|lane| &blocks[lane + 8][at]));
+            let row = blocks.map(|lane| &lane[at]);
+            let (halves, _) = row.as_chunks::<8>();
+            let [first, second] = [0, 1].map(|half| avx2::words(&halves[half]));
             let words =
                 std::array::from_fn(|word| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first[word]), second[word]));
             compress_block(&mut state, words);
