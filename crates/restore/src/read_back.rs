@@ -13,6 +13,8 @@ use crate::store::DiskStore;
 
 /// Memory of one reader in bytes. Pieces that are hashed side by side share it, so their length does not matter.
 const MEMORY: usize = 1 << 20;
+/// The same for short pieces, of which it takes eight whole ones: they are read one after the other, in the order of the disk.
+const MEMORY_FOR_WHOLE: usize = 2 << 20;
 
 /// Where a piece is not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,15 +64,16 @@ impl<'a> ReadBack<'a> {
     /// # Errors
     /// If the device cannot be opened a second time.
     pub(crate) fn new(meta: &'a Metainfo, store: &'a DiskStore) -> io::Result<ReadBack<'a>> {
-        Ok(ReadBack { meta, store, uncached: store.device().uncached()?, buf: AlignedBuf::new(MEMORY) })
+        let piece_len = usize::try_from(store.geometry().piece_len()).map_err(io::Error::other)?;
+        let memory = if piece_len <= MEMORY_FOR_WHOLE / 8 { MEMORY_FOR_WHOLE } else { MEMORY };
+        Ok(ReadBack { meta, store, uncached: store.device().uncached()?, buf: AlignedBuf::new(memory) })
     }
 
     /// Hashes pieces as they are on the medium (and in memory, where they are deferred). What was found of each, in their order;
-    /// `None` if `goes_on`, which is called before every MiB or so is read, ended it.
+    /// `None` if `goes_on`, which is called before every MiB or two, ended it.
     pub(crate) fn check(&mut self, pieces: &[PieceIndex], goes_on: impl Fn() -> bool) -> Option<Vec<Found>> {
-        let share = (MEMORY / pieces.len().max(1) / ALIGN * ALIGN).max(ALIGN);
+        let share = (self.buf.as_slice().len() / pieces.len().max(1) / ALIGN * ALIGN).max(ALIGN);
         let bufs = self.buf.as_mut_slice().chunks_exact_mut(share);
-        debug_assert!(pieces.len() <= bufs.len());
         let mut all: Vec<Reading<'_>> =
             pieces.iter().zip(bufs).map(|(&piece, buf)| Reading::new(self.store, piece, buf)).collect();
         while all.iter().any(|reading| !reading.parts.is_empty()) {
@@ -87,7 +90,10 @@ impl<'a> ReadBack<'a> {
             None if hash == *self.meta.piece_hash(reading.piece) => Ok(None),
             None => Ok(Some(WrongPiece { piece: reading.piece, disk_offset: reading.disk_offset.unwrap_or_default() })),
         });
-        Some(found.collect())
+        let mut found: Vec<Found> = found.collect();
+        // Nothing counts as right that was not read.
+        found.resize_with(pieces.len(), || Err(io::Error::other("more pieces at a time than there is memory for")));
+        Some(found)
     }
 
     /// [`ReadBack::check`] of one piece, whatever happens meanwhile.
@@ -118,7 +124,7 @@ impl<'a> Reading<'a> {
             && let Some(part) = self.parts.pop_front()
         {
             let (Part::Held(whole) | Part::Disk(whole)) = part;
-            let room = u64::try_from(self.buf.len() - self.filled).expect("at most MEMORY");
+            let room = u64::try_from(self.buf.len() - self.filled).expect("a MiB or two");
             let (now, later) = cut_at(whole, whole.len.min(room));
             let end = self.filled + usize::try_from(now.len).expect("no more than there is room for");
             let target = &mut self.buf[self.filled..end];
@@ -259,8 +265,8 @@ mod tests {
         let (meta, store) = restored(&dir);
         let mut reader = ReadBack::new(&meta, &store).expect("opens");
         let left = Cell::new(1);
-        // Eight pieces of 256 KiB are two reads of 1 MiB.
-        let found = reader.check(&all(meta.geometry)[..8], || left.replace(0) > 0);
+        // Sixteen pieces of 256 KiB are two reads of 2 MiB.
+        let found = reader.check(&all(meta.geometry)[..16], || left.replace(0) > 0);
         assert!(found.is_none());
     }
 
