@@ -131,6 +131,11 @@ impl Backend {
         if waiting < self.fewest() { 1 } else { waiting.min(self.lanes()) }
     }
 
+    /// [`crate::is_one_fast`] for this backend.
+    pub fn is_one_fast(self) -> bool {
+        self.single == Single::Crate && has_instructions()
+    }
+
     /// [`crate::digest`] by this backend.
     pub fn digest(self, message: &[u8]) -> Digest {
         let mut hasher = Hasher::new();

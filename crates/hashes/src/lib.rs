@@ -45,3 +45,8 @@ pub fn digests(messages: &[&[u8]]) -> Vec<Digest> {
 pub fn share(waiting: usize, threads: usize) -> usize {
     Backend::chosen().share(waiting, threads)
 }
+
+/// Whether one message alone is hashed by instructions for SHA-1.
+pub fn is_one_fast() -> bool {
+    Backend::chosen().is_one_fast()
+}
