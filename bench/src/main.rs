@@ -13,6 +13,7 @@ mod rack;
 mod receiver;
 mod sandbox;
 mod session;
+mod sha1;
 mod summary;
 mod tool;
 mod tracker;
@@ -26,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::capture::CaptureOptions;
 use crate::load::LoadOptions;
 use crate::outcome::Case;
+use crate::sha1::Sha1Options;
 use crate::tool::Tool;
 
 /// Races swarms over a rack of network namespaces. Needs no root, and leaves nothing behind but its results.
@@ -51,6 +53,8 @@ enum Command {
     Capture(CaptureOptions),
     /// What a server holds: many machines, and a hostile one, that ask `ezio serve` at once.
     Load(LoadOptions),
+    /// SHA-1 of one piece and of several, on one core.
+    Sha1(Sha1Options),
     /// Makes the tables and the plot again from results that are there.
     Report(Options),
 }
@@ -101,6 +105,7 @@ fn main() -> Result<ExitCode> {
             return load::run(options);
         }
         Command::Report(options) => return session::report(&options.out).map(|()| ExitCode::SUCCESS),
+        Command::Sha1(options) => return sha1::run(options),
         Command::Capture(options) => return capture::run(options),
         Command::All(options) => (&[Case::Shaped, Case::Faults, Case::Hostile, Case::Raw], options),
         Command::Shaped(options) => (&[Case::Shaped], options),

@@ -1,8 +1,8 @@
 //! The safe handle on a disk.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use layout::DiskOffset;
@@ -52,7 +52,7 @@ pub enum DeviceError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Block { sector_size: u32 },
+    Block { sector_size: u32, is_rotational: bool },
     Regular,
 }
 
@@ -105,7 +105,8 @@ impl Device {
     fn from_file(file: File, path: &Path, is_block: bool) -> Result<Device, DeviceError> {
         let measure = || -> io::Result<(u64, Kind)> {
             if is_block {
-                Ok((ffi::device_len(&file)?, Kind::Block { sector_size: ffi::sector_size(&file)? }))
+                let (sector_size, is_rotational) = (ffi::sector_size(&file)?, is_rotational(&file.metadata()?));
+                Ok((ffi::device_len(&file)?, Kind::Block { sector_size, is_rotational }))
             } else {
                 Ok((file.metadata()?.len(), Kind::Regular))
             }
@@ -128,9 +129,14 @@ impl Device {
     /// Its logical sector size in bytes; `None` for a regular file, which has no sectors.
     pub fn sector_size(&self) -> Option<u32> {
         match self.kind {
-            Kind::Block { sector_size } => Some(sector_size),
+            Kind::Block { sector_size, .. } => Some(sector_size),
             Kind::Regular => None,
         }
+    }
+
+    /// Whether the kernel takes it for a disk that turns, which is slow at many places at a time.
+    pub fn is_rotational(&self) -> bool {
+        matches!(self.kind, Kind::Block { is_rotational: true, .. })
     }
 
     /// Writes all of `data` at a byte offset.
@@ -296,6 +302,36 @@ impl Uncached {
         Ok(())
     }
 
+    /// Fills `buf` from a byte offset; directly if it starts at a multiple of [`ALIGN`], and so do the offset and the length.
+    ///
+    /// # Errors
+    /// Those of [`Uncached::read`].
+    pub fn read_exact_at(&mut self, buf: &mut [u8], at: DiskOffset) -> io::Result<()> {
+        let align = u64::try_from(ALIGN).expect("4096");
+        let is_aligned = |buf: &[u8], at: u64| {
+            at.is_multiple_of(align) && buf.len().is_multiple_of(ALIGN) && buf.as_ptr().addr().is_multiple_of(ALIGN)
+        };
+        let (mut rest, mut next) = (buf, at.0);
+        // The end of a regular file may be reached in between: then the rest says so, or is not aligned.
+        while self.is_direct && !rest.is_empty() && is_aligned(rest, next) {
+            let got = match self.file.read_at(rest, next) {
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
+                Err(cause) => {
+                    return Err(explain(&self.path, "reading back", DiskOffset(next), rest.len(), &cause));
+                }
+                Ok(0) => break,
+                Ok(got) => got,
+            };
+            rest = &mut rest[got..];
+            next += u64::try_from(got).expect("at most the length of a buffer");
+        }
+        let len = u64::try_from(rest.len()).map_err(io::Error::other)?;
+        self.read(DiskOffset(next), len, |bytes| {
+            let now = rest.split_off_mut(..bytes.len()).expect("no more than was asked for");
+            now.copy_from_slice(bytes);
+        })
+    }
+
     fn read_some(&mut self, at: u64, wanted: usize) -> io::Result<usize> {
         loop {
             match self.file.read_at(&mut self.buf.as_mut_slice()[..wanted], at) {
@@ -321,6 +357,16 @@ fn is_block(path: &Path) -> Result<bool, DeviceError> {
         kind if kind.is_file() => Ok(false),
         _ => Err(DeviceError::NotADisk { path: path.to_owned() }),
     }
+}
+
+/// What sysfs says of a block device; of a partition, its disk does.
+fn is_rotational(metadata: &Metadata) -> bool {
+    let number = metadata.rdev();
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    ["queue", "../queue"].iter().any(|queue| {
+        let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/rotational"));
+        text.is_ok_and(|text| text.trim() == "1")
+    })
 }
 
 fn open_error(path: &Path, source: io::Error) -> DeviceError {
@@ -352,14 +398,33 @@ mod tests {
         device.write_all_at(&data, DiskOffset(0)).expect("fits");
         device.flush().expect("flush");
         let mut uncached = device.uncached().expect("second open");
-        for (at, len) in [(0, 1), (1, 4095), (4095, 2), (512, 1 << 20), (1000, 2 << 20), (device.len() - 1, 1), (7, 0)]
-        {
+        for (at, len) in [
+            (0, 1),
+            (1, 4095),
+            (4095, 2),
+            (512, 1 << 20),
+            (1000, 2 << 20),
+            (8192, 1 << 20),
+            (0, device.len()),
+            (device.len() - 1, 1),
+            (7, 0),
+        ] {
             let mut read = Vec::new();
             uncached.read(DiskOffset(at), len, |bytes| read.extend_from_slice(bytes)).expect("inside");
             let range = usize::try_from(at).expect("small")..usize::try_from(at + len).expect("small");
-            assert!(read == data[range], "{len} bytes at {at}");
+            assert!(read == data[range.clone()], "{len} bytes at {at}");
+            // Into a buffer that is aligned, and one that is not.
+            for skip in [0, 1] {
+                let mut buf = AlignedBuf::new(range.len() + skip);
+                uncached.read_exact_at(&mut buf.as_mut_slice()[skip..], DiskOffset(at)).expect("inside");
+                assert!(buf.as_slice()[skip..] == data[range.clone()], "{len} bytes at {at}, {skip} into the buffer");
+            }
         }
         assert!(uncached.read(DiskOffset(device.len()), 1, |_| ()).is_err());
+        for (at, len) in [(device.len(), 1), (device.len() - 512, 4096), (u64::MAX - 1, 1), (4096, 3 << 20)] {
+            let mut buf = AlignedBuf::new(len);
+            assert!(uncached.read_exact_at(buf.as_mut_slice(), DiskOffset(at)).is_err(), "{len} bytes at {at}");
+        }
     }
 
     #[test]

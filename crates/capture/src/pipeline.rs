@@ -2,8 +2,8 @@
 //!
 //! Every thread takes the next piece and reads it while it holds the source, so that pieces are read one after the
 //! other. It hashes and writes the piece while other threads do the same with theirs. There are two more threads than
-//! cores, because some wait for a disk. Nothing is buffered beyond one piece per thread, and the number of threads
-//! changes no result.
+//! cores, because some wait for a disk. Where several pieces are hashed faster together, a thread takes as many at a time.
+//! Nothing is buffered beyond what the threads have taken, and neither number changes any result.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,13 +13,14 @@ use std::thread;
 use anyhow::{Context, bail};
 use blockdev::AlignedBuf;
 use metainfo::{Geometry, PieceHash, PieceIndex};
-use sha1::{Digest, Sha1};
 
 use crate::content::Content;
 use terminal::Progress;
 
 /// Memory for buffers in bytes, however long a piece is; there are always at least [`THREADS_MIN`] buffers.
 const MEMORY: usize = 256 << 20;
+/// Memory for pieces that are hashed together, of all threads: if it does not suffice, each takes one after the other.
+const MEMORY_TOGETHER: usize = 64 << 20;
 /// With fewer threads than this, reading would wait for writing.
 const THREADS_MIN: usize = 2;
 
@@ -56,9 +57,14 @@ impl Job<'_> {
     ) -> anyhow::Result<Vec<PieceHash>> {
         let piece_count = usize::try_from(self.geometry.piece_count()).context("counting pieces")?;
         let hashes = Mutex::new(vec![[0; 20]; piece_count]);
-        self.each(fill, |piece, bytes| {
-            let hash: PieceHash = Sha1::digest(bytes).into();
-            hashes.lock().unwrap_or_else(PoisonError::into_inner)[piece.as_usize()] = hash;
+        // Where one alone is fast, memory for several costs what hashing them together gains.
+        let together = if ::hashes::is_one_fast() { 1 } else { ::hashes::share(piece_count, self.threads) };
+        self.each(together, fill, |pieces| {
+            let digests = ::hashes::digests(&pieces.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>());
+            let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+            for ((piece, _), digest) in pieces.iter().zip(digests) {
+                hashes[piece.as_usize()] = digest;
+            }
         })?;
         Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
@@ -68,41 +74,52 @@ impl Job<'_> {
     /// # Errors
     /// As for [`Job::hash`].
     pub fn copy(self, fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
-        self.each(fill, |_, _| {})
+        self.each(1, fill, |_| {})
     }
 
+    /// A thread takes `together` pieces at a time, or one if there is no memory for as many.
     fn each(
         self,
+        together: usize,
         fill: impl FnMut(Range<u64>, &mut [u8]) -> anyhow::Result<()> + Send,
-        each: impl Fn(PieceIndex, &[u8]) + Sync,
+        each: impl Fn(&[(PieceIndex, &[u8])]) + Sync,
     ) -> anyhow::Result<()> {
         let Job { geometry, threads, out, stop, progress } = self;
         let piece_len = usize::try_from(geometry.piece_len()).context("sizing buffers")?;
         let threads = threads.min(MEMORY / piece_len).max(THREADS_MIN);
+        let together = if together * threads * piece_len <= MEMORY_TOGETHER { together } else { 1 };
         let reader = Mutex::new(Reader { pieces: geometry.pieces(), fill, progress });
         let failed = AtomicBool::new(false);
 
         let work = || -> anyhow::Result<()> {
-            let mut buf = AlignedBuf::new(piece_len);
+            let mut buf = AlignedBuf::new(piece_len * together);
             loop {
-                let (piece, len) = {
+                let mut lens = Vec::with_capacity(together);
+                {
                     let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-                    if failed.load(Ordering::Relaxed) {
-                        return Ok(());
+                    for place in buf.as_mut_slice().chunks_exact_mut(piece_len) {
+                        if failed.load(Ordering::Relaxed) {
+                            return Ok(());
+                        }
+                        let Some(piece) = reader.pieces.next() else { break };
+                        if stop.load(Ordering::Relaxed) {
+                            bail!("interrupted");
+                        }
+                        let range = geometry.piece_range(piece);
+                        let len = usize::try_from(range.end - range.start).context("sizing a piece")?;
+                        (reader.fill)(range.clone(), &mut place[..len])?;
+                        reader.progress.advance(range.end - range.start);
+                        lens.push((piece, len));
                     }
-                    let Some(piece) = reader.pieces.next() else { return Ok(()) };
-                    if stop.load(Ordering::Relaxed) {
-                        bail!("interrupted");
-                    }
-                    let range = geometry.piece_range(piece);
-                    let len = usize::try_from(range.end - range.start).context("sizing a piece")?;
-                    (reader.fill)(range.clone(), &mut buf.as_mut_slice()[..len])?;
-                    reader.progress.advance(range.end - range.start);
-                    (piece, len)
-                };
-                let bytes = &buf.as_slice()[..len];
-                each(piece, bytes);
-                if let Some(out) = out {
+                }
+                if lens.is_empty() {
+                    return Ok(());
+                }
+                let places = lens.iter().zip(buf.as_slice().chunks_exact(piece_len));
+                let pieces: Vec<_> = places.map(|(&(piece, len), place)| (piece, &place[..len])).collect();
+                each(&pieces);
+                let Some(out) = out else { continue };
+                for (piece, bytes) in pieces {
                     let written = out.write(bytes, geometry.piece_range(piece).start);
                     written.context("writing the content: is the disk full?")?;
                 }
@@ -131,6 +148,7 @@ pub fn default_threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha1::{Digest, Sha1};
     use std::fs;
 
     fn content(len: usize) -> Vec<u8> {

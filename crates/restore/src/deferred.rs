@@ -73,7 +73,8 @@ impl Deferred {
     }
 }
 
-fn cut_at(whole: OnDisk, at: u64) -> (OnDisk, OnDisk) {
+/// A stretch's first `at` bytes, and the rest.
+pub(crate) fn cut_at(whole: OnDisk, at: u64) -> (OnDisk, OnDisk) {
     let first = OnDisk { len: at, ..whole };
     let second = OnDisk {
         content: layout::ContentOffset(whole.content.0 + at),

@@ -22,6 +22,7 @@ mod ledger;
 mod look;
 mod permission;
 mod proof;
+mod read_back;
 mod run;
 mod stall;
 mod stamp;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use metainfo::{Geometry, Metainfo, PieceIndex};
 
+use crate::read_back::{ReadBack, groups};
 use crate::store::DiskStore;
 
 /// So many pieces are looked at, spread over the disk, before all of them are: a disk that holds something else entirely
@@ -86,23 +87,24 @@ fn look_at(
     is_over: &AtomicBool,
     seen: &(impl Fn(&[PieceIndex], &[PieceIndex]) + Sync),
 ) -> io::Result<()> {
-    let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let groups = groups(store, pieces, threads);
+    let next = AtomicUsize::new(0);
     let look = || -> io::Result<()> {
-        let mut uncached = store.device().uncached()?;
+        let mut reader = ReadBack::new(meta, store)?;
         let (mut batch, mut right) = (Vec::with_capacity(TELL_EVERY), Vec::with_capacity(TELL_EVERY));
-        while let Some(&piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if is_over.load(Ordering::Relaxed) {
-                return Ok(());
+        while let Some(&group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Some(found) = reader.check(group, || !is_over.load(Ordering::Relaxed)) else { return Ok(()) };
+            for (&piece, found) in group.iter().zip(found) {
+                match found {
+                    Ok(None) => right.push(piece),
+                    Ok(Some(_)) => {}
+                    // A sector that cannot be read may well be written: then the disk puts a spare one in its place.
+                    Err(cause) => log::warn!("checking what the disk already holds: {cause}"),
+                }
+                batch.push(piece);
             }
-            match store.check(meta, piece, &mut uncached, || ()) {
-                Ok(None) => right.push(piece),
-                Ok(Some(_)) => {}
-                // A sector that cannot be read may well be written: then the disk puts a spare one in its place.
-                Err(cause) => log::warn!("checking what the disk already holds: {cause}"),
-            }
-            batch.push(piece);
-            if batch.len() == TELL_EVERY {
+            if batch.len() >= TELL_EVERY {
                 seen(&batch, &right);
                 batch.clear();
                 right.clear();

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use metainfo::{Metainfo, PieceIndex};
 
 use crate::ledger::Ledger;
-use crate::store::{DiskStore, WrongPiece};
+use crate::read_back::{ReadBack, WrongPiece, groups};
+use crate::store::DiskStore;
 
-/// Threads that read back at most: SHA-1 on one does hundreds of megabytes a second.
+/// Threads that read back at most: each hashes hundreds of megabytes a second.
 const MAX_THREADS: usize = 8;
 
 /// Why a disk is not what it has to be.
@@ -86,35 +87,42 @@ impl Proof {
         flushed.map_err(|cause| Unproven::Flush(self.say_what_is_lost(pieces, cause)))
     }
 
-    /// Reads pieces back on as many threads as there are cores, in the order of the disk.
+    /// Reads pieces back on as many threads as there are cores, in the order of the disk. Each takes as many at a time as are
+    /// best hashed together.
     fn prove(&self, pieces: &[PieceIndex]) -> Result<(), Unproven> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let groups = groups(&self.store, pieces, threads);
+        let threads = threads.min(groups.len());
         let next = AtomicUsize::new(0);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(pieces.len());
         let results: Vec<Result<(), Unproven>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.prove_some(pieces, &next))).collect();
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.prove_some(&groups, &next))).collect();
             let died = || Err(Unproven::Read(io::Error::other("a proof thread died")));
             workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| died())).collect()
         });
         results.into_iter().collect()
     }
 
-    fn prove_some(&self, pieces: &[PieceIndex], next: &AtomicUsize) -> Result<(), Unproven> {
+    fn prove_some(&self, groups: &[&[PieceIndex]], next: &AtomicUsize) -> Result<(), Unproven> {
         let ledger = self.store.ledger();
-        let mut uncached = self.store.device().uncached().map_err(Unproven::Read)?;
-        while let Some(&piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if ledger.is_cancelled() {
-                return Ok(());
-            }
-            let found = self.store.check(&self.meta, piece, &mut uncached, || ledger.yield_to_writers());
-            match found {
-                Ok(None) => self.found(piece),
-                bad => {
-                    // The others need not go on: one wrong piece is enough.
-                    next.store(pieces.len(), Ordering::Relaxed);
-                    return Err(bad.map_or_else(Unproven::Read, |wrong| {
-                        Unproven::Wrong(wrong.expect("right pieces are dealt with above"))
-                    }));
-                }
+        let mut reader = ReadBack::new(&self.meta, &self.store).map_err(Unproven::Read)?;
+        let goes_on = || {
+            ledger.yield_to_writers();
+            !ledger.is_cancelled()
+        };
+        while let Some(&group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Some(found) = reader.check(group, goes_on) else { return Ok(()) };
+            for (&piece, found) in group.iter().zip(found) {
+                let unproven = match found {
+                    Ok(None) => {
+                        self.found(piece);
+                        continue;
+                    }
+                    Ok(Some(wrong)) => Unproven::Wrong(wrong),
+                    Err(cause) => Unproven::Read(cause),
+                };
+                // The others need not go on: one wrong piece is enough.
+                next.store(groups.len(), Ordering::Relaxed);
+                return Err(unproven);
             }
         }
         Ok(())
@@ -123,13 +131,12 @@ impl Proof {
     /// A failed flush does not say which write it was that failed: the first piece that is not on the medium does, of
     /// `pieces` and of those written since.
     fn say_what_is_lost(&self, pieces: &[PieceIndex], cause: io::Error) -> io::Error {
-        let Ok(mut uncached) = self.store.device().uncached() else { return cause };
+        let Ok(mut reader) = ReadBack::new(&self.meta, &self.store) else { return cause };
         let ledger = self.store.ledger();
         ledger.wait_for_writers();
-        let mut check = |piece| self.store.check(&self.meta, piece, &mut uncached, || ());
         // Twice, since the first read may be told of another write that failed.
         let lost = pieces.iter().copied().chain(ledger.waiting()).find_map(|piece| {
-            match check(piece).or_else(|_| check(piece)) {
+            match reader.check_one(piece).or_else(|_| reader.check_one(piece)) {
                 Ok(None) => None,
                 Ok(Some(WrongPiece { disk_offset, .. })) => {
                     Some(format!("{cause}; piece {piece}, from disk offset {disk_offset}, is not on it"))

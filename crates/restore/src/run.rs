@@ -25,9 +25,10 @@ use crate::finish::{Finished, finish, load_deferred};
 use crate::look::{Sample, look, sample};
 use crate::permission::Permission;
 use crate::proof::{Proof, Unproven};
+use crate::read_back::WrongPiece;
 use crate::stall::Stall;
 use crate::stamp::DueStamp;
-use crate::store::{DiskStore, WrongPiece};
+use crate::store::DiskStore;
 use crate::swap::check_swap;
 use crate::zeros::{first_unkept, make_zeros};
 

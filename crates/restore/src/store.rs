@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use blockdev::{Device, Uncached};
-use layout::{DiskOffset, DiskRange, Layout, OnDisk};
-use metainfo::{Geometry, Metainfo, PieceIndex};
-use sha1::{Digest, Sha1};
+use blockdev::Device;
+use layout::{DiskRange, Layout, OnDisk};
+use metainfo::{Geometry, PieceIndex};
 use swarm::Storage;
 
 use crate::deferred::{Deferred, Part};
@@ -34,14 +33,6 @@ pub struct DiskStore {
     first: Mutex<bool>,
     /// Whether what could boot has been taken away, which the first write does.
     is_unbootable: AtomicBool,
-}
-
-/// Where a piece is not what it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WrongPiece {
-    pub(crate) piece: PieceIndex,
-    /// Where the piece starts on the disk.
-    pub(crate) disk_offset: DiskOffset,
 }
 
 impl DiskStore {
@@ -156,36 +147,6 @@ impl DiskStore {
         self.device.flush()
     }
 
-    /// Hashes a piece as it is on the medium (and in memory, where it is deferred). `Some` if it is not right.
-    ///
-    /// `pause` is called before every read.
-    pub(crate) fn check(
-        &self,
-        meta: &Metainfo,
-        piece: PieceIndex,
-        uncached: &mut Uncached,
-        mut pause: impl FnMut(),
-    ) -> io::Result<Option<WrongPiece>> {
-        let mut hash = Sha1::new();
-        let mut disk_offset = None;
-        for part in self.parts_of(self.geometry.piece_range(piece))? {
-            match part {
-                Part::Held(part) => {
-                    let mut bytes = vec![0; usize::try_from(part.len).expect("a few MiB")];
-                    self.deferred.recall(part.disk, &mut bytes);
-                    hash.update(&bytes);
-                }
-                Part::Disk(part) => {
-                    disk_offset.get_or_insert(part.disk);
-                    pause();
-                    uncached.read(part.disk, part.len, |bytes| hash.update(bytes))?;
-                }
-            }
-        }
-        let is_right = <[u8; 20]>::from(hash.finalize()) == *meta.piece_hash(piece);
-        Ok((!is_right).then(|| WrongPiece { piece, disk_offset: disk_offset.unwrap_or_default() }))
-    }
-
     /// The stretches of the disk, ascending, that the image has inside the deferred ranges.
     pub(crate) fn held(&self) -> Vec<DiskRange> {
         let extents = self.layout.extents();
@@ -198,7 +159,8 @@ impl DiskStore {
         held
     }
 
-    fn parts_of(&self, content: Range<u64>) -> io::Result<Vec<Part>> {
+    /// Where a stretch of the content is, in its order.
+    pub(crate) fn parts_of(&self, content: Range<u64>) -> io::Result<Vec<Part>> {
         let on_disk = self.layout.on_disk(content).map_err(io::Error::other)?;
         Ok(on_disk.flat_map(|part| self.deferred.split(part)).collect())
     }

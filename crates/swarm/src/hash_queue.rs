@@ -11,9 +11,18 @@ pub(crate) struct Job {
     pub(crate) givers: Vec<u64>,
 }
 
-/// Pieces waiting for their hash. The picker's budget bounds how many bytes can wait here.
+/// Pieces waiting for their hash. The picker's budget bounds how many bytes can wait here, or be in work.
 #[derive(Default)]
 pub(crate) struct Hashing {
     pub(crate) jobs: VecDeque<Job>,
     pub(crate) workers: usize,
+}
+
+impl Hashing {
+    /// The pieces that a worker takes next: as many of those that wait as are best hashed together. None waits for others to
+    /// come.
+    pub(crate) fn take(&mut self) -> Vec<Job> {
+        let count = hashes::share(self.jobs.len(), self.workers).min(self.jobs.len());
+        self.jobs.drain(..count).collect()
+    }
 }

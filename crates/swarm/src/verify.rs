@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use metainfo::PieceIndex;
+use metainfo::{PieceHash, PieceIndex};
 
 use crate::buffers::lock;
 use crate::engine::{Shared, count};
 use crate::error::SwarmError;
 use crate::hash_queue::Job;
 
-/// Threads that hash and write. One thread hashes more than a gigabyte of SHA-1 per second; more threads only make a
-/// disk seek.
+/// Threads that hash and write. One thread hashes more than a gigabyte per second if several pieces wait; more threads only
+/// make a disk seek.
 const MAX_WORKERS: usize = 4;
 
 impl Shared {
@@ -29,24 +29,36 @@ impl Shared {
 
     fn hash_all(&self) {
         loop {
-            let job = {
+            let jobs = {
                 let mut hashing = lock(&self.hashing);
-                let job = hashing.jobs.pop_front();
-                if job.is_none() {
+                let jobs = hashing.take();
+                if jobs.is_empty() {
                     hashing.workers -= 1;
                 }
-                job
+                jobs
             };
-            let Some(job) = job else { return };
-            self.finish_piece(job);
+            if jobs.is_empty() {
+                return;
+            }
+            if self.is_over() {
+                continue;
+            }
+            let hashes = hashes::digests(&jobs.iter().map(|job| &job.data[..]).collect::<Vec<_>>());
+            for (job, hash) in jobs.into_iter().zip(hashes) {
+                self.finish_piece(job, hash);
+            }
         }
     }
 
-    fn finish_piece(&self, Job { piece, data, givers }: Job) {
-        if self.has_failed() || *self.ending().borrow() {
+    fn is_over(&self) -> bool {
+        self.has_failed() || *self.ending().borrow()
+    }
+
+    fn finish_piece(&self, Job { piece, data, givers }: Job, hash: PieceHash) {
+        if self.is_over() {
             return;
         }
-        if !self.meta.piece_is_right(piece, &data) {
+        if hash != *self.meta.piece_hash(piece) {
             log::warn!("piece {piece}: wrong hash; number of peers that sent it: {}", givers.len());
             count(&self.counters.bad_pieces, 1);
             count(&self.counters.wasted, data.len());
