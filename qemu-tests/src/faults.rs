@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 /// The file for notes in a case's folder.
 const NOTES: &str = "faults.tsv";
 const HEAD: &str = "# Faults tried\n\nWhat happened in the virtual racks of `make test`, which compares it with this page; \
-                    `make docs` writes it. A machine's own words are in quotes; their numbers differ from run to run (…).\n\n\
+                    `make docs` writes it. A machine's own words are in quotes; their numbers differ from run to run (…). \
+                    Faults of the server's own files: state-faults.md.\n\n\
                     | fault | where | what happened |\n|---|---|---|\n";
 
 /// Writes a note into a case's folder.
