@@ -93,6 +93,15 @@ impl ContentFile {
         ContentFile::compressed(file, path, content_len)
     }
 
+    /// The same for one that was made plain.
+    ///
+    /// # Errors
+    /// If it is not there, or of another length.
+    pub fn open_plain(path: &Path, content_len: u64) -> Result<ContentFile> {
+        let file = regular::open_own(path).with_context(|| format!("opening the content {}", path.display()))?;
+        ContentFile::plain(file, path, content_len)
+    }
+
     /// Fills `buf` with the plain content from byte `at` on.
     ///
     /// # Errors
