@@ -165,7 +165,13 @@ impl Bench {
 
     fn ezio(&self, dir: &Path) -> Command {
         let mut ezio = Command::new(&self.ezio);
-        ezio.arg("capture").arg(disk_image(&self.disk.0)).args(["--name", "bench", "--replace", "--library"]);
+        ezio.arg("capture").arg(disk_image(&self.disk.0)).args([
+            "--name",
+            "bench",
+            "--replace",
+            "--uncompressed",
+            "--library",
+        ]);
         ezio.arg(dir.join("library"));
         ezio
     }

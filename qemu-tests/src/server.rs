@@ -108,7 +108,15 @@ impl Server {
     /// # Errors
     /// If `ezio capture` fails.
     pub fn capture(&self, disk: &Disk, name: &str) -> Result<Image> {
-        self.ezio(&["capture", &disk.path().to_string_lossy(), "--name", name])?;
+        self.capture_with(disk, name, &[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// If `ezio capture` fails.
+    pub fn capture_with(&self, disk: &Disk, name: &str, more: &[&str]) -> Result<Image> {
+        self.ezio(&[&["capture", &disk.path().to_string_lossy(), "--name", name], more].concat())?;
         Image::open(&self.library, name)
     }
 

@@ -79,7 +79,14 @@ impl Captured {
 
     /// The content, cut into the torrent's files.
     fn files(&self) -> Vec<(String, Vec<u8>)> {
-        let content = fs::read(self.path("library/images/golden/content")).expect("captured");
+        // Taken from the source: the library has it compressed.
+        let source = fs::read(&self.source).expect("source");
+        let mut content = Vec::new();
+        for extent in Layout::new(&self.meta()).expect("our own").extents() {
+            let range = [extent.disk.0, extent.end().0].map(|at| usize::try_from(at).expect("small"));
+            content.extend_from_slice(&source[range[0]..range[1]]);
+        }
+        assert!(self.path("library/images/golden/content.zst").exists(), "captured");
         let mut rest = content.as_slice();
         let mut files = Vec::new();
         for entry in self.meta().files {

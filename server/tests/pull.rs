@@ -9,11 +9,13 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use library::content::FlatContent;
 use librqbit::{AddTorrent, AddTorrentOptions, ListenerOptions, Session, SessionOptions};
 use metainfo::{FileEntry, ImageFacts, Metainfo, NewTorrent};
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 use socket2::Socket;
+use swarm::Storage as _;
 
 use crate::common::{free_port, wait_for};
 
@@ -176,7 +178,11 @@ impl Sites {
     /// The image `name` here is the one there.
     fn check(&self, name: &str) -> Value {
         let dir = self.path("here/images").join(name);
-        assert!(fs::read(dir.join("content")).expect("pulled") == self.content, "another content");
+        let geometry = self.meta.geometry;
+        let content = FlatContent::open(&dir.join("content.zst"), geometry).expect("pulled and compressed");
+        let mut bytes = vec![0; self.content.len()];
+        content.read(geometry.piece(0).expect("not empty"), 0, &mut bytes).expect("whole");
+        assert!(bytes == self.content, "another content");
         let torrent = fs::read(dir.join("image.torrent")).expect("pulled");
         let meta = Metainfo::parse(&torrent).expect("a torrent");
         assert_eq!((meta.infohash, meta.announce), (self.meta.infohash, None));

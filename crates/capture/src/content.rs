@@ -52,6 +52,14 @@ impl Content {
         each_run(bytes, |run, start| self.write_run(run, at + start))
     }
 
+    /// Makes the file exactly so long, in bytes.
+    ///
+    /// # Errors
+    /// If it cannot be changed.
+    pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
     fn write_run(&self, run: &[u8], at: u64) -> io::Result<()> {
         let is_aligned = run.as_ptr().addr().is_multiple_of(ALIGN) && at.is_multiple_of(ALIGN as u64);
         let mut rest = 0;

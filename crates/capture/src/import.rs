@@ -22,11 +22,13 @@ use library::Image;
 use library::manifest::Origin;
 
 use self::clonezilla::Packed;
+use self::copying::HowToCopy;
 pub use self::new_image::NewImage;
 use crate::choices::Choices;
 use crate::container;
 use crate::make::{CaptureOptions, make_image};
 use crate::source::Source;
+use crate::stored::Compression;
 
 /// Most directories that are named as possibly intended.
 const DIRS_SHOWN: usize = 5;
@@ -48,6 +50,8 @@ pub struct ImportOptions {
     pub skip_zeros: bool,
     /// Length of a piece in bytes; if `None`, the size of the image decides.
     pub piece_len: Option<u32>,
+    /// How the content is stored.
+    pub compression: Compression,
 }
 
 impl ImportOptions {
@@ -88,14 +92,14 @@ impl ImportOptions {
                     source.display()
                 )
             })?;
-            return torrent::import(new, source, files, self.verify, stop);
+            return torrent::import(new, source, files, self.how(stop));
         }
         if is_clonezilla {
             let options = self.options("import of a Clonezilla image");
             return clonezilla::import(new, source, self.disk.as_deref(), options, stop);
         }
         if is_bt_dir {
-            return partclone_dir::import(new, source, self.verify, stop);
+            return partclone_dir::import(new, source, self.how(stop));
         }
         if let Some(packed) = Packed::find(source)? {
             let options = self.options("import of a partclone image");
@@ -115,12 +119,17 @@ impl ImportOptions {
         Ok(make_image(&Source::open(&disk)?, draft, self.options(&how), stop)?.0)
     }
 
+    fn how<'a>(&self, stop: &'a AtomicBool) -> HowToCopy<'a> {
+        HowToCopy { verify: self.verify, compression: self.compression, stop }
+    }
+
     fn options(&self, how: &str) -> CaptureOptions {
         CaptureOptions {
             choices: self.choices,
             skip_zeros: self.skip_zeros,
             live: false,
             piece_len: self.piece_len,
+            compression: self.compression,
             threads: None,
             origin: Origin::now(how, &self.source),
         }

@@ -12,12 +12,12 @@ use layout::{DiskOffset, DiskRange};
 use metainfo::{Geometry, ImageFacts, PieceHash, Zeros, usual_piece_len};
 
 use crate::choices::Choices;
-use crate::content::Content;
 use crate::pipeline::{Job, default_threads};
 use crate::plan::Plan;
 use crate::rescue::RESCUE_HINT;
 use crate::source::Source;
 use crate::steady::{Sample, Steady};
+use crate::stored::{Compression, NewContent};
 use crate::torrent::{check_torrent_len, torrent};
 use crate::{holders, rescue, zeros};
 use library::describe::partition_line;
@@ -41,6 +41,8 @@ pub struct CaptureOptions {
     pub live: bool,
     /// Length of a piece in bytes; if `None`, the size of the image decides.
     pub piece_len: Option<u32>,
+    /// How the content is stored; nothing is, if it is live.
+    pub compression: Compression,
     /// Pieces in work at a time; if `None`, two more than there are cores.
     pub threads: Option<usize>,
     /// The origin of the image, for the manifest.
@@ -91,13 +93,13 @@ pub fn make_image(
 
     let content = match options.live {
         true => None,
-        false => Some(Content::create(&draft.content_path(), content_len)?),
+        false => Some(NewContent::create(&draft, geometry, options.compression)?),
     };
     let threads = options.threads.unwrap_or_else(default_threads);
     let copy = Copy { source, plan: &plan, geometry, threads, rescue: choices.rescue, out: content.as_ref(), stop };
     let Copied { hashes, unreadable, rate } = copy.run(&watch)?;
-    // On some file systems, an open file that is deleted is not gone.
-    drop(content);
+    // Closed with that: on some file systems, an open file that is deleted is not gone.
+    let compressed = content.map(NewContent::finish).transpose()?.flatten();
     watch.end(source, choices)?;
 
     let device = if plan.table == TableKind::None { source.device() } else { "" };
@@ -124,6 +126,7 @@ pub fn make_image(
         disk_id: plan.disk_id,
         partitions: plan.partitions,
         content_len,
+        compressed: None,
         infohash: metainfo::Metainfo::parse(&torrent_bytes).context("reading the new torrent")?.infohash.to_string(),
         extent_count: plan.layout.extents().len() as u64,
         zeros_len,
@@ -133,7 +136,7 @@ pub fn make_image(
         origin,
     };
     ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-    Ok((draft.publish(&torrent_bytes, &manifest)?, rate))
+    Ok((draft.publish(&torrent_bytes, &manifest.stored(compressed))?, rate))
 }
 
 /// What to copy, and how.
@@ -143,7 +146,7 @@ struct Copy<'a> {
     geometry: Geometry,
     threads: usize,
     rescue: bool,
-    out: Option<&'a Content>,
+    out: Option<&'a NewContent>,
     stop: &'a AtomicBool,
 }
 

@@ -1,6 +1,5 @@
 //! Finds out which file system is where, by all signatures that `blkid` finds, never by the partition's type.
 
-use layout::Layout;
 use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -131,15 +130,6 @@ fn decode(text: &str) -> Vec<u8> {
         rest = if byte.is_some() { &after[3..] } else { after };
     }
     bytes
-}
-
-/// Identifies the file system in an image of a single partition, if its content shows it: the superblock is then in the
-/// first extent, at the same place as on the partition. The result is empty if it cannot be identified.
-pub(crate) fn identify(content: &Path, layout: &Layout) -> Probe {
-    match layout.extents().first() {
-        Some(first) if first.disk.0 == 0 => probe(content, &(0..first.len)).unwrap_or_default(),
-        _ => Probe::default(),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a seeder reads from: the flat content of the library, the source of a live image, or a directory of partclone's BT files.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -7,7 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
+use frames::{ReadAt, Reader, has_table};
 use layout::Layout;
 use metainfo::{Geometry, PieceIndex};
 use restore::DiskStore;
@@ -23,7 +25,7 @@ use crate::{live, regular};
 pub fn open_image(image: &Image) -> Result<Arc<dyn Storage>> {
     let geometry = image.meta.geometry;
     Ok(match &image.manifest.live {
-        None => Arc::new(FlatContent::of_library(&image.content_path(), geometry)?),
+        None => Arc::new(FlatContent::of_image(image)?),
         Some(live) => {
             let device = Arc::new(live::open(live, &image.manifest)?);
             let sector_size = device.sector_size();
@@ -33,40 +35,123 @@ pub fn open_image(image: &Image) -> Result<Arc<dyn Storage>> {
     })
 }
 
+/// A content file, whatever form it is stored in: read at offsets of the plain content, by several threads at a time.
+#[derive(Debug)]
+pub struct ContentFile {
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Plain(File),
+    Compressed(Reader<FramesFile<File>>),
+}
+
+/// The file that the frames are in.
+#[derive(Debug)]
+struct FramesFile<F>(F);
+
+impl<F: Borrow<File>> ReadAt for FramesFile<F> {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.borrow().read_exact_at(buf, at)
+    }
+}
+
+impl ContentFile {
+    /// Takes an open file, which holds content of so many bytes as it is.
+    ///
+    /// # Errors
+    /// If it is of another length.
+    fn plain(file: File, path: &Path, content_len: u64) -> Result<ContentFile> {
+        let len = length(&file, path)?;
+        ensure!(
+            len == content_len,
+            "{} has {len} bytes, the torrent describes {content_len}: it is not this torrent's content",
+            path.display()
+        );
+        Ok(ContentFile { form: Form::Plain(file) })
+    }
+
+    /// The same for compressed content.
+    ///
+    /// # Errors
+    /// If it has no good table of frames, or holds another number of bytes.
+    fn compressed(file: File, path: &Path, content_len: u64) -> Result<ContentFile> {
+        let len = length(&file, path)?;
+        let reader = Reader::open(FramesFile(file), len, content_len).with_context(|| {
+            format!("{} cannot be used as content; if it is an image's, capture that again", path.display())
+        })?;
+        Ok(ContentFile { form: Form::Compressed(reader) })
+    }
+
+    /// Opens a new content file that was made compressed, to read it back.
+    ///
+    /// # Errors
+    /// If it is not there, or no good content of so many bytes.
+    pub fn open_compressed(path: &Path, content_len: u64) -> Result<ContentFile> {
+        let file = regular::open_own(path).with_context(|| format!("opening the content {}", path.display()))?;
+        ContentFile::compressed(file, path, content_len)
+    }
+
+    /// The same for one that was made plain.
+    ///
+    /// # Errors
+    /// If it is not there, or of another length.
+    pub fn open_plain(path: &Path, content_len: u64) -> Result<ContentFile> {
+        let file = regular::open_own(path).with_context(|| format!("opening the content {}", path.display()))?;
+        ContentFile::plain(file, path, content_len)
+    }
+
+    /// Fills `buf` with the plain content from byte `at` on.
+    ///
+    /// # Errors
+    /// If the content ends before, or what is there cannot be read or unpacked.
+    pub fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        match &self.form {
+            Form::Plain(file) => file.read_exact_at(buf, at),
+            Form::Compressed(reader) => reader.read_exact_at(buf, at),
+        }
+    }
+}
+
+fn length(file: &File, path: &Path) -> Result<u64> {
+    let found = file.metadata().with_context(|| format!("opening the content {}", path.display()))?;
+    Ok(found.len())
+}
+
 /// The concatenated content in one file.
 #[derive(Debug)]
 pub struct FlatContent {
     geometry: Geometry,
-    file: File,
+    file: ContentFile,
 }
 
 impl FlatContent {
-    /// Opens a file that a person has named, and checks its length against the torrent's.
+    /// Opens a file that a person has named, plain or compressed, and checks its length against the torrent's.
     ///
     /// # Errors
-    /// If it is not there or of another length.
+    /// If it is not there, or holds another number of bytes.
     pub fn open(path: &Path, geometry: Geometry) -> Result<FlatContent> {
-        FlatContent::of_file(File::open(path), path, geometry)
+        let file = File::open(path).with_context(|| format!("opening the content {}", path.display()))?;
+        let content_len = geometry.content_len();
+        let is_plain = length(&file, path)? == content_len || !is_compressed(&file);
+        let open = if is_plain { ContentFile::plain } else { ContentFile::compressed };
+        Ok(FlatContent { geometry, file: open(file, path, content_len)? })
     }
 
     /// The same for what lies in a library: a link there may lead to any file of this machine.
-    fn of_library(path: &Path, geometry: Geometry) -> Result<FlatContent> {
-        FlatContent::of_file(regular::open_own(path), path, geometry)
+    fn of_image(image: &Image) -> Result<FlatContent> {
+        let path = image.content_path();
+        let geometry = image.meta.geometry;
+        let file = regular::open_own(&path).with_context(|| format!("opening the content {}", path.display()))?;
+        let open = if image.manifest.compressed.is_some() { ContentFile::compressed } else { ContentFile::plain };
+        Ok(FlatContent { geometry, file: open(file, &path, geometry.content_len())? })
     }
+}
 
-    fn of_file(file: io::Result<File>, path: &Path, geometry: Geometry) -> Result<FlatContent> {
-        let opening = || format!("opening the content {}", path.display());
-        let file = file.with_context(opening)?;
-        let len = file.metadata().with_context(opening)?.len();
-        if len != geometry.content_len() {
-            let wanted = geometry.content_len();
-            bail!(
-                "{} has {len} bytes, the torrent describes {wanted}: it is not this torrent's content",
-                path.display()
-            );
-        }
-        Ok(FlatContent { geometry, file })
-    }
+/// Whether a file is compressed content, by how it ends.
+pub fn is_compressed(file: &File) -> bool {
+    file.metadata().is_ok_and(|found| has_table(&FramesFile(file), found.len()))
 }
 
 impl Storage for FlatContent {

@@ -22,6 +22,20 @@ pub fn summary(image: &Image) -> String {
     )
 }
 
+/// How an image's content is stored: its plain size, its size in the library, and how many times that is less.
+pub fn stored(image: &Image) -> String {
+    let plain = units::size(image.layout.content_len());
+    match (&image.manifest.compressed, image.ratio()) {
+        (Some(compressed), Some(ratio)) => format!(
+            "{plain} stored compressed in {}, k {ratio:.1} (zstd, frames of {})",
+            units::size(compressed.stored_len),
+            units::size(u64::from(compressed.frame_len))
+        ),
+        (None, Some(_)) => format!("{plain} stored uncompressed"),
+        (_, None) => format!("{plain} on the disk that was captured"),
+    }
+}
+
 /// A partition in one line: where, what, and what became of it.
 pub fn partition_line(partition: &PartitionInfo) -> String {
     let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };

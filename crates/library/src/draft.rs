@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::files::{remove_all, sync_dir, write_synced};
-use crate::image::{Image, load};
+use crate::image::{COMPRESSED, CONTENT, Image, content_name, load};
 use crate::library::{Guard, Library};
 use crate::manifest::Manifest;
 
@@ -47,9 +47,14 @@ impl Draft {
         Ok(dir)
     }
 
-    /// Where its content goes.
+    /// Where its content goes if it is stored as it is.
     pub fn content_path(&self) -> PathBuf {
-        self.dir.join("content")
+        self.dir.join(CONTENT)
+    }
+
+    /// Where its content goes if it is stored compressed.
+    pub fn compressed_path(&self) -> PathBuf {
+        self.dir.join(COMPRESSED)
     }
 
     /// Writes torrent and manifest beside the content, flushes everything to the disk, checks it as a reader would,
@@ -62,7 +67,7 @@ impl Draft {
         write_synced(&self.dir.join("image.torrent"), torrent_bytes)?;
         write_synced(&self.dir.join("manifest.json"), &manifest.to_json())?;
         if manifest.live.is_none() {
-            let content = self.content_path();
+            let content = self.dir.join(content_name(manifest));
             File::open(&content)
                 .and_then(|file| {
                     file.set_permissions(Permissions::from_mode(0o600))?;

@@ -11,6 +11,10 @@ use metainfo::{Metainfo, TORRENT_LEN_MAX};
 use crate::manifest::Manifest;
 use crate::regular::{open_own, read_own};
 
+/// The file with the content as it is.
+pub(crate) const CONTENT: &str = "content";
+/// The file with the content compressed. Another name, so that nothing takes it for plain bytes.
+pub(crate) const COMPRESSED: &str = "content.zst";
 /// Longest image name: it becomes a directory, a TFTP path and a line on a screen.
 const NAME_LEN_MAX: usize = 64;
 /// Largest manifest read, in bytes.
@@ -35,10 +39,30 @@ pub struct Image {
 }
 
 impl Image {
-    /// The file that holds the content: every extent's bytes, in order. A live image has none.
+    /// The file that holds the content: every extent's bytes, in order, as they are or compressed. A live image has none.
     pub fn content_path(&self) -> PathBuf {
-        self.dir.join("content")
+        self.dir.join(content_name(&self.manifest))
     }
+
+    /// Length of that file in bytes; 0 for a live image.
+    pub fn stored_len(&self) -> u64 {
+        match (&self.manifest.live, &self.manifest.compressed) {
+            (Some(_), _) => 0,
+            (None, Some(compressed)) => compressed.stored_len,
+            (None, None) => self.layout.content_len(),
+        }
+    }
+
+    /// How many times longer the content is than the file that holds it; a live image has none.
+    pub fn ratio(&self) -> Option<f64> {
+        let stored_len = self.stored_len();
+        (stored_len > 0).then(|| self.layout.content_len() as f64 / stored_len as f64)
+    }
+}
+
+/// What the file with the content is called.
+pub(crate) fn content_name(manifest: &Manifest) -> &'static str {
+    if manifest.compressed.is_some() { COMPRESSED } else { CONTENT }
 }
 
 /// Whether `name` can be an image's.
@@ -69,10 +93,11 @@ pub(crate) fn load(name: &str, dir: PathBuf) -> anyhow::Result<Image> {
     if manifest.infohash != meta.infohash.to_string() {
         bail!("manifest.json belongs to infohash {}, image.torrent is {}", manifest.infohash, meta.infohash);
     }
-    if manifest.live.is_none() {
-        check_content(&dir.join("content"), layout.content_len())?;
+    let image = Image { name: name.to_owned(), dir, meta: Arc::new(meta), layout, torrent_bytes, manifest };
+    if image.manifest.live.is_none() {
+        check_content(&image.content_path(), image.stored_len())?;
     }
-    Ok(Image { name: name.to_owned(), dir, meta: Arc::new(meta), layout, torrent_bytes, manifest })
+    Ok(image)
 }
 
 fn check_content(content: &Path, wanted: u64) -> anyhow::Result<()> {

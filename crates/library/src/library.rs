@@ -357,6 +357,43 @@ mod tests {
     }
 
     #[test]
+    fn compressed_content_is_read_plain_and_has_to_be_its_own() {
+        use crate::manifest::{Compressed, Format};
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let library = Library::create(dir.path().join("library")).expect("made");
+        let draft = library.draft("debian", false, guard).expect("free");
+        let mut file = Vec::new();
+        let packed = frames::Packer::new(3).expect("memory").pack(&[7; 512], &mut file).expect("memory");
+        let mut table = frames::TableWriter::default();
+        table.push(packed, 512).expect("one");
+        file.extend_from_slice(&table.finish());
+        fs::write(draft.compressed_path(), &file).expect("written");
+        let (torrent, manifest) = image();
+        let stored_len = file.len() as u64;
+        let compressed = Compressed { format: Format::ZstdSeekable, stored_len, frame_len: 16 << 10 };
+        let image = draft.publish(&torrent, &manifest.stored(Some(compressed))).expect("listed");
+        assert_eq!((image.stored_len(), image.ratio()), (stored_len, Some(512.0 / stored_len as f64)));
+        let piece = image.meta.geometry.piece(0).expect("one");
+        let mut bytes = [0; 100];
+        crate::content::open_image(&image).expect("whole").read(piece, 50, &mut bytes).expect("inside");
+        assert_eq!(bytes, [7; 100]);
+
+        let (path, elsewhere) = (image.content_path(), dir.path().join("elsewhere"));
+        fs::hard_link(&path, &elsewhere).expect("linked");
+        let said = format!("{:#}", library.image("debian").expect_err("not its own"));
+        assert!(said.contains("hard link") && said.contains("content.zst"), "{said}");
+        assert!(crate::content::open_image(&image).is_err());
+        fs::remove_file(&elsewhere).expect("removed");
+        fs::write(&path, &file[1..]).expect("written");
+        let said = format!("{:#}", library.image("debian").expect_err("cut short"));
+        assert!(said.contains("the image is damaged"), "{said}");
+        fs::write(&path, [&file[..file.len() - 1], &[0]].concat()).expect("written");
+        let said = format!("{:#}", crate::content::open_image(&image).err().expect("no table"));
+        assert!(said.contains("does not end with a table of frames") && said.contains("content.zst"), "{said}");
+    }
+
+    #[test]
     fn what_an_image_is_made_of_is_in_its_own_directory() {
         use std::os::unix::fs::{PermissionsExt, symlink};
 

@@ -15,13 +15,15 @@ use layout::account::{Account, Class};
 use metainfo::TableKind;
 use serde::{Deserialize, Serialize};
 
-/// The schema written, and the newest one read.
+/// The schema of an image whose content is stored as it is, which earlier versions read as well.
 pub const SCHEMA: u32 = 1;
+/// The schema of an image whose content is compressed, and the newest one read.
+pub const SCHEMA_COMPRESSED: u32 = 2;
 
 /// Everything known about an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of this structure: [`SCHEMA`].
+    /// Version of this structure: [`SCHEMA`] or [`SCHEMA_COMPRESSED`].
     pub schema: u32,
     /// Size of the captured device in bytes.
     pub disk_size: u64,
@@ -37,8 +39,11 @@ pub struct Manifest {
     pub disk_id: String,
     /// By number. A device without a table has one, numbered 0, that is the whole of it.
     pub partitions: Vec<PartitionInfo>,
-    /// Length of `content` in bytes.
+    /// Length of the plain content in bytes.
     pub content_len: u64,
+    /// Present if the content is stored compressed: how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressed: Option<Compressed>,
     /// The torrent's infohash, 40 hex digits.
     pub infohash: String,
     /// How many extents the content consists of.
@@ -57,6 +62,25 @@ pub struct Manifest {
     pub live: Option<Live>,
     /// Where it came from.
     pub origin: Origin,
+}
+
+/// How compressed content is stored, in the file `content.zst`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compressed {
+    /// The format of that file.
+    pub format: Format,
+    /// Its length in bytes.
+    pub stored_len: u64,
+    /// Bytes of plain content in each of its frames, except perhaps the last.
+    pub frame_len: u32,
+}
+
+/// A format of compressed content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Independent zstd frames and their table: see crate `frames`.
+    ZstdSeekable,
 }
 
 /// Where the bytes of a live image are.
@@ -272,13 +296,30 @@ impl Manifest {
             schema: u32,
         }
         let version: Version = serde_json::from_slice(bytes).context("reading its schema version")?;
-        if version.schema > SCHEMA {
+        if version.schema > SCHEMA_COMPRESSED {
             bail!(
-                "its schema is {}, this ezio knows {SCHEMA} and older: a newer ezio made it, so update this one",
+                "its schema is {}, this ezio knows {SCHEMA_COMPRESSED} and older: a newer ezio made it, so update this one",
                 version.schema
             );
         }
-        serde_json::from_slice(bytes).context("decoding it")
+        let manifest: Manifest = serde_json::from_slice(bytes).context("decoding it")?;
+        if manifest.compressed.is_some() && (manifest.schema < SCHEMA_COMPRESSED || manifest.live.is_some()) {
+            bail!("it contradicts itself about how the content is stored");
+        }
+        Ok(manifest)
+    }
+
+    /// The same image with its content stored that way, or as it is.
+    pub fn stored(self, compressed: Option<Compressed>) -> Manifest {
+        // A version that does not know compressed content refuses what it cannot read, and reads all else.
+        let schema = if compressed.is_some() { SCHEMA_COMPRESSED } else { SCHEMA };
+        Manifest { schema, compressed, ..self }
+    }
+
+    /// What others may know of it: how the content is stored here is nobody else's business, and versions that could not read
+    /// it can still pull the image.
+    pub fn for_others(&self) -> Manifest {
+        self.clone().stored(None)
     }
 
     /// The text of `manifest.json`.
@@ -331,6 +372,7 @@ mod tests {
             disk_id: String::new(),
             partitions: vec![PartitionInfo { number: 1, length: 4096, ..PartitionInfo::default() }],
             content_len: 4096,
+            compressed: None,
             infohash: "00".repeat(20),
             extent_count: 1,
             zeros_len: 65_536,
@@ -359,6 +401,20 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         assert_eq!(Manifest::parse(&sample().to_json()).expect("own manifest"), sample());
+    }
+
+    #[test]
+    fn compressed_content_is_a_schema_that_earlier_versions_refuse() {
+        let compressed = Compressed { format: Format::ZstdSeekable, stored_len: 1234, frame_len: 131_072 };
+        let manifest = sample().stored(Some(compressed));
+        let json = String::from_utf8(manifest.to_json()).expect("text");
+        assert!(json.contains("\"schema\": 2") && json.contains("\"format\": \"zstd-seekable\""), "{json}");
+        assert_eq!(Manifest::parse(json.as_bytes()).expect("own manifest"), manifest);
+        assert_eq!(manifest.for_others(), sample());
+        assert!(!String::from_utf8_lossy(&sample().to_json()).contains("compressed"), "as before");
+        for (from, to) in [("\"schema\": 2", "\"schema\": 1"), ("zstd-seekable", "zpaq")] {
+            assert!(Manifest::parse(json.replace(from, to).as_bytes()).is_err(), "{to}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use metainfo::Infohash;
 
 use crate::draft::Draft;
 use crate::files::{make_dirs, remove_all, sync_dir, try_lock, write_synced};
-use crate::image::check_name;
+use crate::image::{COMPRESSED, check_name};
 use crate::library::{Guard, Library};
 
 /// What unfinished directories are called, before their infohash.
@@ -59,7 +59,7 @@ impl Library {
         let dir = self.unfinished_dir(&infohash.to_string());
         make_dirs(&dir)?;
         // Whatever was killed between writing these and listing the image left them behind.
-        for file in [SOURCE, "image.torrent", "manifest.json"] {
+        for file in [SOURCE, "image.torrent", "manifest.json", COMPRESSED] {
             remove_all(&dir.join(file))?;
         }
         write_synced(&dir.join(SOURCE), source.as_bytes())?;

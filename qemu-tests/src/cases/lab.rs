@@ -10,8 +10,13 @@ use crate::server::{Dhcp, Server, ServerConfig};
 
 /// A server with the image of this disk armed for every machine; `more` is passed to `ezio arm`.
 pub fn armed(rack: &Rack, golden: &Disk, more: &[&str]) -> Result<(Server, Image)> {
+    armed_with(rack, golden, &[], more)
+}
+
+/// The same with options for `ezio capture`.
+pub fn armed_with(rack: &Rack, golden: &Disk, capture: &[&str], more: &[&str]) -> Result<(Server, Image)> {
     let server = rack.serve(ServerConfig::new(Dhcp::Server))?;
-    let image = server.capture(golden, "golden")?;
+    let image = server.capture_with(golden, "golden", capture)?;
     server.arm("golden", &[&["--after", "poweroff", "--linger", "1"], more].concat())?;
     Ok((server, image))
 }

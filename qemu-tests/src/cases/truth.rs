@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cases::lab::{armed, direct, expect_unbootable, inside};
+use crate::cases::lab::{armed, armed_with, direct, expect_unbootable, inside};
 use crate::compare::Image;
 use crate::disk::{Bus, Disk};
 use crate::faults::quoted;
@@ -91,7 +91,7 @@ fn expect_truth(rack: &Rack, server: &Server, bad: &mut Bad) -> Result<()> {
 /// A peer on the LAN has every piece, many of them with one bit flipped.
 pub fn bad_memory_of_a_peer(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
-    let (server, image) = armed(rack, &golden, &[])?;
+    let (server, image) = armed_with(rack, &golden, &["--uncompressed"], &[])?;
     // The limit makes the machine fetch from the peer.
     rack.network.limit_server(20)?;
     let host = rack.network.host("10.77.0.20")?;
@@ -154,7 +154,7 @@ fn bad_peer(rack: &Rack, server: &Server, golden: &Disk, image: &Image, mut seed
 /// The only copy of a piece is wrong: the machine can only report it.
 pub fn damaged_on_the_server(rack: &mut Rack) -> Result<()> {
     let golden = rack.golden(Size::Small)?;
-    let (server, image) = armed(rack, &golden, &[])?;
+    let (server, image) = armed_with(rack, &golden, &["--uncompressed"], &[])?;
     let content = server.library().join("images/golden/content");
     let file = std::fs::File::options().read(true).write(true).open(content).context("opening the content")?;
     let piece = image.meta.geometry.piece(3).context("an image of many pieces")?;

@@ -9,6 +9,7 @@ use library::manifest::Origin;
 use library::{DEFAULT_DIR, Library, check_name};
 use terminal::stop_on_signals;
 
+use crate::commands::compression::CompressionArgs;
 use crate::room::needed::needed;
 
 /// Makes an image of a disk: only the blocks in use, with its partition table and boot loader.
@@ -39,7 +40,7 @@ pub struct CaptureCommand {
     #[arg(long)]
     rescue: bool,
     /// Copy nothing: the image is seeded straight from SOURCE, which has to stay as it is. Only hashes are kept.
-    #[arg(long, conflicts_with = "rescue")]
+    #[arg(long, conflicts_with_all = ["rescue", "level", "uncompressed"])]
     live: bool,
     /// Leave blocks of zeros out of the image, and write them again when it is restored. Only EZIO knows how.
     #[arg(long)]
@@ -50,6 +51,8 @@ pub struct CaptureCommand {
     /// Replace the image of that name, if there is one, once the new one is complete.
     #[arg(long)]
     replace: bool,
+    #[command(flatten)]
+    compression: CompressionArgs,
     /// Pieces to work on at a time; two more than cores if not given. The image is the same with any number.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -75,7 +78,8 @@ impl CaptureCommand {
             sector_size: self.sector_size,
         };
         let (piece_len, threads, skip_zeros) = (self.piece_len, self.threads, self.skip_zeros);
-        let options = CaptureOptions { choices, skip_zeros, live: self.live, piece_len, threads, origin };
+        let compression = self.compression.compression();
+        let options = CaptureOptions { choices, skip_zeros, live: self.live, piece_len, compression, threads, origin };
         let (image, rate) = make_image(&source, draft, options, stop)?;
         say!("captured {}, {}", summary(&image), units::rate(rate as u64));
         Ok(())

@@ -10,5 +10,6 @@ pub mod serve;
 pub mod status;
 
 mod ask;
+mod compression;
 mod lasts;
 mod preview;

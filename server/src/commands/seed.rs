@@ -1,5 +1,6 @@
 //! `ezio seed`: seeds a torrent's content from any Linux machine.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use swarm::owners::Owners;
 use swarm::{Have, Options, Storage, Swarm};
 use tokio::signal::unix::{SignalKind, signal};
 
-use library::content::{BtFiles, FlatContent, open_image};
+use library::content::{BtFiles, FlatContent, is_compressed, open_image};
 use library::{DEFAULT_DIR, image_meant_by};
 
 /// How often a line says how much was given.
@@ -32,7 +33,7 @@ pub struct SeedCommand {
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     library: PathBuf,
     /// What SOURCE is; guessed if not given: a directory is btfiles, a device is a disk, a file of the content's length
-    /// is flat, any other file a disk image.
+    /// or a content.zst is flat, any other file a disk image.
     #[arg(long = "as", value_enum)]
     kind: Option<SourceKind>,
     /// Announce here instead of where the torrent says; may be given several times.
@@ -49,7 +50,7 @@ pub struct SeedCommand {
 /// The shapes content comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SourceKind {
-    /// The content in one file, as in a library.
+    /// The content in one file, plain or compressed, as in a library.
     Flat,
     /// A disk or disk image, every byte at its offset.
     Disk,
@@ -125,9 +126,13 @@ pub fn read_torrent(path: &Path) -> Result<Metainfo> {
 
 fn open_source(path: &Path, kind: Option<SourceKind>, meta: &Metainfo, layout: Layout) -> Result<Arc<dyn Storage>> {
     let about = path.metadata().with_context(|| format!("opening the source {}", path.display()))?;
+    let is_flat = || {
+        let is_compressed = || File::open(path).is_ok_and(|file| is_compressed(&file));
+        about.is_file() && (about.len() == meta.geometry.content_len() || is_compressed())
+    };
     let kind = kind.unwrap_or(match () {
         () if about.is_dir() => SourceKind::Btfiles,
-        () if about.is_file() && about.len() == meta.geometry.content_len() => SourceKind::Flat,
+        () if is_flat() => SourceKind::Flat,
         () => SourceKind::Disk,
     });
     Ok(match kind {

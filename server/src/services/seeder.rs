@@ -5,13 +5,15 @@
 //! other images continue.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use metainfo::PieceIndex;
 use swarm::owners::Owners;
-use swarm::{Have, Options, Stats, Swarm};
+use swarm::{Have, Options, Stats, Storage, Swarm};
 use tokio::sync::watch;
 
 use crate::room::Room;
@@ -37,7 +39,38 @@ struct Running {
     /// The address that it listens on.
     address: Ipv4Addr,
     swarm: Option<Swarm>,
+    /// What the swarm reads from.
+    content: Option<Arc<Switch>>,
     error: Option<String>,
+}
+
+/// Content that can be replaced by the same bytes from another file while it is read.
+struct Switch {
+    content: RwLock<Arc<dyn Storage>>,
+}
+
+impl Switch {
+    fn new(content: Arc<dyn Storage>) -> Switch {
+        Switch { content: RwLock::new(content) }
+    }
+
+    fn now(&self) -> Arc<dyn Storage> {
+        self.content.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, content: Arc<dyn Storage>) {
+        *self.content.write().unwrap_or_else(PoisonError::into_inner) = content;
+    }
+}
+
+impl Storage for Switch {
+    fn write_piece(&self, piece: PieceIndex, data: &[u8]) -> io::Result<()> {
+        self.now().write_piece(piece, data)
+    }
+
+    fn read(&self, piece: PieceIndex, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        self.now().read(piece, offset, buf)
+    }
 }
 
 impl Running {
@@ -108,11 +141,14 @@ async fn keep(
     if broken.get(name).is_some_and(|broken| broken.tried.elapsed() < TRY_AGAIN) {
         return;
     }
-    let inode = std::fs::metadata(room.library.dir().join("images").join(name)).map_or(0, |dir| dir.ino());
-    if let Some(seed) = running.get(name) {
+    let inode = inode_of(room, name);
+    if let Some(seed) = running.get_mut(name) {
         // While no interface is there, the old address may come back.
         let is_at_home = room.bindings().is_empty() || seed.address == address_of(room);
         if seed.inode == inode && seed.error.is_none() && is_at_home {
+            return;
+        }
+        if is_at_home && repacked(room, name, seed, inode).await {
             return;
         }
         end(name, running, tracker).await;
@@ -127,20 +163,49 @@ async fn keep(
     let infohash = image.meta.infohash;
     let own: Vec<u16> = running.values().filter_map(Running::port).collect();
     let address = address_of(room);
-    let (swarm, error) = match start(room, &image, address, &own).await {
-        Ok(swarm) => (swarm, None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+    let (swarm, content, error) = match start(room, &image, address, &own).await {
+        Ok(Some((swarm, content))) => (Some(swarm), Some(content), None),
+        Ok(None) => (None, None, None),
+        Err(error) => (None, None, Some(format!("{error:#}"))),
     };
     match &error {
         Some(error) => note(broken, name, error.clone()),
         None => drop(broken.remove(name)),
     }
-    let seed = Running { image, inode, address, swarm, error };
+    let seed = Running { image, inode, address, swarm, content, error };
     tracker.allow(infohash, seed.port());
     if let Some(port) = seed.port() {
         log::info!("image {name}: seeding {} on port {port}", units::size(seed.image.layout.content_len()));
     }
     running.insert(name.to_owned(), seed);
+}
+
+fn inode_of(room: &Room, name: &str) -> u64 {
+    std::fs::metadata(room.library.image_dir(name)).map_or(0, |dir| dir.ino())
+}
+
+/// Goes on with an image whose directory is another one now, if it is the same torrent and only its content is stored in another
+/// way: machines that fetch it notice nothing. False if it has to be started again.
+async fn repacked(room: &Arc<Room>, name: &str, seed: &mut Running, inode: u64) -> bool {
+    let (Some(swarm), Some(content)) = (&seed.swarm, &seed.content) else { return false };
+    // What could not be read before may be right in the new file, which only a new seeder finds out.
+    if seed.error.is_some() || swarm.stats().withheld_why.is_some() {
+        return false;
+    }
+    let loading = (room.clone(), name.to_owned());
+    let loaded = tokio::task::spawn_blocking(move || {
+        let image = loading.0.library.image(&loading.1)?;
+        let content = open_image(&image)?;
+        anyhow::Ok((image, content))
+    });
+    let Ok(Ok((image, new))) = loaded.await else { return false };
+    if image.meta.infohash != seed.image.meta.infohash {
+        return false;
+    }
+    content.set(new);
+    log::info!("image {name}: read from {} from now on", image.content_path().display());
+    (seed.image, seed.inode) = (Arc::new(image), inode);
+    true
 }
 
 /// Says what is wrong with an image, once.
@@ -162,11 +227,16 @@ fn address_of(room: &Room) -> Ipv4Addr {
 
 /// Starts to seed an image, on the lowest port from the configured one on that is free; `own` are those that we have taken
 /// for other images.
-async fn start(room: &Room, image: &Image, address: Ipv4Addr, own: &[u16]) -> anyhow::Result<Option<Swarm>> {
+async fn start(
+    room: &Room,
+    image: &Image,
+    address: Ipv4Addr,
+    own: &[u16],
+) -> anyhow::Result<Option<(Swarm, Arc<Switch>)>> {
     if !room.settings.seed() {
         return Ok(None);
     }
-    let storage = open_image(image)?;
+    let storage = Arc::new(Switch::new(open_image(image)?));
     let base = room.settings.peer_port();
     let mut ports: Vec<u16> = (base..=u16::MAX).filter(|port| *port == 0 || !own.contains(port)).collect();
     ports.truncate(if base == 0 { 1 } else { PORT_TRIES });
@@ -185,7 +255,7 @@ async fn start(room: &Room, image: &Image, address: Ipv4Addr, own: &[u16]) -> an
                         image.name
                     );
                 }
-                return Ok(Some(swarm));
+                return Ok(Some((swarm, storage)));
             }
             Err(error) => result = Some(error),
         }
@@ -207,7 +277,7 @@ async fn end(name: &str, running: &mut BTreeMap<String, Running>, tracker: &Trac
 }
 
 /// What is wrong with an image that is seeded all the same.
-fn trouble(name: &str, seed: &Running, stats: &Stats) -> Option<String> {
+fn trouble(room: &Room, name: &str, seed: &Running, stats: &Stats) -> Option<String> {
     let advice = format!(
         "machines get the rest from here and from each other; `ezio image verify {name}` says more, and then capture the image \
          again"
@@ -217,10 +287,11 @@ fn trouble(name: &str, seed: &Running, stats: &Stats) -> Option<String> {
         return Some(format!("{count} cannot be given to machines ({why}): {advice}"));
     }
     // Before anybody asks for what is missing.
-    let wanted = seed.image.layout.content_len();
+    let wanted = seed.image.stored_len();
     let path = seed.image.content_path();
     let found = std::fs::metadata(&path).map_or(0, |content| content.len());
-    (seed.image.manifest.live.is_none() && seed.swarm.is_some() && found < wanted).then(|| {
+    let is_there = || inode_of(room, name) == seed.inode;
+    (seed.image.manifest.live.is_none() && seed.swarm.is_some() && found < wanted && is_there()).then(|| {
         format!("{} has {found} bytes instead of {wanted}: it was cut short or is gone; {advice}", path.display())
     })
 }
@@ -247,7 +318,7 @@ fn publish(
             leechers,
             seeders,
             port: seed.swarm.as_ref().map_or(0, |swarm| swarm.local_addr().port()),
-            error: seed.error.clone().or_else(|| trouble(name, seed, &stats)),
+            error: seed.error.clone().or_else(|| trouble(room, name, seed, &stats)),
         });
     }
     for (image, broken) in broken.iter().filter(|(name, _)| !running.contains_key(*name)) {

@@ -167,7 +167,7 @@ fn an_image_goes_out_as_the_disk_it_came_from() {
     run("mkswap", &["-q", "-L", "swappy", "-U", uuid, &swap]);
     run("sgdisk", &["-n", "3:0:+20M", "-t", "3:8200", &disk]);
     place.paste(&swap, &disk, 161 << 20);
-    place.ezio_ok(&["capture", &disk, "--name", "golden"]);
+    place.ezio_ok(&["capture", &disk, "--name", "golden", "--uncompressed"]);
 
     let raw = place.text("out.img");
     let torrent = place.text("out.torrent");
@@ -225,8 +225,8 @@ fn the_list_says_what_images_cost_and_save() {
     need(&["mkfs.ext4", "partclone.ext4"]);
     let place = Place::new();
     let source = place.ext4("fs.img", 100, &place.files("files"));
-    place.ezio_ok(&["capture", &source, "--name", "used"]);
-    place.ezio_ok(&["capture", &source, "--name", "whole", "--whole"]);
+    place.ezio_ok(&["capture", &source, "--name", "used", "--uncompressed"]);
+    place.ezio_ok(&["capture", &source, "--name", "whole", "--whole", "--uncompressed"]);
     let list = place.ezio_ok(&["image", "list"]);
     for word in ["in use", "in library", "disk", "saved", "total", "100.0 MiB", "200.0 MiB", "   0 %"] {
         assert!(list.contains(word), "{word}: {list}");
@@ -247,4 +247,19 @@ fn the_list_says_what_images_cost_and_save() {
     assert_eq!(totals["content_len"], used["content_len"]);
     assert!(totals["library_len"].as_u64() > Some(library_len), "a damaged image takes room as well: {totals}");
     assert_eq!(json["unfinished"], serde_json::json!([]));
+
+    // Compressed, the same bytes take less.
+    assert_eq!((used["stored_len"].as_u64(), used["k"].as_f64()), (Some(content_len), Some(1.0)));
+    place.ezio_ok(&["image", "compress", "used"]);
+    let json = place.ezio_ok(&["image", "list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let used = &json["images"][0];
+    let stored_len = fs::metadata(place.stored("used")).expect("there").len();
+    assert_eq!((used["content_len"].as_u64(), used["stored_len"].as_u64()), (Some(content_len), Some(stored_len)));
+    let k = (10.0 * content_len as f64 / stored_len as f64).round() / 10.0;
+    assert!(k > 1.0 && used["k"].as_f64() == Some(k), "{used}");
+    let list = place.ezio_ok(&["image", "list"]);
+    assert!(list.lines().any(|line| line.starts_with("used") && line.contains(&format!(" {k:.1} "))), "{k}: {list}");
+    let shown = place.ezio_ok(&["image", "show", "used"]);
+    assert!(shown.contains("stored compressed in") && shown.contains(&format!("k {k:.1}")), "{shown}");
 }

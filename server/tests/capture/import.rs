@@ -137,15 +137,20 @@ fn an_ezio_torrent_and_its_files_become_the_same_image() {
     assert!(place.ezio_refuses(&["image", "import", &bt, &bt, "--name", "x"]).contains("goes with a .torrent"));
     place.ezio_ok(&["image", "import", &path, &bt, "--name", "trusted"]);
     place.ezio_ok(&["image", "import", &path, &bt, "--name", "verified", "--verify"]);
-    let flat = place.image("partclone").join("content");
+    let flat = place.stored("partclone");
     place.ezio_ok(&["image", "import", &path, flat.to_str().expect("UTF-8"), "--name", "flat", "--verify"]);
-    for name in ["trusted", "verified", "flat"] {
+    place.ezio_ok(&["image", "import", &path, &bt, "--name", "plain", "--uncompressed"]);
+    let plain = place.stored("plain");
+    place.ezio_ok(&["image", "import", &path, plain.to_str().expect("UTF-8"), "--name", "again", "--verify"]);
+    for name in ["trusted", "verified", "flat", "plain", "again"] {
         let meta = place.meta(name);
         assert_eq!((meta.infohash, meta.announce), (infohash, None), "{name}: the torrent is the same");
         assert_eq!(place.content(name), place.content("partclone"), "{name}");
         place.ezio_ok(&["image", "verify", name]);
     }
-    assert!(place.ezio_ok(&["image", "show", "trusted"]).contains("ext4"), "the file system is found in the content");
+    for name in ["trusted", "plain"] {
+        assert!(place.ezio_ok(&["image", "show", name]).contains("ext4"), "the file system is found in the content");
+    }
 
     let first = place.path("bt").join("0".repeat(32));
     let mut bytes = fs::read(&first).expect("read");
@@ -159,5 +164,5 @@ fn an_ezio_torrent_and_its_files_become_the_same_image() {
     fs::write(place.path("short"), "x").expect("write");
     let said = place.ezio_refuses(&["image", "import", &path, &place.text("short"), "--name", "x"]);
     assert!(said.contains("not this torrent's content"), "{said}");
-    assert_eq!((place.listed().len(), place.unfinished()), (4, 0));
+    assert_eq!((place.listed().len(), place.unfinished()), (6, 0));
 }

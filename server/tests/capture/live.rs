@@ -175,7 +175,7 @@ fn nothing_is_written_over_a_library_or_the_source_of_a_live_image() {
         let said = place.ezio_refuses(args);
         assert!(said.contains(why) && (said.contains("was not touched") || said.contains("was not written")), "{said}");
     };
-    let (link, content) = (place.text("link.img"), place.image("copied").join("content"));
+    let (link, content) = (place.text("link.img"), place.stored("copied"));
     fs::hard_link(&disk, &link).expect("linked");
     let found = run("losetup", &["--find", "--show", "--partscan", &disk]);
     let over = found.trim();

@@ -3,6 +3,7 @@
 //! No root is needed; what root alone can test is skipped with the reason on standard error.
 
 mod clonezilla;
+mod compression;
 mod containers;
 mod disk_images;
 mod disks;

@@ -310,7 +310,7 @@ fn a_loop_device_beside_a_mounted_one_is_refused() {
 fn capture_in_progress(place: &Place, name: &str) -> Child {
     let source = place.blank("large.img", 4096);
     let mut child = place
-        .ezio(&["capture", &source, "--name", name, "--whole", "--threads", "1"])
+        .ezio(&["capture", &source, "--name", name, "--whole", "--threads", "1", "--uncompressed"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -376,7 +376,7 @@ fn damaged_images_are_listed_with_the_reason_beside_the_good_ones() {
     fs::write(&source, &bytes).expect("write");
     let names = ["good", "short", "no-torrent", "newer", "mixed", "flipped"];
     for name in names {
-        place.ezio_ok(&["capture", &source, "--name", name, "--whole"]);
+        place.ezio_ok(&["capture", &source, "--name", name, "--whole", "--uncompressed"]);
     }
     fs::write(place.image("short").join("content"), "x").expect("write");
     fs::remove_file(place.image("no-torrent").join("image.torrent")).expect("remove");
@@ -449,7 +449,7 @@ fn an_image_of_the_library_is_restored_by_its_name() {
     let place = Place::new();
     let source = place.blank("source.img", 5);
     File::options().write(true).open(&source).and_then(|file| file.write_all_at(&[7; 1000], 3 << 20)).expect("write");
-    place.ezio_ok(&["capture", &source, "--name", "golden", "--whole"]);
+    place.ezio_ok(&["capture", &source, "--name", "golden", "--whole", "--uncompressed"]);
     let torrent = place.image("golden").join("image.torrent").display().to_string();
     for what in ["golden", &torrent] {
         let target = place.text("target.img");

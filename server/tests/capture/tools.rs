@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use layout::Layout;
+use library::content::FlatContent;
 use metainfo::Metainfo;
+use swarm::Storage;
 use tempfile::TempDir;
 
 /// `PATH` for every program of the tests.
@@ -96,8 +98,19 @@ impl Place {
             .expect("a good torrent")
     }
 
+    /// The file with its content, compressed or not.
+    pub fn stored(&self, name: &str) -> PathBuf {
+        let compressed = self.image(name).join("content.zst");
+        if compressed.exists() { compressed } else { self.image(name).join("content") }
+    }
+
+    /// Its plain content.
     pub fn content(&self, name: &str) -> Vec<u8> {
-        fs::read(self.image(name).join("content")).expect("the content")
+        let geometry = self.meta(name).geometry;
+        let content = FlatContent::open(&self.stored(name), geometry).expect("the content");
+        let mut bytes = vec![0; usize::try_from(geometry.content_len()).expect("small")];
+        content.read(geometry.piece(0).expect("not empty"), 0, &mut bytes).expect("whole");
+        bytes
     }
 
     /// Names in the list, damaged ones too.
@@ -128,11 +141,14 @@ impl Place {
             restored.write_all_at(&buf[..part], at).expect("write junk");
         }
         let layout = Layout::new(&self.meta(image)).expect("extents");
-        let content = File::open(self.image(image).join("content")).expect("the content");
+        let geometry = self.meta(image).geometry;
+        let content = FlatContent::open(&self.stored(image), geometry).expect("the content");
         let source = File::open(source).expect("the source");
         for part in layout.on_disk(0..layout.content_len()).expect("all of it") {
             let mut bytes = vec![0; usize::try_from(part.len).expect("small")];
-            content.read_exact_at(&mut bytes, part.content.0).expect("content");
+            let piece = geometry.piece_at(part.content.0).expect("inside");
+            let skip = u32::try_from(part.content.0 - geometry.piece_range(piece).start).expect("inside a piece");
+            content.read(piece, skip, &mut bytes).expect("content");
             let mut original = vec![0; bytes.len()];
             source.read_exact_at(&mut original, part.disk.0).expect("source");
             assert!(bytes == original, "extent at {:#x} is not the source's", part.disk.0);

@@ -65,7 +65,7 @@ fn zeros_are_left_out_and_come_back() {
     assert!(place.ezio_ok(&["image", "verify", "lean"]).contains("lean is good"));
 
     place.restore("lean", &disk);
-    let content = place.image("lean").join("content");
+    let content = place.stored("lean");
     let deployed = place.deploy("lean", &[content.to_str().expect("UTF-8")], 64 * MIB);
     assert!(fs::read(&deployed).expect("read") == fs::read(&disk).expect("read"), "every byte of the disk");
 }

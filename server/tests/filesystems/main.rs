@@ -203,7 +203,7 @@ fn capture_and_restore(volume: &Volume, golden: &Path, target: &Path) -> Seen {
 
     volumes::scribble(target, fs::metadata(golden).expect("the volume").len());
     let torrent = image.join("image.torrent");
-    let seeder = Seeder::start(&torrent, &image.join("content"));
+    let seeder = Seeder::start(&torrent, &image.join("content.zst"));
     run(Command::new(EZIO).arg("restore").arg(&torrent).arg(target).args(["--yes", "--peer", &seeder.address]));
     drop(seeder);
     let meta = Metainfo::parse(&fs::read(&torrent).expect("the torrent")).expect("a good torrent");

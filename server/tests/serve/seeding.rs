@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use metainfo::{Metainfo, PieceIndex};
 use swarm::{Options, Storage, Swarm};
 
-use crate::lan::{SERVER, in_namespace};
+use crate::lan::{SERVER, Station, in_namespace};
 use crate::library::add_image;
 use crate::process::{PATIENCE, Server, eventually, ezio_ok};
 
@@ -30,6 +30,23 @@ impl Storage for Memory {
     }
 }
 
+/// A peer that finds the server by its tracker gets all of the content.
+fn fetch(client: &Station, meta: Metainfo, wanted: Vec<u8>) {
+    client.run_in(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let bytes = Mutex::new(vec![0; wanted.len()]);
+            let memory = Arc::new(Memory { meta: meta.clone(), bytes });
+            let trackers = vec![format!("http://{SERVER}/announce")];
+            let options = Options { trackers, ..Options::default() };
+            let swarm = Swarm::start(Arc::new(meta), memory.clone(), options).await.expect("started");
+            tokio::time::timeout(PATIENCE, swarm.completed()).await.expect("in time").expect("complete");
+            assert!(*memory.bytes.lock().expect("sound") == wanted, "every byte");
+            swarm.shutdown().await;
+        });
+    });
+}
+
 #[test]
 fn a_peer_finds_the_seeder_by_the_tracker_and_gets_every_byte() {
     in_namespace("seeding::a_peer_finds_the_seeder_by_the_tracker_and_gets_every_byte", &["curl"], |lan| {
@@ -46,25 +63,36 @@ fn a_peer_finds_the_seeder_by_the_tracker_and_gets_every_byte() {
             let reply = client.output("curl", &["-sSf", &format!("http://{SERVER}{announce}")]).stdout;
             reply.windows(6).any(|peer| peer == seeder)
         });
-        let wanted = content.clone();
-        client.run_in(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-            runtime.expect("a runtime").block_on(async {
-                let bytes = Mutex::new(vec![0; wanted.len()]);
-                let memory = Arc::new(Memory { meta: meta.clone(), bytes });
-                let trackers = vec![format!("http://{SERVER}/announce")];
-                let options = Options { trackers, ..Options::default() };
-                let swarm = Swarm::start(Arc::new(meta), memory.clone(), options).await.expect("started");
-                tokio::time::timeout(PATIENCE, swarm.completed()).await.expect("in time").expect("complete");
-                assert!(*memory.bytes.lock().expect("sound") == wanted, "every byte");
-                swarm.shutdown().await;
-            });
-        });
+        fetch(&client, meta, content);
         eventually("the status counts what was sent", || {
             client.status()["images"][0]["uploaded"].as_u64().is_some_and(|sent| sent >= 3_000_000)
         });
         ezio_ok(&lan, &["disarm"]);
         eventually("seeding ends", || client.status()["images"].as_array().is_some_and(Vec::is_empty));
+    });
+}
+
+/// The same bytes from another file: links stay, and machines notice nothing.
+#[test]
+fn an_image_is_compressed_while_it_is_seeded() {
+    in_namespace("seeding::an_image_is_compressed_while_it_is_seeded", &["curl"], |lan| {
+        let (content, meta) = add_image(&lan, "debian", 3_000_000);
+        let mut server = Server::start(&lan, &["--peer-port", "7000"]);
+        let client = lan.station(9, true);
+        ezio_ok(&lan, &["arm", "debian"]);
+        let image = || client.status()["images"][0].clone();
+        eventually("it is seeded", || image()["port"] == 7000);
+        for (how, file, sent) in [(&[][..], "content.zst", 3_000_000), (&["--uncompressed"], "content", 6_000_000)] {
+            // It is armed, so machines may be fetching it.
+            let said = ezio_ok(&lan, &[&["image", "compress", "debian"], how].concat());
+            assert!(said.contains("debian: "), "{said}");
+            server.wait_for_log(&format!("images/debian/{file} from now on"));
+            fetch(&client, meta.clone(), content.clone());
+            // One seeder has sent all of it: it was not started again.
+            eventually("the status counts what was sent", || image()["uploaded"].as_u64() >= Some(sent));
+            assert_eq!((&image()["error"], &image()["port"]), (&serde_json::Value::Null, &serde_json::json!(7000)));
+        }
+        assert!(!server.log().contains("no longer armed"));
     });
 }
 

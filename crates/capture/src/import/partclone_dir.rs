@@ -8,15 +8,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use layout::{DiskOffset, Extent, Layout};
 use metainfo::{Geometry, ImageFacts, Metainfo, PieceHash, PieceIndex, TableKind};
 
-use super::copying::Copying;
+use super::copying::{Copying, HowToCopy};
 use super::new_image::NewImage;
-use crate::probe::identify;
+use crate::made_up::{DraftContent, identify};
 use crate::torrent::torrent;
 use library::Image;
 use library::manifest::{Captured, Manifest, Origin, PartitionInfo, SCHEMA};
@@ -30,11 +29,11 @@ const LINE_LEN_MAX: u64 = 256;
 /// Sector size assumed for a partition, because the directory does not record it.
 const SECTOR_SIZE: u32 = 512;
 
-/// Imports `dir` as image `name`; `verify` hashes what it copies and compares.
+/// Imports `dir` as a new image.
 ///
 /// # Errors
 /// If the directory is incomplete, contradicts itself, or its bytes do not have the listed hashes.
-pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicBool) -> anyhow::Result<Image> {
+pub(super) fn import(new: NewImage<'_>, dir: &Path, how: HowToCopy<'_>) -> anyhow::Result<Image> {
     let info_path = dir.join("torrent.info");
     let info = regular::open(&info_path).with_context(|| {
         format!("opening {}: give the directory that `partclone.<fs> -c -T -O` wrote", info_path.display())
@@ -48,8 +47,8 @@ pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicB
     check_room(new.library.dir(), content_len)?;
     let geometry = Geometry::new(content_len, PIECE_LEN).context("cutting the content into pieces")?;
     let hash_of = |piece: PieceIndex| info.hashes[piece.as_usize()];
-    let copying = Copying { geometry, hash_of: verify.then_some(&hash_of), from: dir, stop };
-    copying.run(&draft.content_path(), |at, buf| runs.read(at, buf))?;
+    let copying = Copying { geometry, hash_of: &hash_of, from: dir, how };
+    let compressed = copying.run(&draft, |at, buf| runs.read(at, buf))?;
 
     let facts = ImageFacts {
         schema: 1,
@@ -59,7 +58,7 @@ pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicB
         ..ImageFacts::default()
     };
     let torrent_bytes = torrent(&layout, PIECE_LEN, info.hashes, facts)?;
-    let found = identify(&draft.content_path(), &layout);
+    let found = identify(DraftContent { draft: &draft, compressed }, &layout);
     let partition = PartitionInfo {
         length: info.partition_len,
         file_system: found.file_system,
@@ -84,7 +83,7 @@ pub(super) fn import(new: NewImage<'_>, dir: &Path, verify: bool, stop: &AtomicB
         origin: Origin::now("import of a partclone BT directory", dir),
         ..Manifest::default()
     };
-    draft.publish(&torrent_bytes, &manifest)
+    draft.publish(&torrent_bytes, &manifest.stored(compressed))
 }
 
 /// The contents of `torrent.info`.

@@ -10,6 +10,7 @@ use library::describe::summary;
 use library::{Library, check_name};
 use terminal::stop_on_signals;
 
+use crate::commands::compression::CompressionArgs;
 use crate::room::needed::needed;
 
 /// Makes an image of what another tool made of a disk or partition.
@@ -52,6 +53,8 @@ pub struct Import {
     /// if not given.
     #[arg(long, value_name = "LEN", value_parser = parse_piece_len)]
     piece_len: Option<u32>,
+    #[command(flatten)]
+    compression: CompressionArgs,
 }
 
 impl Import {
@@ -85,6 +88,7 @@ impl Import {
             disk: self.disk.clone(),
             skip_zeros: self.skip_zeros,
             piece_len: self.piece_len,
+            compression: self.compression.compression(),
         }
     }
 }

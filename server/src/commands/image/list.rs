@@ -53,6 +53,10 @@ struct Good {
 struct Sizes {
     /// What machines fetch and write.
     content_len: u64,
+    /// The file that holds it, which may be compressed.
+    stored_len: u64,
+    /// How many times longer the content is than that file, to one digit; none if there is no such file.
+    k: Option<f64>,
     /// What the image takes in the library: less where its content is zero.
     library_len: u64,
     /// The disk it was made of.
@@ -70,19 +74,23 @@ struct Pull {
 }
 
 impl Sizes {
-    fn new(content_len: u64, library_len: u64, disk_len: u64) -> Sizes {
+    /// `in_files` is what of the content is in files of these lengths together, because a live image's is not.
+    fn new(content_len: u64, in_files: u64, stored_len: u64, library_len: u64, disk_len: u64) -> Sizes {
+        let k = (stored_len > 0).then(|| (10.0 * in_files as f64 / stored_len as f64).round() / 10.0);
         let copied = if disk_len == 0 { 1.0 } else { content_len as f64 / disk_len as f64 };
         let saved_percent = (1000.0 * (1.0 - copied.min(1.0))).round() / 10.0;
-        Sizes { content_len, library_len, disk_len, saved_percent }
+        Sizes { content_len, stored_len, k, library_len, disk_len, saved_percent }
     }
 
     fn of(image: &Image) -> Sizes {
-        Sizes::new(image.layout.content_len(), taken(&image.dir), image.manifest.disk_size)
+        let content_len = image.layout.content_len();
+        Sizes::new(content_len, content_len, image.stored_len(), taken(&image.dir), image.manifest.disk_size)
     }
 
     fn columns(&self) -> String {
         let [content, library, disk] = [self.content_len, self.library_len, self.disk_len].map(units::size);
-        format!("{content:>11}  {library:>11}  {disk:>11}  {:>4.0} %", self.saved_percent)
+        let k = self.k.map_or("-".to_owned(), |k| format!("{k:.1}"));
+        format!("{content:>11}  {library:>11}  {k:>4}  {disk:>11}  {:>4.0} %", self.saved_percent)
     }
 }
 
@@ -106,10 +114,11 @@ pub fn list(library: &Library, json: bool) -> anyhow::Result<()> {
     }
     let width = list.images.iter().map(|row| row.name.len()).max().unwrap_or(0).max(5);
     say!(
-        "{:<width$}  {:>11}  {:>11}  {:>11}  {:>6}  {:<5}  made",
+        "{:<width$}  {:>11}  {:>11}  {:>4}  {:>11}  {:>6}  {:<5}  made",
         "name",
         "in use",
         "in library",
+        "k",
         "disk",
         "saved",
         "table"
@@ -162,17 +171,22 @@ pub fn unfinished_line(unfinished: &Unfinished) -> String {
 /// Of all images; a damaged one only takes room.
 fn totals(rows: &[Row]) -> Sizes {
     let mut sum = Sizes::default();
+    let mut in_files: u64 = 0;
     for row in rows {
         match &row.about {
             About::Good(good) => {
                 sum.content_len = sum.content_len.saturating_add(good.sizes.content_len);
+                if good.sizes.stored_len > 0 {
+                    in_files = in_files.saturating_add(good.sizes.content_len);
+                }
+                sum.stored_len = sum.stored_len.saturating_add(good.sizes.stored_len);
                 sum.disk_len = sum.disk_len.saturating_add(good.sizes.disk_len);
                 sum.library_len = sum.library_len.saturating_add(good.sizes.library_len);
             }
             About::Damaged { library_len, .. } => sum.library_len = sum.library_len.saturating_add(*library_len),
         }
     }
-    Sizes::new(sum.content_len, sum.library_len, sum.disk_len)
+    Sizes::new(sum.content_len, in_files, sum.stored_len, sum.library_len, sum.disk_len)
 }
 
 fn unfinished(library: &Library) -> anyhow::Result<Vec<Pull>> {
@@ -200,9 +214,12 @@ mod tests {
         for (content, disk, percent) in
             [(0, 100, 100.0), (25, 100, 75.0), (100, 100, 0.0), (200, 100, 0.0), (1, 0, 0.0), (1, 3, 66.7), (0, 0, 0.0)]
         {
-            let sizes = Sizes::new(content, 0, disk);
+            let sizes = Sizes::new(content, 0, 0, 0, disk);
             assert!((sizes.saved_percent - percent).abs() < 1e-9, "{content} of {disk}: {}", sizes.saved_percent);
         }
-        assert_eq!(Sizes::new(3 << 30, 2 << 30, 12 << 30).columns(), "    3.0 GiB      2.0 GiB     12.0 GiB    75 %");
+        let sizes = Sizes::new(3 << 30, 3 << 30, 2 << 30, 2 << 30, 12 << 30);
+        assert_eq!(sizes.columns(), "    3.0 GiB      2.0 GiB   1.5     12.0 GiB    75 %");
+        let live = Sizes::new(3 << 30, 3 << 30, 0, 1 << 10, 12 << 30);
+        assert_eq!(live.columns(), "    3.0 GiB      1.0 KiB     -     12.0 GiB    75 %");
     }
 }

@@ -7,6 +7,8 @@ mod list;
 mod pull;
 
 use crate::room::needed::needed;
+use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -18,9 +20,11 @@ use self::import::Import;
 use self::list::list;
 #[cfg(feature = "pull")]
 use self::pull::Pull;
+use crate::commands::compression::CompressionArgs;
 use capture::pipeline::{Job, default_threads};
+use capture::repack;
 use library::content::open_image;
-use library::describe::{partition_line, summary};
+use library::describe::{partition_line, stored, summary};
 use library::{DEFAULT_DIR, Image, Library};
 use terminal::Progress;
 use terminal::stop_on_signals;
@@ -30,7 +34,7 @@ const BAD_PIECES_SHOWN: usize = 20;
 /// How many places on the disk it names for each.
 const PLACES_SHOWN: usize = 3;
 
-/// Lists, shows, checks, imports, exports, pulls and removes images.
+/// Lists, shows, checks, compresses, imports, exports, pulls and removes images.
 #[derive(Debug, Args)]
 pub struct ImageCommand {
     /// The directory that holds the images.
@@ -64,6 +68,14 @@ enum Action {
         /// Its name.
         name: String,
     },
+    /// Stores the content of an image compressed, or as it is, whatever it was. What machines get stays the same, also while they
+    /// fetch it.
+    Compress {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        compression: CompressionArgs,
+    },
     /// Takes an image out of the library.
     Remove {
         /// Its name.
@@ -90,6 +102,7 @@ impl ImageCommand {
             }
             Action::Verify { name } => verify(&Library::open(self.library)?.image(&name)?),
             Action::Adopt { name } => adopt(&Library::open(self.library)?, &name),
+            Action::Compress { name, compression } => compress(&Library::open(self.library)?, &name, compression),
             Action::Remove { name } => {
                 Library::open(self.library)?.remove(&name, needed)?;
                 say!("removed {name}");
@@ -116,6 +129,7 @@ fn show(image: &Image) {
         say!("{account}");
     }
     say!("in {}", image.dir.display());
+    say!("content: {}", stored(image));
     if let Some(live) = &manifest.live {
         say!("live: the library has no content of this image; it is read from {live}");
     }
@@ -123,6 +137,22 @@ fn show(image: &Image) {
     for partition in &manifest.partitions {
         say!("{}", partition_line(partition));
     }
+}
+
+fn compress(library: &Library, name: &str, how: CompressionArgs) -> anyhow::Result<()> {
+    let image = library.image(name)?;
+    let is_compressed = image.manifest.compressed.is_some();
+    if image.manifest.live.is_none() && how.level.is_none() && is_compressed != how.uncompressed {
+        let more = if is_compressed { "compressed already; --level N compresses it again" } else { "not compressed" };
+        say!("{name} is {more}");
+        return Ok(());
+    }
+    let before = image.stored_len();
+    // Whose directories may be from an earlier version.
+    let library = Library::create(library.dir())?;
+    let image = repack(&library, name, how.compression(), stop_on_signals()?)?;
+    say!("{name}: {}, before {}", stored(&image), units::size(before));
+    Ok(())
 }
 
 fn adopt(library: &Library, name: &str) -> anyhow::Result<()> {
@@ -144,12 +174,20 @@ fn verify(image: &Image) -> anyhow::Result<()> {
     let mut progress = Progress::new("verifying", geometry.content_len());
     let stop = stop_on_signals()?;
     let job = Job { geometry, threads: default_threads(), out: None, stop, progress: &mut progress };
+    let mut damaged: BTreeMap<u32, io::Error> = BTreeMap::new();
     let hashes = job.hash(|range, buf| {
         let piece = geometry.piece_at(range.start).context("reading past the last piece")?;
-        storage.read(piece, 0, buf).with_context(|| format!("reading the content at byte {}", range.start))
+        match storage.read(piece, 0, buf) {
+            // What cannot be unpacked is a bad piece like one that was changed; what cannot be read ends it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => drop(damaged.insert(piece.get(), error)),
+            read => read.with_context(|| format!("reading the content at byte {}", range.start))?,
+        }
+        Ok(())
     })?;
     let rate = progress.finish();
-    let is_bad = |piece: &PieceIndex| hashes[piece.as_usize()] != *image.meta.piece_hash(*piece);
+    let is_bad = |piece: &PieceIndex| {
+        damaged.contains_key(&piece.get()) || hashes[piece.as_usize()] != *image.meta.piece_hash(*piece)
+    };
     let bad: Vec<PieceIndex> = geometry.pieces().filter(is_bad).collect();
     for &piece in bad.iter().take(BAD_PIECES_SHOWN) {
         let range = geometry.piece_range(piece);
@@ -160,8 +198,9 @@ fn verify(image: &Image) -> anyhow::Result<()> {
             .map(|place| format!("{} bytes at {:#x}", place.len, place.disk.0))
             .collect();
         let more = if places.len() > PLACES_SHOWN { ", …" } else { "" };
+        let why = damaged.get(&piece.get()).map(|error| format!("; {error}")).unwrap_or_default();
         say!(
-            "piece {piece} is bad: content bytes {}..{}, on the disk {}{more}",
+            "piece {piece} is bad: content bytes {}..{}, on the disk {}{more}{why}",
             range.start,
             range.end,
             shown.join(", ")

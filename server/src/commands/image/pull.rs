@@ -25,9 +25,10 @@ use self::download::Download;
 use self::fetch::Offer;
 use self::storage::Content;
 use super::list::unfinished_line;
+use crate::commands::compression::CompressionArgs;
 use crate::room::needed::needed;
-use capture::made_up;
 use capture::pipeline::{Job, default_threads};
+use capture::{Compression, DraftContent, made_up, repack};
 use library::describe::summary;
 use library::space::check_room;
 use library::torrent_file;
@@ -63,6 +64,8 @@ pub struct Pull {
     /// Replace the image of that name, if there is one, once the new one is complete.
     #[arg(long)]
     replace: bool,
+    #[command(flatten)]
+    compression: CompressionArgs,
     /// Delete what unfinished pulls have left: of this URL or TORRENT, or of all if none is given.
     #[arg(long)]
     discard: bool,
@@ -113,6 +116,7 @@ impl Pull {
         };
         let fetched = download.run().with_context(|| kept(&draft))?;
         let image = finish(draft, &offer, &content, stop)?;
+        let image = compress(&library, image, self.compression.compression(), stop);
         say!(
             "pulled {}; {} fetched in {:.1} s",
             summary(&image),
@@ -132,6 +136,18 @@ fn discard(library: &Library, source: Option<&str>) -> anyhow::Result<()> {
         say!("deleted {}", unfinished_line(&unfinished));
     }
     Ok(())
+}
+
+/// Pieces come in any order, so the content is compressed when all of it is there; it is listed already, and stays as it is if
+/// that fails.
+fn compress(library: &Library, image: Image, how: Compression, stop: &AtomicBool) -> Image {
+    if how == Compression::None {
+        return image;
+    }
+    repack(library, &image.name, how, stop).unwrap_or_else(|error| {
+        log::warn!("{} is stored uncompressed ({error:#}): `ezio image compress` tries that again", image.name);
+        image
+    })
 }
 
 fn kept(draft: &Draft) -> String {
@@ -181,10 +197,14 @@ fn finish(draft: Draft, offer: &Offer, content: &File, stop: &AtomicBool) -> any
     }
     let mut manifest = match &offer.manifest {
         Some(manifest) => manifest.clone(),
-        None => made_up("pull without a manifest", &offer.meta, &offer.layout, &path, &offer.source),
+        None => {
+            let content = DraftContent { draft: &draft, compressed: None };
+            made_up("pull without a manifest", &offer.meta, &offer.layout, content, &offer.source)
+        }
     };
     // Here the content is a file, whatever it is there; and nobody elsewhere says which disk of ours is given away.
     manifest.live = None;
+    manifest = manifest.stored(None);
     ensure!(!stop.load(Ordering::Relaxed), "interrupted; run the same command again to continue");
     draft.completed()?;
     // Where it was announced there says nothing here.

@@ -80,7 +80,7 @@ pub(super) async fn file(
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
             }
         }
-        "json" => ([(header::CONTENT_TYPE, "application/json")], image.manifest.to_json()).into_response(),
+        "json" => ([(header::CONTENT_TYPE, "application/json")], image.manifest.for_others().to_json()).into_response(),
         _ => super::not_found(),
     }
 }
