@@ -28,4 +28,4 @@ mod older;
 #[cfg(test)]
 mod sequences;
 
-pub use self::shared::{Boot, ReportError, Room, count};
+pub use self::shared::{Boot, Given, ReportError, Room, count};
