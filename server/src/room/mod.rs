@@ -9,6 +9,8 @@ pub mod leases;
 pub mod needed;
 pub mod never;
 pub mod orders;
+pub mod place;
+pub mod reserve;
 pub mod rivals;
 pub mod running;
 pub mod scope;
