@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use netboot::MacAddr;
 use order::Order;
 use restore::Permission;
+use seal::{About, Said, Token};
 use tokio::runtime::Handle;
 
 use crate::fetch::{self, Answer};
@@ -32,11 +33,12 @@ impl Waiting {
     }
 }
 
-/// The file that says whether this machine may write: `confirm/01-MAC/DEPLOYMENT`, and behind it the token if there is one.
+/// The file that says whether this machine may write: `confirm/01-MAC/DEPLOYMENT`, and behind it the token if there is one,
+/// or the proof of a token that came sealed.
 ///
 /// # Errors
 /// If the deployment is missing, or cannot be part of a file's name.
-pub fn name(mac: MacAddr, order: &Order) -> Result<String> {
+pub fn name(mac: MacAddr, order: &Order, sealed: Option<&Token>) -> Result<String> {
     let Order { deployment, token, .. } = order;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     ensure!(
@@ -47,7 +49,11 @@ pub fn name(mac: MacAddr, order: &Order) -> Result<String> {
         "the order says CONFIRM=yes, and its DEPLOYMENT {deployment:?} cannot be asked about: use letters, digits, `_` and `-`"
     );
     let name = format!("confirm/{}/{deployment}", mac.bootif());
-    Ok(if token.is_empty() { name } else { format!("{name}/{token}") })
+    Ok(match sealed {
+        Some(token) => format!("{name}/{}", token.prove(About { mac, deployment }, Said::MayWrite)),
+        None if token.is_empty() => name,
+        None => format!("{name}/{token}"),
+    })
 }
 
 /// Asks the TFTP server for the file until it answers. What keeps it from answering is in `waiting`. Called from threads that
@@ -93,7 +99,13 @@ mod tests {
 
     #[test]
     fn the_name_says_who_asks_about_what() {
-        let name = |deployment: &str, token: &str| name(MAC, &order(deployment, token));
+        let sealed: Token = "07".repeat(24).parse().expect("a token");
+        let proof = name(MAC, &order("7f", ""), Some(&sealed)).expect("plain");
+        let proof = proof.strip_prefix("confirm/01-52-54-00-77-00-01/7f/").expect("the same in front").to_owned();
+        assert!(!proof.contains(&"07".repeat(16)), "the token is never said");
+        let about = About { mac: MAC, deployment: "7f" };
+        assert!(sealed.has_proven(&proof.parse().expect("a proof"), about, Said::MayWrite));
+        let name = |deployment: &str, token: &str| name(MAC, &order(deployment, token), None);
         assert_eq!(name("7f", "").expect("plain"), "confirm/01-52-54-00-77-00-01/7f");
         assert_eq!(name("7f", "5eed").expect("plain"), "confirm/01-52-54-00-77-00-01/7f/5eed");
         for bad in ["", "a/b", "..", ".", "a b", "a\0b", "ü", &"x".repeat(129)] {

@@ -1,4 +1,4 @@
-//! Files by TFTP: `ezio.conf` under its three names, the torrent, and the last question.
+//! Files by TFTP: `ezio.conf` under its four names, the torrent, and the last question.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, anyhow};
 use netboot::MacAddr;
 use netboot::tftp::{Fetch, FetchError, Step};
+use seal::PublicKey;
 use tokio::net::UdpSocket;
 
 /// Where a TFTP server listens (RFC 1350, section 4).
@@ -56,14 +57,17 @@ enum TransferError {
     Server(FetchError),
 }
 
-/// The bytes of `ezio.conf` for this machine, and the name it was found under.
+/// The bytes of `ezio.conf` for this machine, and the name it was found under. The first name carries the key to which the
+/// order's token is to be sealed; a server that knows no such name says so, and gives the token in plain text.
 ///
 /// # Errors
-/// If the server has none of the three names, or does not answer.
-pub async fn conf(server: Ipv4Addr, mac: MacAddr) -> Result<(Vec<u8>, String), Obstacle> {
-    let names = [format!("ezio.conf/{}", mac.bootif()), "ezio.conf/default".to_owned(), "ezio.conf".to_owned()];
+/// If the server has none of the four names, or does not answer.
+pub async fn conf(at: SocketAddr, mac: MacAddr, key: PublicKey) -> Result<(Vec<u8>, String), Obstacle> {
+    let server = at.ip();
+    let own = format!("ezio.conf/{}", mac.bootif());
+    let names = [format!("{own}/{key}"), own, "ezio.conf/default".to_owned(), "ezio.conf".to_owned()];
     for name in names {
-        match transfer((server, TFTP_PORT).into(), &name, MAX_CONF_LEN).await {
+        match transfer(at, &name, MAX_CONF_LEN).await {
             Ok(bytes) => return Ok((bytes, name)),
             Err(TransferError::Server(FetchError::Refused { code, .. })) if NO_SUCH_FILE.contains(&code) => {}
             // Ours knows this machine and has no order for it: everybody's is not for it either. It says why.

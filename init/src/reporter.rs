@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use report::{Progress, Report, Stage, StageTime};
+use seal::{About, PROOF_HEADER, Proof, Said, Token};
 
 /// Progress goes out this often, and a finished or failed machine goes on saying so.
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,6 +21,8 @@ pub struct Reporter {
 
 struct State {
     report: Report,
+    /// The token of an order in which it came sealed: it proves each report, and is never said.
+    token: Option<Token>,
     stage_started: Instant,
     url: Option<String>,
     is_sent: bool,
@@ -34,6 +37,7 @@ impl Reporter {
             mac: String::new(),
             deployment: String::new(),
             token: String::new(),
+            count: 0,
             ip: String::new(),
             serial,
             uuid,
@@ -48,7 +52,8 @@ impl Reporter {
             times: Vec::new(),
             more: BTreeMap::new(),
         };
-        let state = State { report, stage_started: Instant::now(), url: None, is_sent: false, failures: 0 };
+        let state =
+            State { report, token: None, stage_started: Instant::now(), url: None, is_sent: false, failures: 0 };
         let state = Arc::new(Mutex::new(state));
         let (wake, woken) = sync_channel(1);
         let sender = Arc::clone(&state);
@@ -60,6 +65,11 @@ impl Reporter {
     pub fn set_url(&self, url: String) {
         lock(&self.state).url = Some(url);
         self.send_now();
+    }
+
+    /// Proves every report with this token, from now on.
+    pub fn prove_with(&self, token: Option<Token>) {
+        lock(&self.state).token = token;
     }
 
     /// Changes what the next report says.
@@ -118,14 +128,20 @@ impl Reporter {
 fn send_forever(state: &Mutex<State>, woken: &Receiver<()>) {
     let config = ureq::Agent::config_builder().timeout_global(Some(POST_TIMEOUT)).build();
     let agent = ureq::Agent::new_with_config(config);
+    let mut count = 0;
     while woken.recv_timeout(EVERY) != Err(RecvTimeoutError::Disconnected) {
-        let (url, report) = {
+        let (url, report, token) = {
             let state = lock(state);
-            (state.url.clone(), state.report.clone())
+            (state.url.clone(), state.report.clone(), state.token)
         };
         let Some(url) = url else { continue };
-        let Ok(body) = serde_json::to_string(&report) else { continue };
-        match agent.post(&url).content_type("application/json").send(&body) {
+        count += 1;
+        let Some((body, proof)) = proven(&report, token.as_ref(), count) else { continue };
+        let mut post = agent.post(&url).content_type("application/json");
+        if let Some(proof) = proof {
+            post = post.header(PROOF_HEADER, proof.to_string());
+        }
+        match post.send(&body) {
             Ok(_) => {
                 let mut state = lock(state);
                 state.is_sent = state.report == report;
@@ -140,7 +156,36 @@ fn send_forever(state: &Mutex<State>, woken: &Receiver<()>) {
     }
 }
 
+/// The report as it is sent, with its number and the proof of it if there is a token.
+fn proven(report: &Report, token: Option<&Token>, count: u64) -> Option<(String, Option<Proof>)> {
+    let Some(token) = token else { return serde_json::to_string(report).ok().map(|body| (body, None)) };
+    let body = serde_json::to_string(&Report { token: String::new(), count, ..report.clone() }).ok()?;
+    let mac = report.mac.parse().ok()?;
+    let proof = token.prove(About { mac, deployment: &report.deployment }, Said::Report(body.as_bytes()));
+    Some((body, Some(proof)))
+}
+
 /// A report is plain data; a thread that died while holding it cannot have broken it.
 fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_token_proves_what_is_said_and_is_never_said() {
+        let json = r#"{"mac":"52:54:00:77:00:01","stage":"done","deployment":"7","token":"5eed"}"#;
+        let report: Report = serde_json::from_str(json).expect("a report");
+        let (body, proof) = proven(&report, None, 1).expect("JSON");
+        assert!(proof.is_none() && body.contains("\"token\":\"5eed\""), "to an older server: {body}");
+        let token = Token::new([7; 8], [9; 16]);
+        let (body, proof) = proven(&report, Some(&token), 3).expect("JSON");
+        let (proof, about) =
+            (proof.expect("a proof"), About { mac: report.mac.parse().expect("a MAC"), deployment: "7" });
+        assert!(token.has_proven(&proof, about, Said::Report(body.as_bytes())));
+        assert!(body.contains("\"count\":3") && !body.contains("token") && !body.contains("0909"), "{body}");
+        assert!(proven(&Report { mac: String::new(), ..report }, Some(&token), 1).is_none());
+    }
 }

@@ -12,8 +12,12 @@ use layout::Layout;
 use metainfo::Metainfo;
 use netboot::MacAddr;
 use order::{After, Grow, Order};
+use rand::TryRngCore as _;
+use rand::rngs::OsRng;
 use report::Stage;
 use restore::{DueStamp, RestoreError, RestoreOptions, Restored, Stamp, Update, Wish};
+use seal::sealed::KEY_LEN;
+use seal::{KeyPair, Token};
 use swarm::owners::Owners;
 use swarm::{Options, Swarm};
 
@@ -27,7 +31,7 @@ use crate::grow;
 use crate::lease::{Network, wait_for_lease};
 use crate::memory;
 use crate::modules::{Coldplug, Index};
-use crate::orders::{Asking, REPEAT_TROUBLE};
+use crate::orders::{Asking, Given, REPEAT_TROUBLE};
 use crate::reporter::Reporter;
 
 /// A linger shorter than the swarm's own rhythm would leave before the slowest peer has asked.
@@ -52,8 +56,9 @@ pub async fn run(console: &Console, reporter: &Reporter) -> Result<Outcome> {
     let machine = Machine { console, reporter };
     let args = boot_args()?;
     memory::check_unpacked()?;
+    let key = new_key()?;
     let link = machine.network(&args).await?;
-    let job = machine.fetch(&args, &link).await?;
+    let job = machine.fetch(&args, &link, &key).await?;
     let disk = machine.disk(&job, &link).await?;
     let done = Outcome::Done(job.order.options.after);
     if job.order.options.dry_run {
@@ -83,6 +88,8 @@ struct Link {
 /// What a machine is to do.
 struct Job {
     order: Order,
+    /// The order's token, if it came sealed.
+    token: Option<Token>,
     server: Ipv4Addr,
     mac: MacAddr,
     meta: Arc<Metainfo>,
@@ -131,11 +138,11 @@ impl Machine<'_> {
     }
 
     /// The order and the torrent that it names.
-    async fn fetch(self, args: &BootArgs, link: &Link) -> Result<Job> {
+    async fn fetch(self, args: &BootArgs, link: &Link, key: &KeyPair) -> Result<Job> {
         self.enter(Stage::Fetch);
         let server = server_of(args, &link.network)?;
-        let asking = Asking { server, mac: link.mac, args };
-        let (order, meta) = asking.until_answered(self.console, self.reporter).await?;
+        let asking = Asking { server, mac: link.mac, args, key };
+        let Given { order, token, meta } = asking.until_answered(self.console, self.reporter).await?;
         let layout = Arc::new(Layout::new(&meta).context("the torrent does not describe a disk")?);
         self.console.line(&format!(
             "image {}: {} in {}",
@@ -143,7 +150,7 @@ impl Machine<'_> {
             units::size(meta.geometry.content_len()),
             units::count(meta.geometry.piece_count(), "piece")
         ));
-        Ok(Job { order, server, mac: link.mac, meta: Arc::new(meta), layout })
+        Ok(Job { order, token, server, mac: link.mac, meta: Arc::new(meta), layout })
     }
 
     /// The one disk that the order means, opened for this machine alone; and room in memory for what comes.
@@ -208,7 +215,7 @@ impl Machine<'_> {
         let waiting = Waiting::default();
         let permission = if order.options.confirm {
             let server = (job.server, TFTP_PORT).into();
-            Some(confirm::by_tftp(server, confirm::name(job.mac, order)?, waiting.clone()))
+            Some(confirm::by_tftp(server, confirm::name(job.mac, order, job.token.as_ref())?, waiting.clone()))
         } else {
             None
         };
@@ -298,6 +305,13 @@ fn write_stamp(disk: &Path, due: &DueStamp) -> Result<()> {
 fn boot_args() -> Result<BootArgs> {
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("reading the kernel command line")?;
     BootArgs::parse(&cmdline).context("reading the kernel command line")
+}
+
+/// A key pair for this start of the machine alone.
+fn new_key() -> Result<KeyPair> {
+    let mut random = [0; KEY_LEN];
+    OsRng.try_fill_bytes(&mut random).context("asking the kernel for random bytes, for a key")?;
+    Ok(KeyPair::new(random))
 }
 
 fn server_of(args: &BootArgs, network: &Network) -> Result<Ipv4Addr> {

@@ -19,6 +19,8 @@ const NAMES_SHOWN: usize = 20;
 #[derive(Clone, Debug)]
 pub struct Library {
     pub(crate) dir: PathBuf,
+    /// Where its state is, if that is elsewhere.
+    state: Option<PathBuf>,
 }
 
 /// One line of the library's list.
@@ -44,7 +46,25 @@ impl Library {
         let dir = dir.into();
         let is_dir = fs::metadata(&dir).with_context(|| no_library(&dir))?.is_dir();
         ensure!(is_dir, "the library {} is not a directory: give the directory that holds images/", dir.display());
-        Ok(Library { dir })
+        Ok(Library { dir, state: None })
+    }
+
+    /// The library in a directory that may not be there.
+    pub fn at(dir: impl Into<PathBuf>) -> Library {
+        Library { dir: dir.into(), state: None }
+    }
+
+    /// The same library, with what the server remembers in another directory; `None` for its own.
+    pub fn with_state(self, state: Option<PathBuf>) -> Library {
+        Library { state, ..self }
+    }
+
+    /// Makes the directory for what the server remembers, if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn make_state_dir(&self) -> anyhow::Result<()> {
+        make_dirs(&self.state_dir())
     }
 
     /// Opens a library, making its directories if they are not there.
@@ -52,8 +72,18 @@ impl Library {
     /// # Errors
     /// If they cannot be made.
     pub fn create(dir: impl Into<PathBuf>) -> anyhow::Result<Library> {
-        let library = Library { dir: dir.into() };
-        for dir in [library.images_dir(), library.work_dir(), library.locks_dir(), library.state_dir()] {
+        let library = Library::create_images(dir)?;
+        library.make_state_dir()?;
+        Ok(library)
+    }
+
+    /// The same, without a directory for what the server remembers.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn create_images(dir: impl Into<PathBuf>) -> anyhow::Result<Library> {
+        let library = Library::at(dir);
+        for dir in [library.images_dir(), library.work_dir(), library.locks_dir()] {
             make_dirs(&dir)?;
         }
         Ok(library)
@@ -66,7 +96,12 @@ impl Library {
 
     /// Where the server keeps what it remembers; made if missing by [`Library::create`].
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.join("state")
+        self.state.clone().unwrap_or_else(|| self.dir.join("state"))
+    }
+
+    /// Whether its state is where a library has it of itself.
+    pub fn has_own_state(&self) -> bool {
+        self.state.is_none()
     }
 
     /// Every image by name; damaged ones say why, and never hide the others.
@@ -165,7 +200,7 @@ impl Library {
     /// If there is none of that name, machines need it, or it cannot be deleted.
     pub fn remove(&self, name: &str, guard: Guard) -> anyhow::Result<()> {
         check_name(name)?;
-        let library = Library::create(&self.dir)?;
+        let library = Library::create(&self.dir)?.with_state(self.state.clone());
         let _busy = library.lock()?;
         library.clear_dead_drafts()?;
         let dir = self.images_dir().join(name);

@@ -10,6 +10,8 @@ use crate::value::ValueError;
 pub const FORMAT: u32 = 1;
 /// Longest token, in hex digits.
 const TOKEN_LEN_MAX: usize = 128;
+/// Longest sealed token, in hex digits.
+const SEALED_LEN_MAX: usize = 512;
 /// So much of a line that cannot be read is shown, in characters.
 const SHOWN_LEN: usize = 60;
 
@@ -30,6 +32,8 @@ pub struct Order {
     pub deployment: String,
     /// Hex digits that prove to the server who reports; empty for none.
     pub token: String,
+    /// The same in place of it, sealed to the key that the machine asked with; empty for none.
+    pub sealed_token: String,
     /// How it is done.
     pub options: Options,
     /// Keys that are not known, with their values: those of a newer server, or mistakes.
@@ -116,7 +120,8 @@ impl Order {
             "REPORT" => self.report = Some(value.to_owned()),
             "BOOT" => self.boot = Some(value.to_owned()),
             "DEPLOYMENT" => self.deployment = value.to_owned(),
-            "TOKEN" => self.token = token(value)?,
+            "TOKEN" => self.token = hex_digits(value, TOKEN_LEN_MAX)?,
+            "SEALED_TOKEN" => self.sealed_token = hex_digits(value, SEALED_LEN_MAX)?,
             "MAGNET" => return Err(ValueError::Magnet),
             _ if options.set(key, value)? => {}
             _ => self.unknown.push((key.to_owned(), value.to_owned())),
@@ -153,7 +158,8 @@ impl fmt::Display for Order {
         if !self.trackers.is_empty() {
             line("TRACKER", &self.trackers.join(","))?;
         }
-        for (key, value) in [("DEPLOYMENT", &self.deployment), ("TOKEN", &self.token)] {
+        let proofs = [("TOKEN", &self.token), ("SEALED_TOKEN", &self.sealed_token)];
+        for (key, value) in [("DEPLOYMENT", &self.deployment)].into_iter().chain(proofs) {
             if !value.is_empty() {
                 line(key, value)?;
             }
@@ -164,11 +170,11 @@ impl fmt::Display for Order {
 }
 
 /// A token becomes part of a file's name.
-fn token(value: &str) -> Result<String, ValueError> {
-    if value.len() <= TOKEN_LEN_MAX && value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+fn hex_digits(value: &str, max: usize) -> Result<String, ValueError> {
+    if value.len() <= max && value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         Ok(value.to_owned())
     } else {
-        Err(ValueError::Token(value.chars().take(SHOWN_LEN).collect()))
+        Err(ValueError::Token { value: value.chars().take(SHOWN_LEN).collect(), max })
     }
 }
 
@@ -263,8 +269,11 @@ mod tests {
         assert!(error("VERIFY=maybe").contains("use yes or no"));
         assert!(error("GROW=most").contains("the number of a partition"));
         assert!(
-            error("TOKEN=../x").contains("is no token") && error(&format!("TOKEN={}", "0".repeat(129))).contains("hex")
+            error("TOKEN=../x").contains("is no token")
+                && error(&format!("TOKEN={}", "0".repeat(129))).contains("128 hex")
         );
+        assert!(error("SEALED_TOKEN=../x").contains("is no token"));
+        assert!(error(&format!("SEALED_TOKEN={}", "0".repeat(513))).contains("512 hex"));
         assert!(error("MAGNET=x").contains("not supported"));
         assert!(error("").contains("names no TORRENT"));
         assert!(error("TARGET=size").contains("TARGET=size: \"size\" does not say which disk"));
@@ -294,6 +303,7 @@ mod tests {
             after in 0..3usize,
             linger: u32,
             token in "[0-9a-f]{0,32}",
+            sealed_token in "[0-9a-f]{0,144}",
             switches: [bool; 6],
             grow in proptest::option::of(1u32..),
             target in prop_oneof![Just("auto"), Just("bus=nvme,min=200G"), Just("/dev/sda"), Just("serial=a b")],
@@ -305,7 +315,7 @@ mod tests {
             let options = Options { target, after, linger, verify, keep, discard, grow, new_ids, confirm, dry_run };
             let torrent = torrent.trim_start_matches('/').to_owned();
             let boot = report.clone();
-            Order { torrent, image, trackers, report, boot, deployment, token, options, unknown }
+            Order { torrent, image, trackers, report, boot, deployment, token, sealed_token, options, unknown }
         }
     }
 

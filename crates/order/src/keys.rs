@@ -91,6 +91,7 @@ macro_rules! options {
             Key { name: "BOOT", old: None, help: "URL of the boot files, by which a dry run measures the network", default: "not measured", example: "http://10.0.0.1/boot" },
             Key { name: "DEPLOYMENT", old: None, help: "given back in every report; a finished disk carries it in its stamp", default: "", example: "7" },
             Key { name: "TOKEN", old: None, help: "hex digits, given back in every report and in the last question before the first write", default: "", example: "5eed" },
+            Key { name: "SEALED_TOKEN", old: None, help: "the same, sealed to the key in the name that the machine asked for; docs/trust.md says how", default: "", example: "5eed" },
             $(Key { name: $name, old: options!(@old $($old)?), help: $help, default: $shown, example: $example },)*
         ];
     };

@@ -94,8 +94,13 @@ pub enum ValueError {
         source: GrowError,
     },
     /// A token that is more than hex digits.
-    #[error("{0:?} is no token: a token is at most 128 hex digits")]
-    Token(String),
+    #[error("{value:?} is no token: it is at most {max} hex digits")]
+    Token {
+        /// Its start.
+        value: String,
+        /// The longest one that can be.
+        max: usize,
+    },
     /// Magnet links have no list of files, so they do not say what belongs where on a disk.
     #[error("magnet links are not supported: name the torrent with TORRENT=path")]
     Magnet,

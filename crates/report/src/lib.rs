@@ -189,6 +189,10 @@ pub struct Report {
     /// it is shown to nobody else.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub token: String,
+    /// Counts the reports of one start of the machine, from 1, so that one that is sent again by somebody else is noticed; zero
+    /// from a machine that does not count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub count: u64,
     /// IPv4 address, or empty before there is one.
     #[serde(default)]
     pub ip: String,
@@ -227,6 +231,10 @@ pub struct Report {
     /// Fields of a newer machine that this version does not know.
     #[serde(flatten)]
     pub more: BTreeMap<String, Value>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[cfg(test)]

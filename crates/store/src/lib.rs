@@ -467,6 +467,10 @@ fn failed(path: &Path, doing: &'static str, error: rusqlite::Error) -> StoreErro
         None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch) if doing == "reading" => {
             return StoreError::Damaged { path, what: error.to_string() };
         }
+        // A header that says what no version of SQLite writes; the statements that open a database are always the same.
+        Some(ErrorCode::Unknown) if doing == "opening" => {
+            return StoreError::Damaged { path, what: error.to_string() };
+        }
         _ => "",
     };
     StoreError::Failed { doing, path, hint, source: error }

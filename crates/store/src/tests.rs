@@ -207,6 +207,23 @@ fn a_newer_format_is_left_alone() {
     assert!(!error.is_damage());
 }
 
+#[test]
+fn a_header_that_sqlite_refuses_is_damage() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut store = Store::open(dir.path(), |_| Ok(())).expect("opens");
+    store.change(|change| change.put("order", "all", "x")).expect("written");
+    drop(store);
+    let path = dir.path().join(FILE);
+    let mut bytes = fs::read(&path).expect("read");
+    // The schema format number (<https://sqlite.org/fileformat2.html>, 1.3.8), from 4 to 20.
+    bytes[47] ^= 0x10;
+    fs::write(&path, bytes).expect("written");
+    let error = Store::open(dir.path(), |_| Ok(())).expect_err("a flipped bit");
+    assert!(error.is_damage() && error.to_string().contains("unsupported file format"), "{error}");
+    let store = Store::salvage(dir.path(), "damaged").expect("a new one");
+    assert!(store.lost().expect("read").is_some_and(|why| why.contains("damaged")));
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
     #[test]

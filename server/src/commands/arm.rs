@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -15,6 +15,7 @@ use crate::commands::preview;
 use crate::room::book::{self, Written};
 use crate::room::config::Settings;
 use crate::room::orders::{Armed, Order, new_deployment};
+use crate::room::place;
 use crate::room::rivals::Role;
 use crate::room::running::ServerNote;
 use crate::room::scope::Scope;
@@ -47,6 +48,9 @@ struct Recipients {
     /// The library directory [default: /var/lib/ezio].
     #[arg(long, value_name = "DIR")]
     library: Option<PathBuf>,
+    /// Where the server keeps what it must not forget [default: where the last server did, else LIBRARY/state].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
 }
 
 /// Sends machines to the imaging system at their next network boot: WRITES THE IMAGE TO THEIR DISKS.
@@ -120,7 +124,7 @@ impl ArmCommand {
     pub fn run(self) -> anyhow::Result<()> {
         let library = self.recipients.library()?;
         let image = library.image(&self.image).or_else(|error| bail!("nothing was armed: {error:#}"))?;
-        let settings = self.recipients.settings(library.dir())?;
+        let settings = self.recipients.settings(&library)?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
         let state_dir = library.state_dir();
         let before = book::read(&state_dir)?;
@@ -148,7 +152,7 @@ impl ArmCommand {
         let settings = settings.unwrap_or_default();
         refuse_never(&scopes, &settings)?;
         check(&wanted, &settings, &library)?;
-        std::fs::create_dir_all(&state_dir)?;
+        library.make_state_dir()?;
         let mut after = before.clone();
         arm(&mut after);
         let fleet = preview::known(&state_dir)?;
@@ -158,7 +162,7 @@ impl ArmCommand {
             say!("nothing was changed");
             return Ok(());
         }
-        refuse_beside_rivals(library.dir(), &[&settings.beside[..], &self.beside].concat())?;
+        refuse_beside_rivals(&library, &[&settings.beside[..], &self.beside].concat())?;
         let written = book::update(&state_dir, arm)?;
         let armed = &written.armed;
         let how = if self.dry_run { ", a dry run: nothing will be written" } else { "" };
@@ -183,7 +187,7 @@ impl ArmCommand {
         if scopes.contains(&Scope::All) && !never.is_empty() {
             say!("left out (`never = true` in the config): {}", words(&never));
         }
-        if let Err(error) = wait_for_server(library.dir(), Some(&written)) {
+        if let Err(error) = wait_for_server(&library, Some(&written)) {
             say!("{error:#}");
         }
         Ok(())
@@ -191,7 +195,7 @@ impl ArmCommand {
 }
 
 /// Refuses an order while the running server sees another one that sends machines elsewhere; `beside` are meant to be there.
-fn refuse_beside_rivals(library: &Path, beside: &[Ipv4Addr]) -> anyhow::Result<()> {
+fn refuse_beside_rivals(library: &Library, beside: &[Ipv4Addr]) -> anyhow::Result<()> {
     let Some(status) = ServerNote::find(library).ok().and_then(|server| fetch(&agent(), &server.url).ok()) else {
         // Without a server there is no order to hand out; one that does not answer is complained about later.
         return Ok(());
@@ -255,17 +259,17 @@ impl DisarmCommand {
     /// An unknown group, or a library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
         let library = self.recipients.library()?;
-        let settings = self.recipients.settings(library.dir())?;
+        let settings = self.recipients.settings(&library)?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
         let state_dir = library.state_dir();
         if !state_dir.is_dir() {
-            std::fs::create_dir_all(&state_dir)?;
+            library.make_state_dir()?;
         }
         let (written, warning) = book::disarm(&state_dir, &scopes)?;
         if let Some(warning) = warning {
             complain!("ezio: {warning}");
         }
-        wait_for_server(library.dir(), written.as_ref())?;
+        wait_for_server(&library, written.as_ref())?;
         say!("disarmed {}", words(&scopes));
         if !scopes.contains(&Scope::All) {
             say!("held back from later orders for every machine as well; {}", resume_hint(&scopes));
@@ -282,9 +286,9 @@ impl ResumeCommand {
     /// A library that cannot be written.
     pub fn run(self) -> anyhow::Result<()> {
         let library = self.recipients.library()?;
-        let settings = self.recipients.settings(library.dir())?;
+        let settings = self.recipients.settings(&library)?;
         let scopes = self.recipients.scopes(settings.as_ref())?;
-        std::fs::create_dir_all(library.state_dir())?;
+        library.make_state_dir()?;
         let (mut why, mut released) = (None, Vec::new());
         let written = book::update(&library.state_dir(), |armed| {
             if scopes.contains(&Scope::All) {
@@ -300,7 +304,7 @@ impl ResumeCommand {
         }
         let settings = settings.unwrap_or_default();
         written.armed.lines(&settings).iter().for_each(|line| say!("armed: {line}"));
-        wait_for_server(library.dir(), Some(&written))
+        wait_for_server(&library, Some(&written))
     }
 }
 
@@ -319,12 +323,12 @@ fn check(wanted: &Armed, settings: &Settings, library: &Library) -> anyhow::Resu
 ///
 /// # Errors
 /// If it says nothing of it in time.
-fn wait_for_server(library: &Path, written: Option<&Written>) -> anyhow::Result<()> {
+fn wait_for_server(library: &Library, written: Option<&Written>) -> anyhow::Result<()> {
     let Ok(server) = ServerNote::find(library) else {
         say!("no `ezio serve` is running on this library yet");
         return Ok(());
     };
-    let state_dir = library.join("state");
+    let state_dir = library.state_dir();
     let stops = Stops::of(&state_dir);
     let generation = written.map_or(0, |written| written.generation);
     // Another command may have changed more meanwhile, and what it changed includes this.
@@ -363,12 +367,13 @@ fn wait_for_server(library: &Path, written: Option<&Written>) -> anyhow::Result<
 
 impl Recipients {
     fn library(&self) -> anyhow::Result<Library> {
-        let flags = Settings { library: self.library.clone(), ..Settings::default() };
-        Library::open(Settings::load(self.config.as_deref(), flags)?.library())
+        let flags = Settings { library: self.library.clone(), state: self.state.clone(), ..Settings::default() };
+        let settings = Settings::load(self.config.as_deref(), flags)?;
+        Ok(place::with_state(Library::open(settings.library())?, settings.state))
     }
 
     /// The config: the file's, else what the running server was told; none if there is neither.
-    fn settings(&self, library: &Path) -> anyhow::Result<Option<Settings>> {
+    fn settings(&self, library: &Library) -> anyhow::Result<Option<Settings>> {
         match &self.config {
             Some(file) => Settings::load(Some(file), Settings::default()).map(Some),
             None => match ServerNote::find(library) {

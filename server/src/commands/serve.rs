@@ -1,5 +1,6 @@
 //! `ezio serve`: every service of the room in one process.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::room::book;
 use crate::room::config::{Answer, DhcpMode, Pinned, Settings};
 use crate::room::never;
 use crate::room::orders::check_target;
+use crate::room::place;
 use crate::room::running::{self, ServerNote};
 use crate::services::binding::{self, Binding, Present};
 use crate::services::network::Network;
@@ -53,9 +55,10 @@ impl ServeCommand {
 }
 
 async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()> {
-    let library = Library::create(settings.library())?;
+    let library = opened(&settings).map_err(|error| if_read_only(error, &settings))?;
     let state_dir = library.state_dir();
-    let _lock = running::lock(&state_dir)?;
+    let _locks = running::lock(&library).map_err(|error| if_read_only(error, &settings))?;
+    place::note(&library);
     let tightened = library.keep_others_out();
     if tightened > 0 {
         log::info!(
@@ -110,6 +113,38 @@ async fn serve(settings: Settings, config: Option<PathBuf>) -> anyhow::Result<()
     room.save_all();
     ServerNote::take_away(&state_dir);
     Ok(())
+}
+
+/// The library, which needs not be writable if its state is elsewhere.
+fn opened(settings: &Settings) -> anyhow::Result<Library> {
+    let Some(state) = settings.state.clone() else { return Library::create(settings.library()) };
+    let library = match Library::create_images(settings.library()) {
+        Ok(library) => library,
+        Err(error) => {
+            log::debug!("the library stays as it is: {error:#}");
+            Library::open(settings.library())?
+        }
+    };
+    let library = library.with_state(Some(state));
+    library.make_state_dir()?;
+    Ok(library)
+}
+
+/// What to do if the state is on a medium that cannot be written.
+fn if_read_only(error: anyhow::Error, settings: &Settings) -> anyhow::Error {
+    let is_read_only = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::ReadOnlyFilesystem);
+    if !is_read_only {
+        return error;
+    }
+    let state_dir = settings.state.clone().unwrap_or_else(|| settings.library().join("state"));
+    error.context(format!(
+        "what the server must not forget cannot be kept in {}, because its file system is read-only: name another directory, on \
+         a disk that stays, with --state DIR or the key `state`",
+        state_dir.display()
+    ))
 }
 
 fn check_boot_dir(dir: &Path) -> anyhow::Result<()> {
@@ -177,6 +212,9 @@ fn summary(room: &Room) -> String {
     let at = |b: &Binding| format!("{} ({}/{})", b.interface, b.address, b.prefix_len);
     let bindings = room.bindings();
     let network: Vec<String> = bindings.iter().map(at).chain(room.network_troubles()).collect();
+    if !room.library.has_own_state() {
+        say("state", format!("in {}", room.library.state_dir().display()));
+    }
     say("network", network.join(", "));
     let tftp_port = settings.tftp_port();
     let address = bindings.first().map(|binding| binding.address);

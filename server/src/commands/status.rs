@@ -9,8 +9,10 @@ use clap::Args;
 
 use crate::commands::ask::{agent, fetch, url_of};
 use crate::room::config::Settings;
+use crate::room::place;
 use crate::room::running::ServerNote;
 use crate::room::table::table;
+use library::Library;
 use terminal::plain;
 
 /// How often `--watch` looks.
@@ -34,6 +36,9 @@ pub struct StatusCommand {
     /// The server's library directory [default: /var/lib/ezio].
     #[arg(long, value_name = "DIR")]
     library: Option<PathBuf>,
+    /// Where the server keeps what it must not forget [default: where the last server did, else LIBRARY/state].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
 }
 
 impl StatusCommand {
@@ -45,9 +50,11 @@ impl StatusCommand {
         let url = match &self.server {
             Some(server) => url_of(server),
             None => {
-                let flags = Settings { library: self.library.clone(), ..Settings::default() };
+                let flags =
+                    Settings { library: self.library.clone(), state: self.state.clone(), ..Settings::default() };
                 let settings = Settings::load(self.config.as_deref(), flags)?;
-                let found = ServerNote::find(&settings.library());
+                let library = place::with_state(Library::at(settings.library()), settings.state);
+                let found = ServerNote::find(&library);
                 found.context("looking for the server; --server names one")?.url
             }
         };

@@ -14,6 +14,7 @@ use store::{Change, InPlace, Store, StoreError};
 use crate::room::history;
 use crate::room::leases;
 use crate::room::orders::{Armed, Order};
+use crate::room::reserve::{Reserve, is_full};
 use crate::room::scope::Scope;
 use crate::room::state;
 use crate::room::stops::{Held, Stops};
@@ -64,16 +65,37 @@ pub fn open(state_dir: &Path) -> anyhow::Result<Store> {
 /// # Errors
 /// If it cannot be read or written.
 pub fn open_checked(state_dir: &Path) -> anyhow::Result<Store> {
-    let opened = open(state_dir).and_then(|store| {
-        store.check()?;
-        Ok(store)
-    });
+    let open_whole = || {
+        open(state_dir).and_then(|store| {
+            store.check()?;
+            Ok(store)
+        })
+    };
+    let reserve = Reserve::of(state_dir);
+    let opened = match open_whole() {
+        Err(error) if !is_damage(&error) && reserve.give_back() => {
+            log::warn!("{} is on a full disk: its reserve is used to open it ({error:#})", state_dir.display());
+            open_whole()
+        }
+        opened => opened,
+    };
     let store = match opened {
         Err(error) if is_damage(&error) => Store::salvage(state_dir, &format!("{error:#}"))?,
+        Err(error) if is_full(state_dir) => {
+            return Err(error.context(format!(
+                "the disk of {} is full, so that what the server remembers cannot be opened: free 1 MiB there and start \
+                 again; no machine gets an order meanwhile",
+                state_dir.display()
+            )));
+        }
         store => store.context("reading what the server remembers")?,
     };
     Stops::of(state_dir).reserve().with_context(|| format!("writing to {}", state_dir.display()))?;
     InPlace::new(obeyed_path(state_dir), OBEYED_LEN).reserve().context("writing what the server obeys")?;
+    if let Err(error) = reserve.take() {
+        let dir = state_dir.display();
+        log::error!("{dir}: no space can be reserved ({error}); free some, or reports of machines may be refused");
+    }
     Ok(store)
 }
 

@@ -274,8 +274,9 @@ mod tests {
             for number in 0..100 {
                 let room = room.clone();
                 let client = std::net::Ipv4Addr::LOCALHOST.into();
-                reports
-                    .spawn(async move { room.report(report_of(number, "restore", "d1"), client).await.expect("good") });
+                reports.spawn(async move {
+                    room.report(report_of(number, "restore", "d1"), None, client).await.expect("good")
+                });
             }
             let second = Duration::from_secs(1);
             tokio::time::sleep(second / 5).await;

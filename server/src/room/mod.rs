@@ -9,6 +9,8 @@ pub mod leases;
 pub mod needed;
 pub mod never;
 pub mod orders;
+pub mod place;
+pub mod reserve;
 pub mod rivals;
 pub mod running;
 pub mod scope;
@@ -28,4 +30,4 @@ mod older;
 #[cfg(test)]
 mod sequences;
 
-pub use self::shared::{Boot, ReportError, Room, count};
+pub use self::shared::{Boot, Given, ReportError, Room, count};

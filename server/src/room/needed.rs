@@ -3,6 +3,7 @@
 use library::Library;
 
 use crate::room::book;
+use crate::room::place;
 use crate::room::running::ServerNote;
 
 /// Why machines may be fetching the image of that name: it is armed, or the running server's config gives it to a machine.
@@ -10,12 +11,13 @@ use crate::room::running::ServerNote;
 /// # Errors
 /// If what is armed cannot be read.
 pub fn needed(library: &Library, name: &str) -> anyhow::Result<Option<&'static str>> {
+    let library = &place::with_state(library.clone(), None);
     let armed = book::read(&library.state_dir())?;
     if armed.orders().iter().any(|order| order.image.as_deref() == Some(name)) {
         return Ok(Some("is armed"));
     }
     // Only a running server knows what its config names.
-    let settings = ServerNote::find(library.dir()).and_then(ServerNote::settings);
+    let settings = ServerNote::find(library).and_then(ServerNote::settings);
     let is_given = settings.is_ok_and(|settings| armed.images(&settings).iter().any(|image| image == name));
     Ok(is_given
         .then_some("is what the config of the running server gives to a group or machine, and the room is armed"))

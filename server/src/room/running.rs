@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use library::Library;
 use serde::{Deserialize, Serialize};
 
 use crate::room::config::Settings;
@@ -48,9 +49,15 @@ impl ServerNote {
     ///
     /// # Errors
     /// If there is none.
-    pub fn find(library: &Path) -> anyhow::Result<ServerNote> {
-        let state_dir = library.join("state");
-        let nobody = || format!("no `ezio serve` is running on the library {}", library.display());
+    pub fn find(library: &Library) -> anyhow::Result<ServerNote> {
+        let state_dir = library.state_dir();
+        let nobody = || {
+            let elsewhere = match library.has_own_state() {
+                true => String::new(),
+                false => format!(" with its state in {}", state_dir.display()),
+            };
+            format!("no `ezio serve` is running on the library {}{elsewhere}", library.dir().display())
+        };
         let lock = File::open(lock_path(&state_dir)).with_context(nobody)?;
         // The lock dies with its process, so a note left behind by kill -9 is not believed.
         ensure!(matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)), nobody());
@@ -68,11 +75,12 @@ impl ServerNote {
     }
 }
 
-/// One server for one library: two would send the same machines different ways.
+/// One server for one library: two would send the same machines different ways, also with their states in different places.
 ///
 /// # Errors
 /// If another one runs, or the directory cannot be written.
-pub fn lock(state_dir: &Path) -> anyhow::Result<File> {
+pub fn lock(library: &Library) -> anyhow::Result<(File, Option<File>)> {
+    let state_dir = &library.state_dir();
     let path = lock_path(state_dir);
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
     // Whoever asks whether a server runs holds it for a moment.
@@ -85,7 +93,7 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<File> {
         locked = file.try_lock();
     }
     match locked {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok((file, lock_images(library)?)),
         Err(TryLockError::WouldBlock) => {
             let pid = state::read::<ServerNote>(&note_path(state_dir)).ok().flatten().map(|note| note.pid);
             let who = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
@@ -93,6 +101,19 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<File> {
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
     }
+}
+
+fn lock_images(library: &Library) -> anyhow::Result<Option<File>> {
+    // Not every file system can lock a directory.
+    let images = File::open(library.dir()).ok();
+    if let Some(Err(TryLockError::WouldBlock)) = images.as_ref().map(File::try_lock) {
+        bail!(
+            "another `ezio serve` runs on the library {} already, with its state elsewhere: stop it first, or use another \
+             --library",
+            library.dir().display()
+        );
+    }
+    Ok(images)
 }
 
 fn lock_path(state_dir: &Path) -> PathBuf {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use netboot::MacAddr;
 use netboot::pxe::BootServer;
 use report::Report;
+use seal::{About, Proof, PublicKey, Said, Sealed, Token};
 
 use crate::room::book::{self, OrderBook};
 use crate::room::config::Settings;
@@ -21,7 +22,7 @@ use crate::room::orders::{Armed, Job};
 use crate::room::rivals::Rivals;
 use crate::room::scope::Scope;
 use crate::room::seeds::SeedStatus;
-use crate::room::tokens::{Issue, Tokens};
+use crate::room::tokens::{Asker, Issue, Tokens};
 use crate::services::binding::Binding;
 use library::{Image, Library};
 use store::Store;
@@ -83,6 +84,14 @@ pub enum Boot {
     Image(Job),
     /// Its own disk, and why.
     Local(&'static str),
+}
+
+/// A token, as its machine gets it.
+#[derive(Clone, Copy, Debug)]
+pub enum Given {
+    /// To one that asked without a key.
+    Plain(Token),
+    Sealed(Sealed),
 }
 
 /// Why a report is not acknowledged.
@@ -155,9 +164,26 @@ impl Room {
     ///
     /// # Errors
     /// In words for the machine.
-    pub fn token(&self, mac: MacAddr, job: &Job, client: IpAddr) -> Result<String, String> {
-        match self.tokens().issue(mac, &job.deployment, client, Instant::now()) {
-            Ok(Issue::Token(token)) => Ok(token),
+    pub fn token(&self, mac: MacAddr, job: &Job, asker: Asker) -> Result<Given, String> {
+        let about = About { mac, deployment: &job.deployment };
+        let client = asker.client;
+        // Before anything is issued: it must not take the place of a token that is in use.
+        if let Some(Err(error)) = asker.key.map(PublicKey::check) {
+            return Err(format!("no token can be sealed to the key in this name: {error}"));
+        }
+        let issued = self.tokens().issue(about, asker, Instant::now());
+        let failed = |error: anyhow::Error| {
+            log::error!("no token for {mac}: {error:#}");
+            "the server cannot make a token; its log says why".to_owned()
+        };
+        match issued {
+            Ok(Issue::Token(token)) => match asker.key {
+                None => Ok(Given::Plain(token)),
+                Some(key) => match Tokens::seal(&token, key, about).map_err(failed)? {
+                    Ok(sealed) => Ok(Given::Sealed(sealed)),
+                    Err(error) => Err(format!("no token can be sealed to the key in this name: {error}")),
+                },
+            },
             Ok(Issue::Taken(other)) => {
                 let text =
                     format!("two machines say that they are {mac}: {other} is being imaged, and {client} asks too");
@@ -167,10 +193,7 @@ impl Room {
                 *self.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some((text, Instant::now()));
                 Err(format!("another machine with this address is being imaged ({other})"))
             }
-            Err(error) => {
-                log::error!("no token for {mac}: {error:#}");
-                Err("the server cannot make a token; its log says why".into())
-            }
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -180,9 +203,15 @@ impl Room {
         alarm.as_ref().filter(|(_, at)| at.elapsed() < ALARM_SHOWN).map(|(text, _)| text.clone())
     }
 
-    /// Whether a machine with an order may begin to write; why not, in words for the machine.
+    /// Whether a machine with an order, which says its token or proves it, may begin to write; why not, in words for the
+    /// machine.
     pub fn confirm(&self, mac: MacAddr, deployment: &str, token: &str, client: IpAddr) -> Result<(), String> {
-        if !self.tokens().check(mac, deployment, token, client, Instant::now()) {
+        let (about, now) = (About { mac, deployment }, Instant::now());
+        let is_ours = match token.parse::<Proof>() {
+            Ok(proof) => self.tokens().check_proof(about, &proof, Said::MayWrite, None, client, now),
+            Err(_) => self.tokens().check(about, token, client, now),
+        };
+        if !is_ours {
             return Err("this order is not from this server, or for another machine".into());
         }
         match self.boot(mac) {
@@ -208,15 +237,29 @@ impl Room {
         self.fleet().asked(mac, what, identity, &armed);
     }
 
-    /// Takes a report that came from a client; see [`Fleet::report`]. An important one is on disk when this returns, so
+    /// Takes a report that came from a client, with the proof in its header and the bytes that it is over; see [`Fleet::report`]. An important one is on disk when this returns, so
     /// that a machine that is done is never imaged again.
     ///
     /// # Errors
     /// [`ReportError`]; what is acknowledged is kept.
-    pub async fn report(&self, mut report: Report, client: IpAddr) -> Result<(), ReportError> {
+    pub async fn report(
+        &self,
+        mut report: Report,
+        proven: Option<(Proof, &[u8])>,
+        client: IpAddr,
+    ) -> Result<(), ReportError> {
         let armed = self.armed();
         let mac = report.mac.parse::<MacAddr>().map_err(|error| ReportError::Refused(format!("{error}")))?;
-        let is_proven = self.tokens().check(mac, &report.deployment, &report.token, client, Instant::now());
+        let (about, now) = (About { mac, deployment: &report.deployment }, Instant::now());
+        let is_proven = match proven {
+            Some((proof, body)) => {
+                let (said, count) = (Said::Report(body), Some(report.count));
+                self.tokens().check_proof(about, &proof, said, count, client, now)
+            }
+            None => self.tokens().check(about, &report.token, client, now),
+        };
+        // It was for this one report.
+        report.count = 0;
         if !is_proven {
             // Where it came from, not where it says that it came from.
             report.ip = client.to_string();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::room::fleet::{Claim, Machine};
 use crate::room::orders::Order;
+use crate::room::reserve::Reserve;
 use crate::room::rivals::Rival;
 use crate::room::seeds::SeedStatus;
 use crate::room::shared::{Boot, Room};
@@ -130,7 +131,8 @@ impl Status {
             rivals.iter().partition(|rival| rival.is_trouble(&room.settings));
         let words =
             |rivals: Vec<&Rival>| rivals.into_iter().map(|rival| rival.words(&room.settings)).collect::<Vec<_>>();
-        let own = [room.book().trouble(), room.history().trouble(), room.alarm()].into_iter().flatten();
+        let reserve = Reserve::of(&room.library.state_dir()).trouble();
+        let own = [room.book().trouble(), room.history().trouble(), reserve, room.alarm()].into_iter().flatten();
         let troubles = own.chain(room.network_troubles()).chain(words(bad)).collect();
         let hints = words(other);
         let counters = &room.counters;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use store::InPlace;
 
+use crate::room::place::in_run;
 use crate::room::scope::Scope;
 
 /// Length of a list in bytes; one with more scopes than fit stops everything.
@@ -37,11 +38,8 @@ pub struct Held {
 impl Stops {
     /// Those of the library with this state directory.
     pub fn of(state_dir: &Path) -> Stops {
-        let canonical = fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
-        let digest = Sha256::digest(canonical.as_os_str().as_encoded_bytes());
-        let id: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let in_library = InPlace::new(state_dir.join("stops"), LEN);
-        let in_run = InPlace::new(Path::new("/run/ezio").join(format!("stops-{id}")), LEN);
+        let in_run = InPlace::new(in_run("stops", state_dir), LEN);
         Stops { state_dir: state_dir.to_owned(), in_library, in_run }
     }
 

@@ -6,10 +6,10 @@ use netboot::MacAddr;
 use order::{Options, Order};
 
 use crate::room::orders::Job;
-use crate::room::{Boot, Room};
+use crate::room::{Boot, Given, Room};
 
 /// `ezio.conf` for one job, with the token of the machine that asks. Without one, nothing that it reports counts.
-pub fn conf(room: &Room, job: &Job, token: Option<String>, address: Ipv4Addr) -> String {
+pub fn conf(room: &Room, job: &Job, token: Option<Given>, address: Ipv4Addr) -> String {
     let server = room.boot_server(address);
     let order = Order {
         torrent: format!("torrents/{}.torrent", job.image),
@@ -20,7 +20,14 @@ pub fn conf(room: &Room, job: &Job, token: Option<String>, address: Ipv4Addr) ->
         deployment: job.deployment.clone(),
         // A server without TFTP has given out no order to ask about.
         options: Options { confirm: token.is_some() && !job.options.dry_run, ..job.options.clone() },
-        token: token.unwrap_or_default(),
+        token: match token {
+            Some(Given::Plain(token)) => token.to_string(),
+            _ => String::new(),
+        },
+        sealed_token: match token {
+            Some(Given::Sealed(sealed)) => sealed.to_string(),
+            _ => String::new(),
+        },
         unknown: Vec::new(),
     };
     order.to_string()

@@ -36,6 +36,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::room::identity::Identity;
 use crate::room::orders::Job;
+use crate::room::tokens::Asker;
 use crate::room::{Boot, Room, count};
 use crate::services::binding::{self, Binding};
 use crate::services::boot_script;
@@ -389,19 +390,19 @@ impl Tree {
             None if name == "ezio.conf" => {
                 self.job_of(client).map(|job| boot_script::conf(&self.room, &job, None, self.address))
             }
-            Some(("ezio.conf", mac)) => match MacAddr::from_bootif(mac) {
-                Ok(mac) => {
+            Some(("ezio.conf", machine)) => match asker(client, machine) {
+                Some((mac, asker)) => {
                     self.remember(client, mac);
                     // Not "no such file", or it would go on to ask for what is meant for everybody.
                     match self.room.boot(mac) {
                         Boot::Image(job) => {
-                            let token = self.room.token(mac, &job, client).map_err(|why| (Refusal::NoSuchUser, why))?;
+                            let token = self.room.token(mac, &job, asker).map_err(|why| (Refusal::NoSuchUser, why))?;
                             Some(boot_script::conf(&self.room, &job, Some(token), self.address))
                         }
                         Boot::Local(why) => return Err((Refusal::NoSuchUser, why.to_owned())),
                     }
                 }
-                Err(_) => None,
+                None => None,
             },
             Some(("confirm", rest)) => {
                 let mut parts = rest.split('/');
@@ -442,6 +443,15 @@ impl Tree {
             self.asked.insert(client, (mac, Instant::now()));
         }
     }
+}
+
+/// Who asks for `ezio.conf/01-MAC`, or for `ezio.conf/01-MAC/KEY` to get its token sealed to that key.
+fn asker(client: IpAddr, machine: &str) -> Option<(MacAddr, Asker)> {
+    let (mac, key) = match machine.split_once('/') {
+        Some((mac, key)) => (mac, Some(key.parse().ok()?)),
+        None => (machine, None),
+    };
+    Some((MacAddr::from_bootif(mac).ok()?, Asker { client, key }))
 }
 
 /// Where bytes come from.

@@ -14,6 +14,7 @@ mod interfaces;
 mod mistakes;
 mod relays;
 mod rivals;
+mod sealed;
 mod seeding;
 mod state;
 mod state_faults;

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use crate::lan::{Lan, NO_SUCH_USER, Station, in_namespace};
 use crate::library::add_image;
 use crate::mistakes::serve_fails;
-use crate::process::{Server, eventually, ezio, ezio_fails, ezio_ok, library, token};
+use crate::process::{Server, boot_dir, eventually, ezio, ezio_fails, ezio_ok, file, library, token};
 
 const MAC: &str = "52:54:00:77:00:01";
 const OTHER: &str = "52:54:00:77:00:02";
@@ -347,6 +347,132 @@ fn killed_at_any_moment_it_forgets_nothing_that_it_acknowledged() {
         for (mac, _) in &machines {
             assert!(client.get(&format!("/boot.ipxe?mac={mac}")).contains("it has its image"));
         }
+        assert_eq!(server.terminate(), Some(0));
+    });
+}
+
+/// Fills the file system of a directory; gives the file that does.
+fn fill(dir: &Path) -> PathBuf {
+    let path = dir.join("fill");
+    let out = std::process::Command::new("sh").args(["-c", &format!("cat /dev/zero >>{}", path.display())]).output();
+    assert!(!out.expect("sh").status.success(), "the disk is full");
+    path
+}
+
+fn read_only(dir: &Path) {
+    mount(Some(dir), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("bound");
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_BIND;
+    mount(None::<&str>, dir, None::<&str>, flags, None::<&str>).expect("read-only");
+}
+
+#[test]
+fn a_library_on_a_read_only_medium_is_served_and_steered_with_its_state_elsewhere() {
+    let name = "state::a_library_on_a_read_only_medium_is_served_and_steered_with_its_state_elsewhere";
+    in_namespace(name, &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let client = lan.station(9, true);
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
+        // As it may be on a medium: images and nothing else.
+        for dir in ["state", "tmp"] {
+            let _ = fs::remove_dir_all(library(&lan).join(dir));
+        }
+        read_only(&library(&lan));
+        let boot = boot_dir(&lan);
+        let boot = boot.to_str().expect("a path");
+        let refusal = ezio_fails(&lan, &["serve", "--boot-dir", boot]);
+        assert!(refusal.contains("read-only") && refusal.contains("--state DIR"), "{refusal}");
+
+        let state = lan.dir.path().join("elsewhere");
+        let state = state.to_str().expect("a path");
+        // Before there is a server, only a flag says where.
+        ezio_ok(&lan, &["arm", "debian", "--state", state]);
+        let server = Server::start(&lan, &["--state", state]);
+        eventually("armed", || gets_image(&client));
+        let second = ezio_fails(&lan, &["serve", "--boot-dir", boot, "--state", &format!("{state}-2")]);
+        assert!(second.contains("runs on the library") && second.contains("with its state elsewhere"), "{second}");
+        let token = token(&client, MAC);
+        assert_eq!(report_done(&lan, &client, &token), 204);
+        // The other commands find it without being told.
+        ezio_ok(&lan, &["disarm", "--mac", OTHER]);
+        let other = format!("/boot.ipxe?mac={OTHER}");
+        assert!(!client.get(&other).contains("gets image"), "held back");
+        ezio_ok(&lan, &["resume", "--mac", OTHER]);
+        assert!(client.get(&other).contains("gets image"));
+        assert!(ezio_ok(&lan, &["arm", "debian", "--preview"]).contains("nothing was changed"));
+        assert_eq!(server.terminate(), Some(0));
+
+        let server = Server::start(&lan, &["--state", state]);
+        assert!(!gets_image(&client) && client.get(&other).contains("gets image"), "nothing is forgotten");
+        ezio_ok(&lan, &["disarm"]);
+        assert!(!client.get(&other).contains("gets image"));
+        assert_eq!(server.terminate(), Some(0));
+        assert!(!library(&lan).join("state").exists());
+    });
+}
+
+#[test]
+fn a_server_with_its_state_elsewhere_keeps_the_images_that_machines_need() {
+    let name = "state::a_server_with_its_state_elsewhere_keeps_the_images_that_machines_need";
+    in_namespace(name, &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
+        let state = lan.dir.path().join("elsewhere");
+        let config = file(&lan, "ezio.toml", &format!("state = {:?}\n", state.to_str().expect("a path")));
+        let server = Server::start(&lan, &["--config", &config]);
+        ezio_ok(&lan, &["arm", "debian"]);
+        assert!(ezio_fails(&lan, &["image", "remove", "debian"]).contains("is armed"));
+        assert_eq!(server.terminate(), Some(0));
+        assert!(ezio_fails(&lan, &["image", "remove", "debian"]).contains("is armed"), "also while it does not run");
+        // A server that is told nothing has its state in the library, and so have the commands after it.
+        let _server = Server::start(&lan, &[]);
+        ezio_ok(&lan, &["image", "remove", "debian"]);
+    });
+}
+
+#[test]
+fn a_start_on_a_full_disk_serves_and_acknowledges_nothing_that_it_cannot_keep() {
+    let name = "state::a_start_on_a_full_disk_serves_and_acknowledges_nothing_that_it_cannot_keep";
+    in_namespace(name, &["curl"], |lan| {
+        add_image(&lan, "debian", 300_000);
+        let client = lan.station(9, true);
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
+        let state = library(&lan).join("state");
+        fs::create_dir_all(&state).expect("made");
+        mount_small(&state, "size=4m");
+        ezio_ok(&lan, &["arm", "debian"]);
+        assert_eq!(Server::start(&lan, &[]).terminate(), Some(0));
+        let full = fill(&state);
+        let server = Server::start(&lan, &[]);
+        assert!(server.log().contains("is on a full disk: its reserve is used"), "{}", server.log());
+        assert!(gets_image(&client));
+        let said = ezio_ok(&lan, &["status"]);
+        assert!(said.contains("TROUBLE: the disk of ") && said.contains("full"), "{said}");
+        let token = token(&client, MAC);
+        // Others take what the reserve has left.
+        fill(&state);
+        assert_eq!(report_done(&lan, &client, &token), 503, "it would be lost");
+        let other = format!("/boot.ipxe?mac={OTHER}");
+        assert!(client.get(&other).contains("gets image"), "others are served");
+        ezio_ok(&lan, &["disarm"]);
+        assert!(!client.get(&other).contains("gets image"), "stopping needs no space");
+        server.kill();
+        // The reserve is gone now, and so is what the killed server had open.
+        fs::remove_file(state.join("room.sqlite-shm")).expect("removed");
+        fill(&state);
+        let boot = boot_dir(&lan);
+        let refusal = ezio_fails(&lan, &["serve", "--boot-dir", boot.to_str().expect("a path")]);
+        let flat = refusal.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            flat.contains("is full, so that what the server remembers cannot be opened: free 1 MiB there"),
+            "{refusal}"
+        );
+        fs::remove_file(full).expect("removed");
+        let server = Server::start(&lan, &[]);
+        assert!(!client.get(&other).contains("gets image"), "what was stopped stays stopped");
+        assert!(!ezio_ok(&lan, &["status"]).contains("TROUBLE"), "the reserve is whole again");
         assert_eq!(server.terminate(), Some(0));
     });
 }

@@ -114,7 +114,7 @@ fn no_fault_of_the_state_images_a_machine_that_must_not_be() {
         let client = lan.station(9, true);
         let state = library(&lan).join("state");
         let mut table = HEAD.to_owned();
-        for file in ["room.sqlite", "room.witness", "stops", "obeyed", "serve.json", "serve.lock"] {
+        for file in ["room.sqlite", "room.witness", "stops", "obeyed", "reserve", "serve.json", "serve.lock"] {
             for fault in FAULTS {
                 prepare(&lan, &client);
                 let path = state.join(file);

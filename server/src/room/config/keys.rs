@@ -76,6 +76,8 @@ macro_rules! settings {
 settings! {
     library: Option<PathBuf> = DEFAULT_DIR.into(), [value_name = "DIR"],
         "Directory of the images, and of what the server remembers";
+    state: Option<PathBuf>, [value_name = "DIR"],
+        "Directory of what the server must not forget, such as what is armed and who is done, if it is not LIBRARY/state: for a library that cannot be written. It has to outlast a restart";
     boot_dir: Option<PathBuf> = "/usr/lib/ezio/boot".into(), [value_name = "DIR"],
         "Directory with vmlinuz, initrd.img and the iPXE loaders, as `make image` builds it";
     interface: Vec<String>, [value_name = "NAME", value_delimiter = ','],

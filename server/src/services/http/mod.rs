@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use netboot::MacAddr;
 use report::Report;
+use seal::{PROOF_HEADER, Proof};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -176,13 +177,14 @@ async fn announce(State(app): State<App>, ends: ConnectInfo<Ends>, RawQuery(quer
     ([(header::CONTENT_TYPE, "text/plain")], reply).into_response()
 }
 
-async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, body: Bytes) -> Response {
+async fn report(State(app): State<App>, ends: ConnectInfo<Ends>, headers: HeaderMap, body: Bytes) -> Response {
     let taken = match serde_json::from_slice::<Report>(&body) {
         Ok(mut report) => {
             if report.ip.is_empty() {
                 report.ip = ends.from.ip().to_canonical().to_string();
             }
-            app.room.report(report, ends.from.ip().to_canonical()).await
+            let proof = headers.get(PROOF_HEADER).and_then(|proof| proof.to_str().ok()?.parse::<Proof>().ok());
+            app.room.report(report, proof.map(|proof| (proof, &*body)), ends.from.ip().to_canonical()).await
         }
         Err(error) => Err(ReportError::Refused(error.to_string())),
     };
