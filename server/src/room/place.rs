@@ -1,7 +1,8 @@
 //! Where the state of a library is: in the library, unless the server was told another directory.
 //!
-//! A server with its state elsewhere leaves a note under `/run`, so that the other commands find it without being told, and
-//! no image is removed because they looked in the wrong place.
+//! A server with its state elsewhere leaves a note in the library, if that can be written, and one under `/run`, so that other
+//! commands find it without being told: what is disarmed is what the server obeys, and no image is removed because they
+//! looked in the wrong place.
 
 use std::fs;
 use std::io;
@@ -21,12 +22,15 @@ pub fn in_run(what: &str, of: &Path) -> PathBuf {
     Path::new(RUN).join(format!("{what}-{id}"))
 }
 
-/// A library with the state directory that a command was told; else the one of the last server since this host started.
+/// The note in a library.
+const IN_LIBRARY: &str = "state-is-in";
+
+/// A library with the state directory that a command was told; else the one of the last server.
 pub fn with_state(library: Library, told: Option<PathBuf>) -> Library {
     if told.is_none() && !library.has_own_state() {
         return library;
     }
-    let state = told.or_else(|| noted(&note_path(library.dir())));
+    let state = told.or_else(|| note_paths(&library).iter().find_map(|path| noted(path)));
     library.with_state(state)
 }
 
@@ -37,24 +41,33 @@ fn noted(path: &Path) -> Option<PathBuf> {
     dir.is_absolute().then_some(dir)
 }
 
-/// Leaves a note of where a server has its state, or takes an older one away.
+/// Leaves notes of where a server has its state, or takes older ones away.
 pub fn note(library: &Library) {
-    let path = note_path(library.dir());
-    let written = if library.has_own_state() {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    let paths = note_paths(library);
+    if library.has_own_state() {
+        for path in paths {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("{}: {error}; other commands look for the state where this file says", path.display());
+                }
+                _ => {}
+            }
         }
-    } else {
-        leave(&path, &library.state_dir())
-    };
-    if let Err(error) = written {
-        log::warn!("{}: {error}; give --state to the other commands as well", path.display());
+        return;
+    }
+    let [in_run, in_library] = paths;
+    let errors = [&in_library, &in_run].map(|path| leave(path, &library.state_dir()).err());
+    if let [Some(in_library), Some(in_run)] = errors {
+        log::warn!(
+            "{in_library}, {in_run}: nothing says where the state is; give --state to the other commands as well"
+        );
     }
 }
 
 fn leave(path: &Path, state_dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(RUN)?;
+    if path.starts_with(RUN) {
+        fs::create_dir_all(RUN)?;
+    }
     let dir = fs::canonicalize(state_dir)?;
     let Some(dir) = dir.to_str().filter(|dir| !dir.contains('\n')) else {
         return Err(io::Error::new(
@@ -65,8 +78,8 @@ fn leave(path: &Path, state_dir: &Path) -> io::Result<()> {
     fs::write(path, format!("{dir}\n"))
 }
 
-fn note_path(library: &Path) -> PathBuf {
-    in_run("state", library)
+fn note_paths(library: &Library) -> [PathBuf; 2] {
+    [in_run("state", library.dir()), library.dir().join(IN_LIBRARY)]
 }
 
 #[cfg(test)]
@@ -88,6 +101,16 @@ mod tests {
         let told = with_state(library.clone(), Some("/told".into()));
         assert_eq!(told.state_dir(), Path::new("/told"));
         assert_eq!(with_state(told, None).state_dir(), Path::new("/told"), "what was told stays");
+        assert_eq!(with_state(library.clone(), None).state_dir(), dir.path().join("state"));
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let state = fs::canonicalize(elsewhere.path()).expect("there");
+        note(&library.clone().with_state(Some(state.clone())));
+        assert_eq!(
+            with_state(library.clone(), None).state_dir(),
+            state,
+            "the library says it, also after the host's restart"
+        );
+        note(&library);
         assert_eq!(with_state(library, None).state_dir(), dir.path().join("state"));
     }
 }
