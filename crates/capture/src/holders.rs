@@ -7,6 +7,8 @@ use std::fs::{self, Metadata};
 use std::iter;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::stat::makedev;
@@ -15,6 +17,9 @@ use crate::in_use::{self, Device};
 
 /// So many are named in an error; the rest is counted.
 const NAMED_MAX: usize = 5;
+
+/// A process that has it open for longer is one that means to write.
+const LETS_GO: Duration = Duration::from_secs(1);
 
 /// Somebody who can write to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +44,7 @@ impl Display for Writer {
 /// # Errors
 /// Who, and what to do. Also if that cannot be found out.
 pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
-    let found = writers(path)?;
+    let found = lasting_writers(path)?;
     if found.is_empty() {
         return Ok(());
     }
@@ -61,7 +66,7 @@ pub(crate) fn refuse_writers(path: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// Which, and what to do. Also if that cannot be found out.
 pub(crate) fn refuse_other_processes(path: &Path) -> anyhow::Result<()> {
-    let mut found = writers(path)?;
+    let mut found = lasting_writers(path)?;
     found.retain(|writer| writer.pid.is_some());
     if found.is_empty() {
         return Ok(());
@@ -71,6 +76,19 @@ pub(crate) fn refuse_other_processes(path: &Path) -> anyhow::Result<()> {
         path.display(),
         named(&found)
     )
+}
+
+/// As [`writers`], without processes that let go of it at once. Between fork and exec, a program that another one starts has all
+/// that is open there, although it will never know of it.
+fn lasting_writers(path: &Path) -> anyhow::Result<Vec<Writer>> {
+    let deadline = Instant::now() + LETS_GO;
+    loop {
+        let found = writers(path)?;
+        if found.iter().all(|writer| writer.pid.is_none()) || Instant::now() >= deadline {
+            return Ok(found);
+        }
+        thread::sleep(LETS_GO / 20);
+    }
 }
 
 fn named(writers: &[Writer]) -> String {
@@ -273,8 +291,6 @@ pub(super) mod tests {
     use std::os::fd::AsRawFd;
     use std::path::PathBuf;
     use std::process::{Child, Command, Stdio};
-    use std::thread;
-    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
 
@@ -330,6 +346,21 @@ pub(super) mod tests {
         let path = dir.join("disk");
         fs::write(&path, bytes).expect("written");
         path
+    }
+
+    #[test]
+    fn who_lets_go_at_once_is_no_writer() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = disk(dir.path());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec 3<>\"$1\"; echo open; exec 1>&-; sleep 0.2", "sh"]).arg(&path).stdout(Stdio::piped());
+        let mut child = shell.spawn().expect("a shell");
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut said).expect("said");
+        assert_eq!(said, "open\n");
+        refuse_writers(&path).expect("it has let go");
+        refuse_other_processes(&path).expect("it has let go");
+        child.wait().expect("it ends");
     }
 
     /// A shell that has the file open until it is dropped.
