@@ -56,8 +56,7 @@ impl<R: ReadAt> Reader<R> {
     /// # Errors
     /// If the content ends before, or a frame cannot be read or is damaged: which, and where it is in the file.
     pub fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
-        // A table of nothing has frames of no length.
-        let frame_len = u64::from(self.table.frame_len().max(1));
+        let frame_len = u64::from(self.table.frame_len());
         let (mut rest, mut at) = (buf, at);
         while !rest.is_empty() {
             let frame = usize::try_from(at / frame_len).map_err(Error::other)?;
