@@ -130,8 +130,7 @@ pub struct DhcpServer {
     config: ServerConfig,
     leases: BTreeMap<Ipv4Addr, LeaseRecord>,
     offers: BTreeMap<Ipv4Addr, Offer>,
-    /// Addresses that a host has answered for although nothing but the lease was known of it, and until when, in seconds since
-    /// 1970, they are not looked for again.
+    /// Leased addresses for which a host has answered, and until when they are not looked for again, in seconds since 1970.
     alive: BTreeMap<Ipv4Addr, u64>,
 }
 
@@ -203,8 +202,8 @@ impl DhcpServer {
                 }
             }
             Some(MessageType::Decline) => match requested(request) {
-                // Only the machine that was given an address may spoil it.
-                Some(address) if self.owner(address, now) == Some(Some(mac)) => {
+                // Only the machine that was given an address may spoil it; one that waits for a look at another's lease was not.
+                Some(address) if self.owner(address, now) == Some(Some(mac)) && !self.is_others(address, mac, now) => {
                     self.offers.remove(&address);
                     self.leave_alone(address, now);
                     Outcome::Freed(address)
@@ -314,6 +313,11 @@ impl DhcpServer {
 
     fn leave_alone(&mut self, address: Ipv4Addr, now: u64) {
         self.leases.insert(address, LeaseRecord { address, mac: None, expires: now + DECLINED_S, relay: None });
+    }
+
+    /// Whether another machine has a lease for the address.
+    fn is_others(&self, address: Ipv4Addr, mac: MacAddr, now: u64) -> bool {
+        self.leases.get(&address).is_some_and(|record| !record.is_over(now) && !record.is_of(mac))
     }
 
     /// Who holds an address now: `None` nobody, `Some(None)` an unknown machine, `Some(Some(mac))` that machine.

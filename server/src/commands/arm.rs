@@ -17,7 +17,7 @@ use crate::room::config::Settings;
 use crate::room::orders::{Armed, Order, new_deployment};
 use crate::room::place;
 use crate::room::rivals::Role;
-use crate::room::running::ServerNote;
+use crate::room::running::{self, ServerNote};
 use crate::room::scope::Scope;
 use crate::room::state;
 use crate::room::stops::Stops;
@@ -325,6 +325,13 @@ fn check(wanted: &Armed, settings: &Settings, library: &Library) -> anyhow::Resu
 /// If it says nothing of it in time.
 fn wait_for_server(library: &Library, written: Option<&Written>) -> anyhow::Result<()> {
     let Ok(server) = ServerNote::find(library) else {
+        ensure!(
+            !running::is_served(library),
+            "an `ezio serve` runs on the library {}, but nothing in {} is from it, so it does not obey this: if its state is \
+             elsewhere, name that directory with --state; if it has only just been started, try again",
+            library.dir().display(),
+            library.state_dir().display()
+        );
         say!("no `ezio serve` is running on this library yet");
         return Ok(());
     };

@@ -83,16 +83,7 @@ pub fn lock(library: &Library) -> anyhow::Result<(File, Option<File>)> {
     let state_dir = &library.state_dir();
     let path = lock_path(state_dir);
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    // Whoever asks whether a server runs holds it for a moment.
-    let mut locked = file.try_lock();
-    for _ in 0..LOCK_TRIES {
-        if !matches!(locked, Err(TryLockError::WouldBlock)) {
-            break;
-        }
-        std::thread::sleep(LOCK_PAUSE);
-        locked = file.try_lock();
-    }
-    match locked {
+    match try_often(&file) {
         Ok(()) => Ok((file, lock_images(library)?)),
         Err(TryLockError::WouldBlock) => {
             let pid = state::read::<ServerNote>(&note_path(state_dir)).ok().flatten().map(|note| note.pid);
@@ -103,10 +94,28 @@ pub fn lock(library: &Library) -> anyhow::Result<(File, Option<File>)> {
     }
 }
 
+/// Whether a server runs on the library, wherever its state is.
+pub fn is_served(library: &Library) -> bool {
+    File::open(library.dir()).is_ok_and(|images| matches!(images.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// Locks a file. Whoever asks whether a server runs holds it for a moment.
+fn try_often(file: &File) -> Result<(), TryLockError> {
+    let mut locked = file.try_lock();
+    for _ in 0..LOCK_TRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = file.try_lock();
+    }
+    locked
+}
+
 fn lock_images(library: &Library) -> anyhow::Result<Option<File>> {
     // Not every file system can lock a directory.
     let images = File::open(library.dir()).ok();
-    if let Some(Err(TryLockError::WouldBlock)) = images.as_ref().map(File::try_lock) {
+    if let Some(Err(TryLockError::WouldBlock)) = images.as_ref().map(try_often) {
         bail!(
             "another `ezio serve` runs on the library {} already, with its state elsewhere: stop it first, or use another \
              --library",

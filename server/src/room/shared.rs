@@ -237,8 +237,8 @@ impl Room {
         self.fleet().asked(mac, what, identity, &armed);
     }
 
-    /// Takes a report that came from a client, with the proof in its header and the bytes that it is over; see [`Fleet::report`]. An important one is on disk when this returns, so
-    /// that a machine that is done is never imaged again.
+    /// Takes a report that came from a client, with the proof in its header and the bytes that the proof is over; see
+    /// [`Fleet::report`]. An important one is on disk when this returns, so that a machine that is done is never imaged again.
     ///
     /// # Errors
     /// [`ReportError`]; what is acknowledged is kept.

@@ -425,6 +425,19 @@ fn a_server_with_its_state_elsewhere_keeps_the_images_that_machines_need() {
         assert!(ezio_fails(&lan, &["image", "remove", "debian"]).contains("is armed"));
         assert_eq!(server.terminate(), Some(0));
         assert!(ezio_fails(&lan, &["image", "remove", "debian"]).contains("is armed"), "also while it does not run");
+        // With the notes gone, nothing is called done that the server does not obey.
+        let server = Server::start(&lan, &["--config", &config]);
+        let note = library(&lan).join("state-is-in");
+        fs::remove_dir_all("/run/ezio").expect("there");
+        let kept = fs::read(&note).expect("there");
+        for cut in [&kept[..3], &[]] {
+            fs::write(&note, cut).expect("written");
+            let said = ezio_fails(&lan, &["disarm"]);
+            assert!(said.contains("does not obey this") && said.contains("--state"), "{said}");
+        }
+        ezio_ok(&lan, &["disarm", "--state", state.to_str().expect("a path")]);
+        assert_eq!(server.terminate(), Some(0));
+        fs::write(&note, kept).expect("written");
         // A server that is told nothing has its state in the library, and so have the commands after it.
         let _server = Server::start(&lan, &[]);
         ezio_ok(&lan, &["image", "remove", "debian"]);

@@ -208,6 +208,9 @@ fn leases_that_nobody_answers_for_keep_no_machine_out() {
     assert_eq!(discover(&mut server, 9, 200), Outcome::Probe(held[0]));
     assert_eq!(server.found_in_use(held[0], 200), Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])));
     assert_eq!(discover(&mut server, 9, 200), Outcome::Probe(held[1]));
+    // Who waits for that look cannot spoil it.
+    let decline = with(message(9, MessageType::Decline), DhcpOption::RequestedIpAddress(held[1]));
+    assert_eq!(server.clone().handle(&decline, None, 200), Outcome::Silent);
     // Its machine may renew it as long as nobody else has it.
     let mut renewal = message(2, MessageType::Request);
     renewal.set_ciaddr(held[1]);
