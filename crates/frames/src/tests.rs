@@ -295,7 +295,6 @@ fn files_of_other_tools_with_checksums_are_read() {
 fn a_file_of_nothing_is_no_content() {
     let bytes = file(&[], LEN, 1);
     let len = u64::try_from(bytes.len()).expect("short");
-    let error = Reader::open(bytes, len, 0).err().expect("frames of no length cannot be read").to_string();
-    println!("{error}");
+    let error = Reader::open(bytes, len, 0).expect_err("frames of no length cannot be read").to_string();
     assert!(error.contains("frame"), "{error}");
 }
